@@ -1,0 +1,143 @@
+"""A case: one subject's co-registered pair with masks and geometry, validated when it is made.
+
+Axis legend: D inferior→superior, H posterior→anterior, W left→right, i.e. the RAS+ voxel grid stored as
+(z, y, x). The affine maps the voxel index (x, y, z, 1) = (w, h, d, 1) to RAS+ millimetres, as NIfTI does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clinfuse.errors import GeometryError, InputError
+
+FloatArray = NDArray[np.float32]
+MaskArray = NDArray[np.uint8]
+ROIS = ("brain", "bone", "lesion")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One subject's anatomy image (MR), companion image (CT, SPECT or PET) and ROI masks on one grid.
+
+    Attributes:
+        case_id: pseudonym; the only name that may reach a log, a metric label or a response.
+        anatomy: (D, H, W) float32 in [0, 1].
+        companion: (D, H, W) float32 in [0, 1].
+        brain, bone, lesion: (D, H, W) uint8 in {0, 1}; an absent lesion is all zeros.
+        affine: (4, 4) float64, (x, y, z) voxel index → RAS+ mm.
+        modalities: names of anatomy and companion, e.g. ("MR", "CT").
+        aligned_companion: (D, H, W) float32 in [0, 1], the companion without its misregistration; known
+            only for the embedded cohort, else None.
+        attrs: JSON-able facts: scaling of both images, provenance of every mask, split, patient, simulated.
+
+    Raises:
+        GeometryError: shapes differ, are not 3D, or a spacing is not positive.
+        InputError: non-finite voxels, values outside [0, 1] or masks that are not binary.
+    """
+
+    case_id: str
+    anatomy: FloatArray
+    companion: FloatArray
+    brain: MaskArray
+    bone: MaskArray
+    lesion: MaskArray
+    affine: NDArray[np.float64]
+    modalities: tuple[str, str] = ("MR", "CT")
+    aligned_companion: FloatArray | None = None
+    attrs: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        shape = self.anatomy.shape
+        for name, array in self._named_arrays():
+            if array.ndim != 3 or array.shape != shape:
+                raise GeometryError(
+                    f"{name} does not lie on the anatomy image's grid",
+                    expected=f"shape {shape} with 3 axes",
+                    found=f"shape {array.shape}",
+                    case=self.case_id,
+                    todo="resample it to the anatomy image (clinfuse prep does)",
+                )
+        if self.affine.shape != (4, 4) or not np.isfinite(self.affine).all() or min(self.spacing) <= 0:
+            raise GeometryError(
+                "the affine is not usable",
+                expected="a finite (4, 4) matrix with positive spacings",
+                found=f"{self.affine.tolist()}",
+                case=self.case_id,
+                todo="repair the image's header",
+            )
+        for name, array in self._named_arrays():
+            self._check_values(name, array)
+
+    def _named_arrays(self) -> list[tuple[str, NDArray[Any]]]:
+        pairs = [("anatomy", self.anatomy), ("companion", self.companion)]
+        if self.aligned_companion is not None:
+            pairs.append(("aligned_companion", self.aligned_companion))
+        return [*pairs, *((roi, getattr(self, roi)) for roi in ROIS)]
+
+    def _check_values(self, name: str, array: NDArray[Any]) -> None:
+        if not np.isfinite(array).all():
+            raise InputError(
+                f"{name} has non-finite voxels",
+                expected="finite values",
+                found=f"{int((~np.isfinite(array)).sum())} NaN or infinite voxels",
+                case=self.case_id,
+                todo="repair the source image",
+            )
+        low, high = float(array.min()), float(array.max())
+        if low < 0 or high > 1:
+            raise InputError(
+                f"{name} is outside its range",
+                expected="values in [0, 1]",
+                found=f"[{low:g}, {high:g}]",
+                case=self.case_id,
+                todo="scale it first (clinfuse prep does)",
+            )
+        if name in ROIS and not np.isin(array, (0, 1)).all():
+            raise InputError(
+                f"{name} is not a binary mask",
+                expected="values 0 and 1",
+                found="other values",
+                case=self.case_id,
+                todo="threshold the mask",
+            )
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """Voxel spacing (D, H, W) in mm."""
+        w, h, d = np.linalg.norm(self.affine[:3, :3], axis=0)
+        return float(d), float(h), float(w)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(D, H, W) in voxels."""
+        d, h, w = self.anatomy.shape
+        return d, h, w
+
+    @property
+    def masks(self) -> dict[str, MaskArray]:
+        """The ROI masks by name."""
+        return {roi: getattr(self, roi) for roi in ROIS}
+
+    @property
+    def has_lesion(self) -> bool:
+        """Whether a reference lesion S* is present."""
+        return bool(self.lesion.any())
+
+    def slices(self, start: int, stop: int) -> Case:
+        """The axial slab [start, stop) as a case of its own, with its origin moved accordingly."""
+        if not 0 <= start < stop <= self.shape[0]:
+            raise GeometryError(
+                "the slab is not inside the volume",
+                expected=f"0 <= start < stop <= {self.shape[0]}",
+                found=f"start {start}, stop {stop}",
+                case=self.case_id,
+            )
+        affine = self.affine.copy()
+        affine[:3, 3] += affine[:3, 2] * start
+        arrays = {name: array[start:stop] for name, array in self._named_arrays()}
+        return replace(self, affine=affine, **arrays)

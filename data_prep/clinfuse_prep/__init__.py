@@ -1,0 +1,1 @@
+"""Data prep: sources → validated cases → registration → ROI masks → Zarr shards."""

@@ -1,0 +1,1 @@
+"""Serve: the Ray Serve application, HTTP schemas and client."""

@@ -1,0 +1,1 @@
+"""Sweeps: search spaces, Tune with Optuna, Pareto fronts, reports."""
