@@ -139,7 +139,5 @@ def find_preset(presets: dict[str, Preset], name: str) -> Preset:
         ConfigError: there is none; the message lists those there are.
     """
     if name not in presets:
-        raise ConfigError(
-            "no such preset", expected=f"one of {', '.join(sorted(presets))}", found=repr(name)
-        )
+        raise ConfigError("no such preset", expected=f"one of {', '.join(sorted(presets))}", found=repr(name))
     return presets[name]

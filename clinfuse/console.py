@@ -1,0 +1,35 @@
+"""What people see while long work goes on: titles with time, progress bars; all on stderr, so stdout stays data."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+T = TypeVar("T")
+CONSOLE = Console(stderr=True, highlight=False)
+
+
+def say(text: str) -> None:
+    """One line for the person at the terminal."""
+    CONSOLE.print(text)
+
+
+@contextmanager
+def step(title: str) -> Iterator[None]:
+    """Announce a piece of work and, when it ends well, the seconds it took."""
+    CONSOLE.print(f"[bold]{title}[/bold]")
+    start = time.monotonic()
+    yield
+    CONSOLE.print(f"  done in {time.monotonic() - start:.1f} s")
+
+
+def progress(items: Iterable[T], *, total: int | None = None, label: str = "") -> Iterator[T]:
+    """Iterate with a bar on a terminal, and silently where there is none."""
+    columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=CONSOLE, transient=True, disable=not CONSOLE.is_terminal) as bar:
+        yield from bar.track(items, total=total, description=label)

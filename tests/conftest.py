@@ -1,0 +1,62 @@
+"""Fixtures shared by all rooms: where the real images are, and one tiny anisotropic, oblique case."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from clinfuse.case import Case
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """Folder of the real images, or skip."""
+    root = Path(os.environ.get("CLINFUSE_TEST_DATA", REPOSITORY.parent / "shared" / "data"))
+    if not root.is_dir():
+        pytest.skip("no real images here: set CLINFUSE_TEST_DATA to their folder")
+    return root
+
+
+def oblique_affine(spacing: tuple[float, float, float]) -> np.ndarray:
+    """A (4, 4) RAS+ affine with spacing (D, H, W) mm, tilted by 8° about x and 5° about z."""
+    a, b = np.deg2rad(8.0), np.deg2rad(5.0)
+    about_x = np.array([[1, 0, 0], [0, np.cos(a), -np.sin(a)], [0, np.sin(a), np.cos(a)]])
+    about_z = np.array([[np.cos(b), -np.sin(b), 0], [np.sin(b), np.cos(b), 0], [0, 0, 1]])
+    affine = np.eye(4)
+    affine[:3, :3] = about_x @ about_z @ np.diag(spacing[::-1])
+    affine[:3, 3] = (-20.0, 15.0, 7.0)
+    return affine
+
+
+@pytest.fixture
+def tiny_case() -> Case:
+    """A head of ellipsoids: 12×32×28 voxels of 3.0×1.5×2.0 mm, skull shell, brain with texture, one lesion."""
+    shape, spacing = (12, 32, 28), (3.0, 1.5, 2.0)
+    rng = np.random.default_rng(7)
+    grid = np.meshgrid(
+        *[(np.arange(n) - (n - 1) / 2) * s for n, s in zip(shape, spacing, strict=True)], indexing="ij"
+    )
+    radius = np.sqrt((grid[0] / 17) ** 2 + (grid[1] / 22) ** 2 + (grid[2] / 25) ** 2)
+    brain = radius < 0.75
+    bone = (radius >= 0.82) & (radius < 0.95)
+    lesion = ((grid[0] / 7) ** 2 + ((grid[1] - 5) / 5) ** 2 + ((grid[2] + 4) / 6) ** 2 < 1) & brain
+    texture = rng.normal(0, 0.03, shape)
+    anatomy = (
+        np.where(brain, 0.55 + texture, 0.05) + 0.3 * lesion + 0.25 * ((radius >= 0.95) & (radius < 1.05))
+    )
+    companion = np.where(bone, 0.8 + texture, 0.0) + 0.08 * brain + 0.04 * (radius < 1.05)
+    return Case(
+        case_id="tiny",
+        anatomy=np.clip(anatomy, 0, 1).astype(np.float32),
+        companion=np.clip(companion, 0, 1).astype(np.float32),
+        brain=brain.astype(np.uint8),
+        bone=bone.astype(np.uint8),
+        lesion=lesion.astype(np.uint8),
+        affine=oblique_affine(spacing),
+        attrs={"patient": "tiny", "split": "train"},
+    )
