@@ -1,4 +1,4 @@
-"""clinfuse: clinically aligned diffusion fusion of head images. The method and its evaluation; research use only."""
+"""clinfuse: clinically aligned diffusion fusion of head images, the method and its evaluation."""
 
 __version__ = "0.1.0"
 RESEARCH_USE = "Research use only. Not a medical device; not for diagnosis or treatment."

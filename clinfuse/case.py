@@ -139,5 +139,5 @@ class Case:
             )
         affine = self.affine.copy()
         affine[:3, 3] += affine[:3, 2] * start
-        arrays = {name: array[start:stop] for name, array in self._named_arrays()}
+        arrays: dict[str, Any] = {name: array[start:stop] for name, array in self._named_arrays()}
         return replace(self, affine=affine, **arrays)

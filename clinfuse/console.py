@@ -1,4 +1,4 @@
-"""What people see while long work goes on: titles with time, progress bars; all on stderr, so stdout stays data."""
+"""What people see while long work goes on: titles with time and bars, on stderr, so stdout stays data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Presets: named clinical priorities, read from a table, refused with the range when impossible (Section 3.2)."""
+"""Presets: named clinical priorities from a table; impossible values are refused (proposal, Section 3.2)."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class Preset:
 
     @property
     def vector(self) -> tuple[float, ...]:
-        """The denoiser's conditioning vector: (α, β, γ) and (λ₁, λ₂, λ₃), each scaled to sum to 1 (6 floats)."""
+        """The denoiser's conditioning: (α, β, γ) and (λ₁, λ₂, λ₃), each scaled to sum to 1 (6 floats)."""
         rois = (self.alpha, self.beta, self.gamma)
         lambdas = (self.lambda_dice, self.lambda_nsd, self.lambda_hd)
         total = sum(lambdas) or 1.0

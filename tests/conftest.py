@@ -35,7 +35,7 @@ def oblique_affine(spacing: tuple[float, float, float]) -> np.ndarray:
 
 @pytest.fixture
 def tiny_case() -> Case:
-    """A head of ellipsoids: 12×32×28 voxels of 3.0×1.5×2.0 mm, skull shell, brain with texture, one lesion."""
+    """A head of ellipsoids: 12×32×28 voxels of 3.0×1.5×2.0 mm, skull shell, textured brain, one lesion."""
     shape, spacing = (12, 32, 28), (3.0, 1.5, 2.0)
     rng = np.random.default_rng(7)
     grid = np.meshgrid(
