@@ -1,0 +1,217 @@
+"""Fused output as files: BIDS-derivative names, the anatomy image's geometry, a JSON sidecar, no half files.
+
+Volumes become gzipped NIfTI (float32); single slices may become PNG of the same size as what came in.
+Everything is first made as bytes (`encode_fused`), so a service answers with what a folder would hold.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import math
+import os
+import re
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal, Protocol
+from uuid import uuid4
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clinfuse import RESEARCH_USE, __version__
+from clinfuse.case import Case, FloatArray
+from clinfuse.errors import InputError
+
+ImageFormat = Literal["nifti", "png"]
+Geometry = Callable[[FloatArray, Case], tuple[NDArray[Any], NDArray[np.float64]]]
+MAPS = ("fused", "uncertainty", "interval")
+UNITS = {
+    "fused": "relative intensity, 0 to 1",
+    "uncertainty": "0 (sure) to 1 (unsure); see Calibrated",
+    "interval": "half-width in relative intensity, 0 to 1",
+    "anatomy": "relative intensity, 0 to 1",
+    "companion": "relative intensity, 0 to 1, resampled to the anatomy image's grid",
+}
+
+
+class FusedMaps(Protocol):
+    """What a result must hold to be written: maps (D, H, W) float32 in [0, 1] and JSON-able facts."""
+
+    fused: FloatArray
+    uncertainty: FloatArray
+    interval: FloatArray | None
+    info: dict[str, Any]
+
+
+def case_grid(volume: FloatArray, case: Case) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    """The volume (D, H, W) in NIfTI's order (W, H, D) with the case's own affine: the default geometry."""
+    return np.ascontiguousarray(volume.transpose(2, 1, 0)), case.affine
+
+
+def output_stem(case: Case, description: str) -> str:
+    """BIDS-derivative name without extension: `sub-<id>_desc-<description>_<suffix>`.
+
+    Labels may hold letters and digits only, so other signs of the pseudonym and of the modality are dropped.
+    """
+    label = re.sub(r"[^A-Za-z0-9]", "", case.case_id.removeprefix("sub-")) or "unnamed"
+    suffix = re.sub(r"[^A-Za-z0-9]", "", case.modalities[0]) or "MR"
+    return f"sub-{label}_desc-{description}_{suffix}"
+
+
+def encode_fused(
+    result: FusedMaps,
+    case: Case,
+    geometry: Geometry | None = None,
+    *,
+    image_format: ImageFormat = "nifti",
+    inputs: bool = False,
+    compress: bool = True,
+) -> dict[str, tuple[str, bytes]]:
+    """All files of one fused case, in memory.
+
+    Args:
+        result: maps (D, H, W) in [0, 1] and `info`.
+        case: the case that was fused; gives names, geometry and, if asked, the inputs.
+        geometry: maps a volume (D, H, W) to the array in the anatomy file's own voxel order and its (4, 4)
+            affine in mm (`clinfuse_prep.to_source_grid`); default is the case's own RAS+ grid.
+        image_format: "nifti", or "png" for a single slice: 8 bit for images, 16 for the other maps.
+        inputs: also the two images as the model saw them.
+        compress: NIfTI as .nii.gz (else .nii).
+
+    Returns:
+        key ("fused", "uncertainty", "interval", "anatomy", "companion", "sidecar") → (file name, bytes).
+
+    Raises:
+        InputError: a map does not lie on the case's grid, or PNG was asked for a volume.
+    """
+    volumes = {"fused": result.fused, "uncertainty": result.uncertainty}
+    if result.interval is not None:
+        volumes["interval"] = result.interval
+    if inputs:
+        volumes |= {"anatomy": case.anatomy, "companion": case.companion}
+    files: dict[str, tuple[str, bytes]] = {}
+    for key, volume in volumes.items():
+        _check_grid(key, volume, case)
+        array, affine = (geometry or case_grid)(np.asarray(volume, np.float32), case)
+        if image_format == "png":
+            files[key] = (f"{output_stem(case, key)}.png", _png(array, case, wide=key in MAPS[1:]))
+        else:
+            data = nifti_bytes(array, affine)
+            name = f"{output_stem(case, key)}.nii"
+            files[key] = (f"{name}.gz", gzip.compress(data, 1, mtime=0)) if compress else (name, data)
+    sidecar = _sidecar(result, case, {key: name for key, (name, _) in files.items()}, image_format)
+    text = json.dumps(sidecar, indent=2, allow_nan=False, ensure_ascii=False)
+    files["sidecar"] = (f"{output_stem(case, 'fused')}.json", text.encode())
+    return files
+
+
+def write_fused(
+    result: FusedMaps,
+    case: Case,
+    out_dir: str | Path,
+    geometry: Geometry | None = None,
+    *,
+    image_format: ImageFormat = "nifti",
+) -> dict[str, Path]:
+    """Write `encode_fused`'s files into a folder, each complete or not there; returns key → path."""
+    return write_files(encode_fused(result, case, geometry, image_format=image_format), out_dir)
+
+
+def write_files(files: Mapping[str, tuple[str, bytes]], out_dir: str | Path) -> dict[str, Path]:
+    """Write named bytes into a folder (made if need be), each aside first, then renamed."""
+    folder = Path(out_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = {}
+    for key, (name, data) in files.items():
+        aside = folder / f".{uuid4().hex}.part"
+        try:
+            aside.write_bytes(data)
+            os.replace(aside, folder / name)
+        finally:
+            aside.unlink(missing_ok=True)
+        paths[key] = folder / name
+    return paths
+
+
+def bundle(files: Mapping[str, tuple[str, bytes]]) -> bytes:
+    """The same files as one zip, stored (images are compressed already), same bytes for same content."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        for name, data in files.values():
+            archive.writestr(zipfile.ZipInfo(name), data)
+    return buffer.getvalue()
+
+
+def nifti_bytes(array: NDArray[Any], affine: NDArray[np.float64]) -> bytes:
+    """A float32 NIfTI-1 file of an array in file order with its voxel → RAS+ mm affine."""
+    import nibabel as nib
+
+    image = nib.Nifti1Image(np.asarray(array, np.float32), affine)
+    image.set_sform(affine, code=1)
+    image.set_qform(affine, code=1)
+    image.header.set_xyzt_units("mm")
+    image.header["descrip"] = b"clinfuse fused image. Research use only."
+    return bytes(image.to_bytes())
+
+
+def jsonable(value: Any) -> Any:
+    """The value in JSON's words: numpy values as numbers and lists, NaN and infinities as null."""
+    if isinstance(value, Mapping):
+        return {str(key): jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [jsonable(item) for item in value]
+    if isinstance(value, np.ndarray | np.generic):
+        return jsonable(value.tolist())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, bool | int | str) else str(value)
+
+
+def _sidecar(result: FusedMaps, case: Case, names: dict[str, str], image_format: str) -> dict[str, Any]:
+    units = {key: UNITS[key] for key in names}
+    if image_format == "png":
+        units = {k: f"{v}; stored as 0 to {65535 if k in MAPS[1:] else 255}" for k, v in units.items()}
+    facts = {
+        "Description": "Fused image of two co-registered head images with its uncertainty",
+        "IntendedUse": RESEARCH_USE,
+        "Simulated": bool(case.attrs.get("simulated", False)),
+        "Modalities": list(case.modalities),
+        "Files": names,
+        "Units": units,
+        "GeneratedBy": {"Name": "clinfuse", "Version": __version__},
+    }
+    if facts["Simulated"]:
+        facts["SimulatedNote"] = "simulated CT: made from an MR template, not measured"
+    return jsonable({**facts, **result.info})
+
+
+def _check_grid(key: str, volume: FloatArray, case: Case) -> None:
+    if volume.shape != case.shape or not np.isfinite(volume).all():
+        raise InputError(
+            f"the {key} map cannot be written",
+            expected=f"finite values on the case's grid {case.shape}",
+            found=f"shape {volume.shape}" if volume.shape != case.shape else "non-finite values",
+            case=case.case_id,
+        )
+
+
+def _png(array: NDArray[Any], case: Case, *, wide: bool) -> bytes:
+    from PIL import Image
+
+    slice_2d = np.squeeze(array)
+    if slice_2d.ndim != 2:
+        raise InputError(
+            "PNG can hold one slice only",
+            expected="a case of one slice",
+            found=f"{case.shape[0]} slices",
+            case=case.case_id,
+            todo="ask for NIfTI",
+        )
+    top, kind = (65535, np.uint16) if wide else (255, np.uint8)
+    pixels = np.round(np.clip(slice_2d, 0, 1) * top).astype(kind)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
