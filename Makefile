@@ -1,0 +1,40 @@
+# clinfuse: each target sets up what it needs; run again it is quick.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+OUT ?= demo_out
+SOURCES := clinfuse data_prep/clinfuse_prep platform/clinfuse_platform sweeps/clinfuse_sweeps serve/clinfuse_serve
+
+.PHONY: help venv demo test lint bench clean
+
+help:
+	@echo "make demo    the whole job on the embedded cohort; ends with OUT=$(OUT)/report.html"
+	@echo "make test    all tests (real Ray, the demo included)"
+	@echo "make lint    ruff and mypy over all packages"
+	@echo "make bench   the measured ratios"
+	@echo "make venv    only the environment, $(VENV) (other interpreter: PYTHON=python3.12)"
+
+venv: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $(STAMP)
+
+demo: $(STAMP)
+	$(BIN)/clinfuse demo --out $(OUT)
+
+test: $(STAMP)
+	$(BIN)/python -m pytest --ignore=tests/benchmarks
+
+lint: $(STAMP)
+	$(BIN)/ruff check $(SOURCES) tests
+	$(BIN)/ruff format --check $(SOURCES) tests
+	$(BIN)/mypy $(SOURCES)
+
+bench: $(STAMP)
+	$(BIN)/python -m pytest tests/benchmarks -s
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache

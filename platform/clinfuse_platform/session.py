@@ -1,0 +1,100 @@
+"""One Ray session per command: connect to the cluster asked for, or start a small local one."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from clinfuse.errors import InputError
+
+MIB = 2**20
+OBJECT_STORE_BYTES = 200 * MIB
+LEAST_CPUS = 4  # logical: two training workers at one CPU each, their controller, and one more
+
+# Read by Ray when it starts, so they are set before; a value the user has set stays.
+LOCAL_SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_prestart_worker_first_driver": "0",  # idle workers cost about 70 MiB each
+    "RAY_num_workers_soft_limit": "1",
+    "RAY_DEDUP_LOGS": "1",
+}
+# Read by Ray Train in the driver: how often reports are gathered (default 2 s makes every report wait 1 s).
+TRAIN_SETTINGS = {
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
+}
+
+
+@contextmanager
+def session(address: str | None = None, cpus: int | None = None) -> Iterator[None]:
+    """A Ray session for the time of one command.
+
+    An open session is used and left open. Else `address`, else RAY_ADDRESS names a cluster to connect to
+    ("auto": the one started on this machine); without either a local one is started without dashboard or open
+    ports beyond loopback, and stopped at the end.
+
+    Args:
+        address: HOST:PORT of a running cluster, or "auto".
+        cpus: logical CPUs of a local session; default the machine's, at least 4.
+
+    Raises:
+        InputError: no cluster answers at the address.
+    """
+    prepare_environment()
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    target = address or os.environ.get("RAY_ADDRESS")
+    try:
+        if target:
+            _connect(target)
+        else:
+            _start(cpus)
+        yield
+    finally:
+        ray.shutdown()
+
+
+def prepare_environment() -> None:
+    """Set Ray's switches for this process and those it starts, unless the user has set them."""
+    for name, value in (LOCAL_SETTINGS | TRAIN_SETTINGS).items():
+        os.environ.setdefault(name, value)
+
+
+def _connect(address: str) -> None:
+    import ray
+
+    try:
+        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise InputError(
+            "no Ray cluster answers at the address",
+            expected="HOST:PORT of a running cluster, or auto",
+            found=f"{address!r} ({str(error).splitlines()[0]})",
+            todo="start it (ray up cluster.yaml, or ray start --head), or leave the address out",
+        ) from error
+
+
+def _start(cpus: int | None) -> None:
+    import ray
+
+    ray.init(
+        num_cpus=cpus or max(LEAST_CPUS, os.cpu_count() or 1),
+        include_dashboard=False,
+        object_store_memory=OBJECT_STORE_BYTES,
+        logging_level=logging.ERROR,
+        log_to_driver=False,
+    )
+
+
+def gpus_present() -> int:
+    """GPUs that the open session can hand out."""
+    import ray
+
+    return int(ray.cluster_resources().get("GPU", 0))
