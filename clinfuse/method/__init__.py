@@ -1,0 +1,1 @@
+"""CLIN-FuseDiff++: prior, denoiser, losses, guidance, sampling, uncertainty; pure torch."""

@@ -1,0 +1,143 @@
+"""The guided part of the reverse step: −η^eff ∇L_ROI − η_u ∇U (Eq. 1, Algorithm 1, line 10).
+
+Gradients are those of the per-voxel sum (mean loss times voxel count), so that η means the same on a crop, a slice
+and a volume; each sample's gradient depends on that sample alone.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from clinfuse.errors import ConfigError
+from clinfuse.method.denoiser import Denoiser, Encoded, Estimate, to_image
+from clinfuse.method.lesion_head import LesionHead
+from clinfuse.method.roi_loss import RoiReference, RoiTerms, RoiWeights, composite, roi_terms
+from clinfuse.method.uncertainty import (
+    UncertaintyMap,
+    effective_strength,
+    mean_uncertainty,
+    predicted_std,
+    saturating,
+    to_haar_grid,
+)
+from clinfuse.presets import Preset
+
+CLIPPED_SHARE_WARNING = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuidanceConfig:
+    """How gradients enter the reverse step.
+
+    Attributes:
+        gradient: "exact" (through the denoiser to x_t) or "cheap" (taken at the denoised estimate).
+        clip: largest change of one subband coefficient per step, Haar units, > 0.
+        start: share of the reverse steps, counted from the noisy end, that stay unguided, 0 to 1.
+    """
+
+    gradient: str = "exact"
+    clip: float = 0.2
+    start: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.gradient not in ("exact", "cheap"):
+            raise ConfigError("unknown gradient", expected="exact or cheap", found=self.gradient)
+        if self.clip <= 0 or not 0 <= self.start <= 1:
+            raise ConfigError("guidance out of range", expected="clip > 0, 0 <= start <= 1", found=str(self))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guide:
+    """Everything the guided step needs beside the denoiser: reference, frozen head, preset and maps.
+
+    Attributes:
+        head_mask: (B, 1, *S) where U is averaged.
+        uncertainty_map: std (B, 1, *S) → uncert in [0, 1]; a calibration's, or `saturating`.
+    """
+
+    reference: RoiReference
+    lesion_head: LesionHead | None
+    preset: Preset
+    head_mask: Tensor
+    config: GuidanceConfig = GuidanceConfig()
+    uncertainty_map: UncertaintyMap = saturating
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuidedStep:
+    """One evaluated step: the members' mean estimate, the change to subtract from g_θ, terms of L_ROI, L_ROI, U."""
+
+    estimate: Estimate
+    change: Tensor
+    terms: RoiTerms
+    loss: Tensor
+    uncertainty: Tensor
+
+
+def mean_estimate(estimates: list[Estimate]) -> Estimate:
+    """The ensemble's mean x̂₀, gate and residual; log of the mean variance."""
+    if len(estimates) == 1:
+        return estimates[0]
+    parts = [torch.stack(p).mean(dim=0) for p in zip(*estimates, strict=True)]
+    variance = torch.stack([e.log_variance.exp() for e in estimates]).mean(dim=0)
+    return Estimate(parts[0], variance.log(), parts[2], parts[3])
+
+
+def guided_step(
+    denoisers: list[Denoiser], x_t: Tensor, timesteps: Tensor, encoded: list[Encoded], guide: Guide
+) -> GuidedStep:
+    """Evaluate one guided step at x_t (B, n, *Z).
+
+    Returns:
+        Its `change` is η^eff ⊙ ∇L_ROI + η_u ∇U, clipped; subtract it from g_θ(x_t, t | c).
+    """
+    exact = guide.config.gradient == "exact"
+    with torch.enable_grad():
+        x_t = x_t.detach().requires_grad_(exact)
+        with torch.set_grad_enabled(exact):
+            estimates = [d.denoise(x_t, timesteps, c) for d, c in zip(denoisers, encoded, strict=True)]
+        if not exact:
+            estimates = [e._replace(x_0=e.x_0.detach().requires_grad_()) for e in estimates]
+        estimate = mean_estimate(estimates)
+        levels = denoisers[0].config.levels
+        fused = to_image(estimate.x_0, levels)
+        terms = roi_terms(fused, guide.reference, guide.lesion_head)
+        loss = composite(terms, RoiWeights.of(guide.preset))
+        std = predicted_std(estimates, levels)
+        doubt = mean_uncertainty(std, guide.head_mask)
+        points = [x_t] if exact else [e.x_0 for e in estimates]
+        grad_roi = _gradient(loss, points, fused)
+        grad_u = _gradient(doubt, points, fused)
+    change = _weighted_change(grad_roi, grad_u, std.detach(), guide, levels)
+    return GuidedStep(
+        estimate=Estimate(*(part.detach() for part in estimate)),
+        change=change,
+        terms=terms,
+        loss=loss.detach(),
+        uncertainty=doubt.detach(),
+    )
+
+
+def _gradient(loss: Tensor, points: list[Tensor], fused: Tensor) -> Tensor:
+    """∇ of the per-voxel sum of a (B,) mean loss; over several members' estimates the gradients add up."""
+    if not loss.requires_grad:
+        return torch.zeros_like(points[0])
+    voxels = fused[0].numel()
+    parts = torch.autograd.grad(loss.sum() * voxels, points, retain_graph=True, allow_unused=True)
+    return sum((p for p in parts if p is not None), torch.zeros_like(points[0]))
+
+
+def _weighted_change(grad_roi: Tensor, grad_u: Tensor, std: Tensor, guide: Guide, levels: int) -> Tensor:
+    """η^eff ⊙ ∇L_ROI + η_u ∇U with every coefficient clipped; non-finite gradients count as zero."""
+    uncertainty = to_haar_grid(guide.uncertainty_map(std).clamp(0, 1), levels)
+    strength = effective_strength(uncertainty, guide.preset.eta, guide.preset.kappa)
+    change = strength * grad_roi + guide.preset.eta_u * grad_u
+    change = torch.nan_to_num(change, nan=0.0, posinf=0.0, neginf=0.0)
+    clipped = change.abs() > guide.config.clip
+    if float(clipped.float().mean()) > CLIPPED_SHARE_WARNING:
+        warnings.warn("guidance is clipped in most voxels: lower eta or eta_u", RuntimeWarning, stacklevel=3)
+    return change.clamp(-guide.config.clip, guide.config.clip)

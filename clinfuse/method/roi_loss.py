@@ -1,0 +1,108 @@
+"""The clinical composite ROI loss L_ROI (Eq. 2; Algorithm 1, lines 5 to 9), per sample and differentiable."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from clinfuse.method.lesion_head import LesionHead
+from clinfuse.method.ssim import ssim_loss
+from clinfuse.method.surface_loss import LesionTarget, dice_loss, hd95_loss, lesion_target, nsd_loss
+from clinfuse.presets import Preset
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoiReference:
+    """What F is compared with: images and masks (B, 1, *S), and the lesion target of S* (None: no lesion term)."""
+
+    anatomy: Tensor
+    companion: Tensor
+    brain: Tensor
+    bone: Tensor
+    target: LesionTarget | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoiTerms:
+    """Terms of L_ROI, each (B,); the lesion terms are 0 where `lesion_present` is False (absent S*)."""
+
+    brain: Tensor
+    bone: Tensor
+    dice: Tensor
+    nsd: Tensor
+    hd: Tensor
+    lesion_present: Tensor
+
+    def means(self) -> dict[str, float]:
+        """Batch means by name, for logs; lesion terms over the samples that have a lesion (absent: no entry)."""
+        logs = {"brain": float(self.brain.mean()), "bone": float(self.bone.mean())}
+        if bool(self.lesion_present.any()):
+            here = self.lesion_present
+            logs |= {k: float(getattr(self, k)[here].mean()) for k in ("dice", "nsd", "hd")}
+        return logs
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoiWeights:
+    """(α, β, γ) and (λ₁, λ₂, λ₃) of Eq. 2, each a (B,) tensor or a float."""
+
+    alpha: Tensor | float
+    beta: Tensor | float
+    gamma: Tensor | float
+    lambda_dice: Tensor | float
+    lambda_nsd: Tensor | float
+    lambda_hd: Tensor | float
+
+    @classmethod
+    def of(cls, preset: Preset) -> RoiWeights:
+        """The weights of one preset."""
+        return cls(**{name: getattr(preset, name) for name in cls.__dataclass_fields__})
+
+    @classmethod
+    def from_vector(cls, vector: Tensor) -> RoiWeights:
+        """Weights from conditioning vectors (B, 6), scaled so that each group sums to 3."""
+        return cls(**dict(zip(cls.__dataclass_fields__, (3 * vector).unbind(dim=1), strict=True)))
+
+
+def roi_reference(
+    anatomy: Tensor, companion: Tensor, masks: Tensor, spacing_mm: tuple[float, ...], tau_mm: float
+) -> RoiReference:
+    """Prepare the comparison once per image, so that every reverse step only evaluates it.
+
+    Args:
+        anatomy, companion: (B, 1, *S) in [0, 1].
+        masks: (B, 3, *S) brain, bone, lesion (S*).
+        spacing_mm: voxel spacing along the spatial axes, mm.
+        tau_mm: border tolerance τ, mm.
+    """
+    brain, bone, lesion = masks.split(1, dim=1)
+    target = lesion_target(lesion, spacing_mm, tau_mm) if bool(lesion.any()) else None
+    return RoiReference(anatomy=anatomy, companion=companion, brain=brain, bone=bone, target=target)
+
+
+def roi_terms(fused: Tensor, reference: RoiReference, lesion_head: LesionHead | None) -> RoiTerms:
+    """The five terms for F (B, 1, *S) in [0, 1]; without lesion head or S* the lesion terms are 0 and absent."""
+    brain = ssim_loss(fused, reference.anatomy, reference.brain)
+    bone = ssim_loss(fused, reference.companion, reference.bone)
+    target = reference.target
+    if lesion_head is None or target is None:
+        zero = torch.zeros_like(brain)
+        absent = torch.zeros_like(brain, dtype=torch.bool)
+        return RoiTerms(brain=brain, bone=bone, dice=zero, nsd=zero, hd=zero, lesion_present=absent)
+    predicted = lesion_head(fused)
+    return RoiTerms(
+        brain=brain,
+        bone=bone,
+        dice=dice_loss(predicted, target),
+        nsd=nsd_loss(predicted, target),
+        hd=hd95_loss(predicted, target),
+        lesion_present=target.present,
+    )
+
+
+def composite(terms: RoiTerms, weights: RoiWeights) -> Tensor:
+    """L_ROI (B,): α·L_brain + β·L_bone + γ·(λ₁·L_Dice + λ₂·L_NSDτ + λ₃·L_HD95), Eq. 2."""
+    lesion = weights.lambda_dice * terms.dice + weights.lambda_nsd * terms.nsd + weights.lambda_hd * terms.hd
+    return weights.alpha * terms.brain + weights.beta * terms.bone + weights.gamma * lesion

@@ -1,0 +1,59 @@
+"""Predicted spatial uncertainty U(x_t) and what it does to guidance (Section 3.4, Eq. 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from clinfuse.method.denoiser import Estimate, to_image, to_image_variance
+
+HALF_SATURATION = 0.05
+UncertaintyMap = Callable[[Tensor], Tensor]
+
+
+def saturating(std: Tensor) -> Tensor:
+    """Uncalibrated fall-back: std/(std + 0.05), so 0.05 grey of doubt counts one half; same shape, in [0, 1)."""
+    return std / (std + HALF_SATURATION)
+
+
+def predicted_std(estimates: list[Estimate], levels: int) -> Tensor:
+    """Per-voxel standard deviation (B, 1, *S) in image units, differentiable in x_t.
+
+    Aleatoric variance is the mean of the members' own log-variance outputs; epistemic variance, with two or more
+    members, the disagreement of their denoised estimates (Lakshminarayanan et al., NeurIPS 2017, Section 2.4).
+    """
+    variance = torch.stack([to_image_variance(e.log_variance, levels) for e in estimates]).mean(dim=0)
+    if len(estimates) > 1:
+        images = torch.stack([to_image(e.x_0, levels) for e in estimates])
+        variance = variance + images.var(dim=0, unbiased=False)
+    return (variance + 1e-10).sqrt()
+
+
+def mean_uncertainty(std: Tensor, head: Tensor) -> Tensor:
+    """U(x_t) of Eq. 1 per sample, (B,): mean predicted standard deviation inside the head mask (B, 1, *S)."""
+    axes = tuple(range(1, std.ndim))
+    return (std * head).sum(axes) / head.sum(axes).clamp_min(1.0)
+
+
+def effective_strength(uncertainty: Tensor, eta: float, kappa: float) -> Tensor:
+    """η^eff(p) = η·σ(κ·(1 − conf(p))) with conf = 1 − uncert (Eq. 4).
+
+    Args:
+        uncertainty: uncert(p) in [0, 1], any shape.
+        eta: strength η.
+        kappa: slope κ; 0 gives the uniform strength η/2.
+
+    Returns:
+        Same shape: η/2 where the model is sure, towards η·σ(κ) where it is not.
+    """
+    confidence = 1 - uncertainty
+    return eta * torch.sigmoid(kappa * (1 - confidence))
+
+
+def to_haar_grid(values: Tensor, levels: int) -> Tensor:
+    """Mean of a voxel map (B, 1, *S) over each Haar block, (B, 1, *Z), to weigh all of a block's subbands alike."""
+    pool = F.avg_pool2d if values.ndim == 4 else F.avg_pool3d
+    return pool(values, 2**levels)
