@@ -14,6 +14,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -289,7 +290,7 @@ class _Sheet:
         norm = Normalize(layer.low, layer.high)
         bar = figure.colorbar(ScalarMappable(norm, matplotlib.colormaps[layer.colours]), cax=axes)
         bar.outline.set_edgecolor(INK)
-        bar.locator = matplotlib.ticker.MaxNLocator(5)  # type: ignore[assignment]
+        bar.locator = MaxNLocator(5)
         axes.tick_params(colors=INK, labelsize=8, length=2)
 
     def _legend(self, figure: Figure, names: Sequence[str]) -> None:

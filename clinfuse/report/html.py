@@ -26,7 +26,7 @@ from __future__ import annotations
 import base64
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from importlib import resources
@@ -169,7 +169,8 @@ def table(
         for name, value in record.items():
             numeric = isinstance(value, int | float) and not isinstance(value, bool)
             text = escape(_text(value, digits))
-            bold = numeric and name in tops and tops[name] is not None and math.isclose(value, tops[name])
+            top = tops.get(str(name))
+            bold = numeric and top is not None and math.isclose(value, top)
             cells.append(f"<td{' class=number' if numeric else ''}>{f'<b>{text}</b>' if bold else text}</td>")
         body.append(f"<tr>{''.join(cells)}</tr>")
     title = f"<caption>{escape(caption)}</caption>" if caption else ""
@@ -225,7 +226,7 @@ def _framed(title: str, head: str, body: Sequence[str], kind: str = "plain") -> 
     )
 
 
-def _cell(record: Mapping[str, Any] | None, top: float | None) -> str:
+def _cell(record: Mapping[Hashable, Any] | None, top: float | None) -> str:
     if record is None or not math.isfinite(float(record["mean"])):
         return '<td class="number">–</td>'
     mean = float(record["mean"])
