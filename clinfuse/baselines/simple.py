@@ -1,0 +1,62 @@
+"""The trivial methods that every table must contain: they beat most published networks on the field's metrics."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from clinfuse.case import Case, FloatArray
+from clinfuse.presets import Preset
+
+THICK_SLICES = 2.5
+
+
+def mean(case: Case, preset: Preset) -> FloatArray:
+    """(I_M + I_C) / 2; (D, H, W) in [0, 1]."""
+    return np.asarray((case.anatomy + case.companion) / 2, dtype=np.float32)
+
+
+def maximum(case: Case, preset: Preset) -> FloatArray:
+    """max(I_M, I_C) voxel by voxel; (D, H, W) in [0, 1]."""
+    return np.maximum(case.anatomy, case.companion)
+
+
+def anatomy_alone(case: Case, preset: Preset) -> FloatArray:
+    """I_M, as if nothing had been fused; (D, H, W) in [0, 1]."""
+    return case.anatomy.copy()
+
+
+def companion_alone(case: Case, preset: Preset) -> FloatArray:
+    """I_C, as if nothing had been fused; (D, H, W) in [0, 1]."""
+    return case.companion.copy()
+
+
+def hard_roi(case: Case, preset: Preset) -> FloatArray:
+    """I_M in brain, I_C in bone, max elsewhere, pasted without transition; (D, H, W) in [0, 1].
+
+    Bone wins where both masks claim a voxel. The best a table of ROI scores can show and the worst at borders.
+    """
+    fused = np.where(case.brain > 0, case.anatomy, np.maximum(case.anatomy, case.companion))
+    return np.where(case.bone > 0, case.companion, fused)
+
+
+def prior(case: Case, preset: Preset) -> FloatArray:
+    """The fusion prior x₀ itself, the target that the denoiser learns; (D, H, W) in [0, 1].
+
+    Stacks of thick slices (more than 2.5 × the in-plane spacing) are composed slice by slice, volumes in 3D.
+    """
+    import torch
+
+    from clinfuse.method.prior import fusion_prior
+
+    depth, height, width = case.spacing
+    thick = case.shape[0] < 8 or depth > THICK_SLICES * min(height, width)
+
+    def tensor(array: np.ndarray) -> torch.Tensor:
+        volume = torch.from_numpy(np.array(array, dtype=np.float32))
+        return volume[:, None] if thick else volume[None, None]
+
+    arrays = [tensor(x) for x in (case.anatomy, case.companion, case.brain, case.bone, case.lesion)]
+    vector = torch.tensor([preset.vector] * len(arrays[0]), dtype=torch.float32)
+    with torch.no_grad():
+        fused = fusion_prior(arrays[0], arrays[1], arrays[2], arrays[3], arrays[4], vector)
+    return np.asarray(fused.clamp(0, 1).reshape(case.shape).numpy())
