@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -21,6 +22,9 @@ LOCAL_SETTINGS = {
     "RAY_num_workers_soft_limit": "1",
     "RAY_DEDUP_LOGS": "1",
 }
+# Makes Ray bind a local session to 127.0.0.1 instead of the machine's outer address (the default on macOS and
+# Windows, hence the name). Ray reads it when it is imported.
+LOOPBACK_SWITCH = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 # Read by Ray Train in the driver: how often reports are gathered (default 2 s makes every report wait 1 s).
 TRAIN_SETTINGS = {
     "RAY_TRAIN_V2_ENABLED": "1",
@@ -44,13 +48,13 @@ def session(address: str | None = None, cpus: int | None = None) -> Iterator[Non
     Raises:
         InputError: no cluster answers at the address.
     """
-    prepare_environment()
+    target = address or os.environ.get("RAY_ADDRESS")
+    prepare_environment(local=not target)
     import ray
 
     if ray.is_initialized():
         yield
         return
-    target = address or os.environ.get("RAY_ADDRESS")
     try:
         if target:
             _connect(target)
@@ -61,8 +65,10 @@ def session(address: str | None = None, cpus: int | None = None) -> Iterator[Non
         ray.shutdown()
 
 
-def prepare_environment() -> None:
+def prepare_environment(*, local: bool) -> None:
     """Set Ray's switches for this process and those it starts, unless the user has set them."""
+    if local and "ray" not in sys.modules:
+        os.environ.setdefault(LOOPBACK_SWITCH, "0")
     for name, value in (LOCAL_SETTINGS | TRAIN_SETTINGS).items():
         os.environ.setdefault(name, value)
 

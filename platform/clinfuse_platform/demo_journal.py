@@ -1,0 +1,155 @@
+"""The demo's journal, demo.json: what was asked, which steps are done, their commands, times and memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from clinfuse import RESEARCH_USE, __version__
+from clinfuse.console import say
+from clinfuse.errors import ConfigError
+from clinfuse_platform.memory import MemorySampler
+
+NAME = "demo.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One finished step: its title, the command that does the same, wall seconds, peak GB, the verb's result."""
+
+    title: str
+    command: str
+    seconds: float
+    peak_gb: float
+    result: Mapping[str, Any]
+
+
+@dataclass
+class Journal:
+    """The steps done so far; saved after each, so that `--resume` continues after the last.
+
+    Attributes:
+        folder: the demo's output folder.
+        settings: what was asked; a resumed demo must ask for the same.
+        records: finished steps in order.
+        memory: samples of the whole job (seconds since the start of this process's part, GB).
+    """
+
+    folder: Path
+    settings: Mapping[str, Any]
+    records: list[Record] = field(default_factory=list)
+    memory: list[tuple[float, float]] = field(default_factory=list)
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of all finished steps."""
+        return sum(record.seconds for record in self.records)
+
+    @property
+    def peak_gb(self) -> float:
+        """The largest memory of any step."""
+        return max((record.peak_gb for record in self.records), default=0.0)
+
+    def find(self, title: str) -> Record | None:
+        """The finished step of that title."""
+        return next((record for record in self.records if record.title == title), None)
+
+    def do(
+        self, title: str, command: Sequence[str], work: Callable[[], Mapping[str, Any]], memory: MemorySampler
+    ) -> Mapping[str, Any]:
+        """Do a step, telling its command before and its time after; a step that is already done is skipped.
+
+        Args:
+            title: unique within the demo.
+            command: the words that do the same from a shell.
+            work: does it and returns a JSON-able result.
+            memory: the running sampler.
+        """
+        from clinfuse_platform.cli import jsonable
+
+        done = self.find(title)
+        if done is not None:
+            say(f"[bold]{title}[/bold]: done before in {done.seconds:.1f} s")
+            return done.result
+        line = shlex.join(command)
+        say(f"[bold]{title}[/bold]")
+        if line:
+            say(f"  $ {line}")
+        start, since = time.monotonic(), memory.now
+        result = jsonable(work())
+        memory.sample()
+        seconds = time.monotonic() - start
+        peak = memory.peak(since)
+        say(f"  {seconds:.1f} s, at most {peak:.2f} GB")
+        self.memory.extend((self.seconds + at - since, gb) for at, gb in memory.samples if at >= since)
+        self.records.append(Record(title=title, command=line, seconds=seconds, peak_gb=peak, result=result))
+        self.save()
+        return result
+
+    def save(self) -> Path:
+        """Write demo.json in one go."""
+        data = {
+            "notice": RESEARCH_USE,
+            "software": f"clinfuse {__version__}",
+            "machine": {"cpus": os.cpu_count(), "system": platform.system(), "processor": platform.machine()},
+            "settings": dict(self.settings),
+            "seconds": round(self.seconds, 3),
+            "peak_gb": round(self.peak_gb, 4),
+            "steps": [asdict(record) for record in self.records],
+            "memory": [[round(at, 2), round(gb, 4)] for at, gb in self.memory],
+        }
+        path = self.folder / NAME
+        aside = path.with_name(f".{NAME}")
+        aside.write_text(json.dumps(data, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        os.replace(aside, path)
+        return path
+
+
+def open_journal(folder: Path, settings: Mapping[str, Any], *, resume: bool) -> Journal:
+    """A new journal in an empty or new folder, or with `resume` the one that is there.
+
+    Raises:
+        ConfigError: the folder is not empty (without resume), holds no demo, or one with other settings.
+    """
+    known = load_journal(folder)
+    if not resume:
+        if folder.exists() and any(folder.iterdir()):
+            raise ConfigError(
+                "the demo's folder is not empty",
+                expected="a new or empty folder",
+                found="a demo" if known else "other files",
+                todo="give another --out" + (", or --resume to go on with it" if known else ""),
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        return Journal(folder=folder, settings=dict(settings))
+    if known is None:
+        raise ConfigError("there is no demo to go on with", expected=f"a folder with {NAME}", found="none")
+    if dict(known.settings) != dict(settings):
+        raise ConfigError(
+            "the demo in this folder was asked for with other settings",
+            expected=json.dumps(known.settings),
+            found=json.dumps(dict(settings)),
+            todo="repeat its settings, or give another --out",
+        )
+    return known
+
+
+def load_journal(folder: Path) -> Journal | None:
+    """The journal in a folder, or None if there is none."""
+    path = folder / NAME
+    if not path.is_file():
+        return None
+    data = json.loads(path.read_text(encoding="utf-8"))
+    return Journal(
+        folder=folder,
+        settings=data["settings"],
+        records=[Record(**record) for record in data["steps"]],
+        memory=[(at, gb) for at, gb in data["memory"]],
+    )

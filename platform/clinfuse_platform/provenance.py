@@ -1,0 +1,67 @@
+"""Where a result comes from: code commit, package versions, hash of the data."""
+
+from __future__ import annotations
+
+import hashlib
+import platform as machine
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from clinfuse.errors import InputError
+
+RECORDED = ("torch", "monai", "diffusers", "ray", "optuna", "zarr", "numpy", "scipy", "SimpleITK", "nibabel")
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of Python and of the packages that results depend on."""
+    found = {"python": machine.python_version()}
+    for name in RECORDED:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def git_commit(folder: Path | None = None) -> dict[str, Any]:
+    """Commit of the source tree and whether it had changes; {"commit": None} for an installed copy.
+
+    Args:
+        folder: a folder of the tree; default where the clinfuse package lies.
+    """
+    import clinfuse
+
+    where = folder or Path(clinfuse.__file__).resolve().parent
+    try:
+        commit = _git(where, "rev-parse", "HEAD")
+        return {"commit": commit, "dirty": bool(_git(where, "status", "--porcelain", "--untracked-files=no"))}
+    except (OSError, subprocess.SubprocessError):
+        return {"commit": None, "dirty": None}
+
+
+def _git(folder: Path, *words: str) -> str:
+    done = subprocess.run(
+        ["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=20, check=True
+    )
+    return done.stdout.strip()
+
+
+def data_hash(store: str | Path) -> str:
+    """SHA-256 (first 16 hex digits) over the store's manifest: same cases, same hash.
+
+    Raises:
+        InputError: the store has no manifest.
+    """
+    from clinfuse_platform.runs import storage_path
+
+    manifest = storage_path(store) / "manifest.parquet"
+    if not manifest.exists():
+        raise InputError(
+            "the dataset has no manifest",
+            expected="manifest.parquet in a store written by clinfuse prep",
+            found="none",
+            todo="run clinfuse prep again on the same source",
+        )
+    return hashlib.sha256(manifest.read_bytes()).hexdigest()[:16]

@@ -1,0 +1,248 @@
+"""Run folders and the registry over them: what was trained, from which data, how far, where its models are.
+
+A run is a folder `STORAGE/NAME` (local path or any fsspec URL):
+
+    config.json        what was asked: verb, recipe, every setting
+    environment.json   versions, git commit, devices
+    state.json         created | running | failed | finished, with times; of each job of the run
+    metrics.parquet    a row per report: job, phase, step, metric values
+    model/ student/ ensemble/   model folders, each complete or absent
+
+Promises: a JSON or Parquet file is either the old or the new one, never half of it (local: written aside and
+renamed; object stores: one put). One writer per run at a time; any number of readers. A model folder appears by one
+rename.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from upath import UPath
+
+from clinfuse import RESEARCH_USE, __version__
+from clinfuse.errors import ConfigError, InputError
+
+STATES = ("created", "running", "failed", "finished")
+MODEL_INDEX = "model_index.json"
+DEFAULT_STORAGE = "runs"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One run folder.
+
+    Attributes:
+        path: the folder, absolute when local.
+    """
+
+    path: UPath
+
+    @property
+    def name(self) -> str:
+        """The run's name: the folder's last part."""
+        return self.path.name
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the folder lies on this machine's file system."""
+        return self.path.protocol in ("", "file")
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """The file's content, or an empty dict where there is none."""
+        file = self.path / name
+        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+
+    def write_json(self, name: str, content: Mapping[str, Any]) -> None:
+        """Replace the file in one go."""
+        text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+        write_atomic(self.path / name, text.encode("utf-8"))
+
+    def state(self, job: str = "train") -> str:
+        """How far a job of this run is; "created" where it never ran."""
+        return str(self.read_json("state.json").get(job, {}).get("state", "created"))
+
+    def set_state(self, job: str, state: str, **facts: Any) -> None:
+        """Note a job's state with the time and any JSON-able facts (seconds, steps, workers, error)."""
+        if state not in STATES:
+            raise ValueError(f"{state=} must be one of {STATES}")
+        states = self.read_json("state.json")
+        states[job] = {**states.get(job, {}), **facts, "state": state, "updated": utc_now()}
+        self.write_json("state.json", states)
+
+    def metrics(self) -> pd.DataFrame:
+        """Rows reported so far (columns job, phase, step, and one per metric); empty if none."""
+        file = self.path / "metrics.parquet"
+        return pd.read_parquet(io.BytesIO(file.read_bytes())) if file.exists() else pd.DataFrame()
+
+    def put_metrics(self, job: str, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Replace this job's rows; those of the run's other jobs stay."""
+        old = self.metrics()
+        new = pd.DataFrame([{"job": job, **row} for row in rows])
+        kept = old[old["job"] != job] if "job" in old else old
+        parts = [part for part in (kept, new) if len(part)]
+        table = pd.concat(parts, ignore_index=True) if parts else new
+        buffer = io.BytesIO()
+        table.to_parquet(buffer, index=False)
+        write_atomic(self.path / "metrics.parquet", buffer.getvalue())
+
+    def has_model(self, kind: str = "model") -> bool:
+        """Whether a complete model folder of that kind ("model", "student", "ensemble") is there."""
+        return (self.path / kind / MODEL_INDEX).exists()
+
+
+def create_run(name: str, storage: str | Path, config: Mapping[str, Any]) -> Run:
+    """A new run, or the existing one of that name if it was asked for with the same settings.
+
+    Raises:
+        ConfigError: not a plain folder name, or a run of that name with other settings (both shown).
+    """
+    if not name or any(part in name for part in ("/", "\\", "..")) or name.startswith("."):
+        raise ConfigError(
+            "not usable as a run's name", expected="letters, digits, '-' and '_'", found=repr(name)
+        )
+    run = Run(path=storage_path(storage) / name)
+    asked = json.loads(json.dumps(config))
+    known = run.read_json("config.json")
+    changed = sorted(key for key in asked.keys() | known.keys() if asked.get(key) != known.get(key))
+    if known and changed:
+        raise ConfigError(
+            f"run {name!r} exists with other settings",
+            expected=", ".join(f"{key}={known.get(key)!r}" for key in changed),
+            found=", ".join(f"{key}={asked.get(key)!r}" for key in changed),
+            todo="choose another --run name, or repeat the settings to go on with that run",
+        )
+    if not known:
+        run.path.mkdir(parents=True, exist_ok=True)
+        run.write_json("environment.json", environment())
+        run.write_json("config.json", asked)
+    return run
+
+
+def find_run(name: str | Path, storage: str | Path = DEFAULT_STORAGE) -> Run:
+    """The run of that name in the storage, or the run whose folder is given.
+
+    Raises:
+        InputError: there is none; the message lists the runs there are.
+    """
+    for path in (storage_path(storage) / str(name), storage_path(name)):
+        if (path / "config.json").exists():
+            return Run(path=path)
+    raise InputError(
+        "no such run",
+        expected=f"one of {', '.join(run.name for run in list_runs(storage)) or '(none yet)'}",
+        found=repr(str(name)),
+        todo="train one (clinfuse train), or name the folder it is in (--storage)",
+    )
+
+
+def list_runs(storage: str | Path = DEFAULT_STORAGE) -> list[Run]:
+    """Every run of the storage, by name."""
+    root = storage_path(storage)
+    if not root.exists():
+        return []
+    return [Run(path=path) for path in sorted(root.iterdir()) if (path / "config.json").exists()]
+
+
+def find_model(name: str | Path, storage: str | Path = DEFAULT_STORAGE) -> Path:
+    """The model folder meant by a path, a run's name (its teacher), or `RUN/student`, `RUN/ensemble`.
+
+    Raises:
+        InputError: none of these; the message lists the models there are.
+    """
+    for path in (storage_path(name), storage_path(storage) / str(name)):
+        for folder in (path, path / "model"):
+            if (folder / MODEL_INDEX).exists():
+                return local_copy(folder)
+    known = [
+        run.name if kind == "model" else f"{run.name}/{kind}"
+        for run in list_runs(storage)
+        for kind in ("model", "student", "ensemble")
+        if run.has_model(kind)
+    ]
+    raise InputError(
+        "no such model",
+        expected=f"a model folder, or one of {', '.join(known) or '(none yet)'}",
+        found=repr(str(name)),
+        todo="train one (clinfuse train), or name the folder its run is in (--storage)",
+    )
+
+
+def storage_path(path: str | Path) -> UPath:
+    """The path, absolute when local, so that workers started elsewhere see the same folder."""
+    found = UPath(path)
+    return found.absolute() if found.protocol in ("", "file") else found
+
+
+def local_copy(folder: UPath) -> Path:
+    """The folder itself if local, else a copy of it in the user's cache, keyed by its index."""
+    if folder.protocol in ("", "file"):
+        return Path(str(folder))
+    index = (folder / MODEL_INDEX).read_bytes()
+    key = hashlib.sha256(str(folder).encode() + index).hexdigest()[:16]
+    target = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "clinfuse" / "models" / key
+    if not (target / MODEL_INDEX).exists():
+        aside = target.with_name(f"{key}.{uuid.uuid4().hex}")
+        folder.fs.get(folder.path, str(aside), recursive=True)
+        publish_folder(aside, UPath(target))
+    return target
+
+
+def write_atomic(path: UPath, content: bytes) -> None:
+    """Write bytes so that a reader sees the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.protocol not in ("", "file"):
+        path.write_bytes(content)
+        return
+    aside = Path(f"{path}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp")
+    aside.write_bytes(content)
+    aside.replace(str(path))
+
+
+def publish_folder(source: Path, target: UPath) -> None:
+    """Make a finished local folder appear under its final name; an older one there is replaced.
+
+    Local: two renames. Object stores: the files are put with the model index last, which marks it complete.
+    """
+    if target.protocol not in ("", "file"):
+        files = sorted(file for file in source.rglob("*") if file.is_file())
+        for file in sorted(files, key=lambda file: file.name == MODEL_INDEX):
+            (target / file.relative_to(source).as_posix()).write_bytes(file.read_bytes())
+        shutil.rmtree(source)
+        return
+    final = Path(str(target))
+    final.parent.mkdir(parents=True, exist_ok=True)
+    old = final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}.old")
+    if final.exists():
+        final.rename(old)
+    source.rename(final)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def utc_now() -> str:
+    """The time as ISO 8601, UTC, to the second."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def environment() -> dict[str, Any]:
+    """What a rerun needs to know: versions, commit, devices. No host or user name."""
+    from clinfuse_platform.provenance import git_commit, package_versions
+
+    return {
+        "created": utc_now(),
+        "clinfuse": __version__,
+        "git": git_commit(),
+        "packages": package_versions(),
+        "cores": os.cpu_count(),
+        "research_use": RESEARCH_USE,
+    }

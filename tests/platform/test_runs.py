@@ -1,0 +1,116 @@
+"""Run folders: created once, resumed with the same settings only, found by name, written atomically."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from clinfuse_platform.provenance import data_hash, git_commit
+from clinfuse_platform.runs import MODEL_INDEX, create_run, find_model, find_run, list_runs, publish_folder
+from upath import UPath
+
+from clinfuse.errors import ConfigError, InputError
+
+CONFIG = {"verb": "train", "recipe": "cpu-debug", "seed": 0, "crop": (32, 32)}
+
+
+def make_model(folder: Path, text: str = "{}") -> Path:
+    folder.mkdir(parents=True)
+    (folder / MODEL_INDEX).write_text(text)
+    return folder
+
+
+def test_a_run_says_what_where_and_by_which_code(tmp_path: Path) -> None:
+    run = create_run("first", tmp_path, CONFIG)
+    assert run.read_json("config.json") == json.loads(json.dumps(CONFIG))
+    environment = run.read_json("environment.json")
+    assert environment["packages"]["torch"].startswith("2.13.0")
+    assert "Research use only" in environment["research_use"]
+    assert set(environment["git"]) == {"commit", "dirty"}
+    assert run.state() == "created"
+
+
+def test_same_settings_go_on_and_others_are_refused_with_both_values(tmp_path: Path) -> None:
+    create_run("first", tmp_path, CONFIG)
+    assert create_run("first", tmp_path, CONFIG).name == "first"
+    with pytest.raises(ConfigError, match=r"seed=0.*seed=5"):
+        create_run("first", tmp_path, CONFIG | {"seed": 5})
+
+
+@pytest.mark.parametrize("name", ["", "../x", "a/b", ".hidden"])
+def test_unusable_names_are_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="name"):
+        create_run(name, tmp_path, CONFIG)
+
+
+def test_unknown_run_lists_those_there_are(tmp_path: Path) -> None:
+    create_run("alpha", tmp_path, CONFIG)
+    create_run("beta", tmp_path, CONFIG)
+    assert [run.name for run in list_runs(tmp_path)] == ["alpha", "beta"]
+    assert find_run("alpha", tmp_path).path == find_run(tmp_path / "alpha", "elsewhere").path
+    with pytest.raises(InputError, match="alpha, beta"):
+        find_run("gamma", tmp_path)
+
+
+def test_states_of_several_jobs_are_kept_apart(tmp_path: Path) -> None:
+    run = create_run("first", tmp_path, CONFIG)
+    run.set_state("train", "running", workers=2)
+    run.set_state("train", "finished", seconds=3.5)
+    run.set_state("distill-4", "running")
+    state = run.read_json("state.json")
+    assert run.state("train") == "finished" and state["train"]["workers"] == 2
+    assert run.state("distill-4") == "running" and run.state("ensemble") == "created"
+    with pytest.raises(ValueError, match="must be one of"):
+        run.set_state("train", "sleeping")
+
+
+def test_metrics_of_one_job_replace_only_its_own(tmp_path: Path) -> None:
+    run = create_run("first", tmp_path, CONFIG)
+    run.put_metrics("train", [{"step": 1, "loss": 2.0}])
+    run.put_metrics("distill-4", [{"step": 1, "loss": 9.0}])
+    run.put_metrics("train", [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}])
+    table = run.metrics()
+    assert table.groupby("job")["loss"].apply(list).to_dict() == {"distill-4": [9.0], "train": [2.0, 1.0]}
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_models_are_found_by_folder_run_and_kind(tmp_path: Path) -> None:
+    run = create_run("first", tmp_path, CONFIG)
+    teacher = make_model(Path(str(run.path)) / "model")
+    student = make_model(Path(str(run.path)) / "student")
+    assert find_model("first", tmp_path) == find_model(teacher) == teacher
+    assert find_model("first/student", tmp_path) == student
+    with pytest.raises(InputError, match=r"first, first/student"):
+        find_model("first/ensemble", tmp_path)
+
+
+def test_publishing_replaces_the_older_folder_at_once(tmp_path: Path) -> None:
+    make_model(tmp_path / "model", "old")
+    publish_folder(make_model(tmp_path / "aside", "new"), UPath(tmp_path / "model"))
+    assert (tmp_path / "model" / MODEL_INDEX).read_text() == "new"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
+
+
+def test_publishing_to_an_object_store_puts_every_file(tmp_path: Path) -> None:
+    target = UPath("memory://clinfuse-test/model")
+    source = make_model(tmp_path / "aside", "new")
+    (source / "weights").mkdir()
+    (source / "weights" / "a.safetensors").write_bytes(b"1")
+    publish_folder(source, target)
+    assert (target / MODEL_INDEX).read_text() == "new"
+    assert (target / "weights" / "a.safetensors").read_bytes() == b"1"
+
+
+def test_data_hash_follows_the_manifest(tmp_path: Path) -> None:
+    pd.DataFrame({"case_id": ["a"]}).to_parquet(tmp_path / "manifest.parquet")
+    first = data_hash(tmp_path)
+    pd.DataFrame({"case_id": ["a", "b"]}).to_parquet(tmp_path / "manifest.parquet")
+    assert first != data_hash(tmp_path) and len(first) == 16
+    with pytest.raises(InputError, match="manifest"):
+        data_hash(tmp_path / "none")
+
+
+def test_no_commit_outside_a_repository(tmp_path: Path) -> None:
+    assert git_commit(tmp_path) == {"commit": None, "dirty": None}
