@@ -1,0 +1,117 @@
+"""What a sweep is going to do, as data: written to sweep.json, checked again when it is resumed or compared."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from clinfuse import RESEARCH_USE, __version__
+from clinfuse.errors import ConfigError, InputError
+from clinfuse_sweeps.goals import DEFAULT_OBJECTIVES, Goal, Limit, check_limits, find_goals, parse_limit
+from clinfuse_sweeps.space import Space, space_from_json
+from clinfuse_sweeps.trials import write_text
+
+FORMAT = 1
+SAMPLERS = ("tpe", "nsga2", "nsga3", "gp", "random")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """One sweep.
+
+    Attributes:
+        spaces: by preset name, what is searched.
+        trials: trials per preset, the preset's own position included.
+        objectives: names of at least two goals, optimised together.
+        limits: constraints a trial must keep to be on a front.
+        sampler: one of SAMPLERS.
+        seed: of the samplers and of the fusion's noise.
+        slots: trials that run at the same time.
+        cpus, gpus: share of the machine that one slot holds.
+        halving: stop a trial once it is dominated with confidence over the cases seen.
+        facts: JSON-able provenance: model hash, case ids, simulated, slices, steps.
+
+    Raises:
+        ConfigError: impossible values.
+    """
+
+    spaces: Mapping[str, Space]
+    trials: int
+    objectives: tuple[str, ...] = DEFAULT_OBJECTIVES
+    limits: tuple[Limit, ...] = ()
+    sampler: str = "tpe"
+    seed: int = 0
+    slots: int = 1
+    cpus: float = 1.0
+    gpus: float = 0.0
+    halving: bool = False
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        find_goals(self.objectives)
+        check_limits(self.limits)
+        if self.sampler not in SAMPLERS:
+            raise ConfigError("no such sampler", expected=f"one of {', '.join(SAMPLERS)}", found=self.sampler)
+        if not self.spaces or self.trials < 1 or self.slots < 1:
+            raise ConfigError(
+                "the sweep has nothing to do",
+                expected="at least one preset, one trial and one slot",
+                found=f"{len(self.spaces)} presets, trials={self.trials}, slots={self.slots}",
+            )
+
+    @property
+    def goals(self) -> tuple[Goal, ...]:
+        """The objectives as goals."""
+        return find_goals(self.objectives)
+
+    @property
+    def params(self) -> tuple[str, ...]:
+        """Names of all values searched for any preset."""
+        return tuple(dict.fromkeys(name for space in self.spaces.values() for name in space.names))
+
+    def save(self, folder: Path) -> Path:
+        """Write sweep.json."""
+        spaces = {name: json.loads(space.to_json()) for name, space in self.spaces.items()}
+        data = {
+            "format": FORMAT,
+            "software": f"clinfuse {__version__}",
+            "notice": RESEARCH_USE,
+            **{k: v for k, v in asdict(self).items() if k not in ("spaces", "limits")},
+            "limits": [str(limit) for limit in self.limits],
+            "spaces": spaces,
+        }
+        return write_text(json.dumps(data, indent=1), folder / "sweep.json")
+
+
+def load_plan(folder: Path) -> Plan:
+    """The plan of a sweep folder.
+
+    Raises:
+        InputError: no sweep.json, not JSON, or written in another format version.
+    """
+    try:
+        data = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))
+        version = data["format"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            "this is no sweep folder",
+            expected="a sweep.json",
+            found=type(error).__name__,
+            todo="give the folder that `clinfuse sweep --out` wrote",
+        ) from error
+    if version != FORMAT:
+        raise InputError(
+            "the sweep folder is of another version",
+            expected=f"format {FORMAT}",
+            found=f"format {version}",
+            todo="open it with the clinfuse version named in its sweep.json",
+        )
+    spaces = {name: space_from_json(json.dumps(space)) for name, space in data["spaces"].items()}
+    plain = {
+        k: v for k, v in data.items() if k in Plan.__dataclass_fields__ and k not in ("spaces", "limits")
+    }
+    plain["objectives"] = tuple(plain["objectives"])
+    return Plan(**plain, spaces=spaces, limits=tuple(parse_limit(text) for text in data["limits"]))

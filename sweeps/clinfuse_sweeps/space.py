@@ -1,0 +1,227 @@
+"""The search space around a preset: which of its values a sweep may move, and how far."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from clinfuse.errors import ConfigError
+from clinfuse.presets import RANGES, Preset
+
+JITTER_RANGE_MM = (0.0, 10.0)
+AXIS_RANGES: dict[str, tuple[float, float]] = {**RANGES, "jitter_mm": JITTER_RANGE_MM}
+SCALES = ("linear", "log", "int")
+
+# name: (factor below, factor above) of the preset's own value, searched on a log scale
+FACTORS: dict[str, tuple[float, float]] = {
+    "alpha": (1 / 3, 3.0),
+    "beta": (1 / 3, 3.0),
+    "gamma": (1 / 3, 3.0),
+    "eta": (0.1, 10.0),
+    "eta_u": (0.1, 10.0),
+}
+# name: (low, high) searched linearly, whatever the preset says
+SPANS: dict[str, tuple[float, float]] = {"kappa": (0.0, 12.0), "jitter_mm": (0.0, 2.0)}
+# values of 0 have no multiples: the linear span that is searched instead
+ZERO_SPAN = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Axis:
+    """One searched value.
+
+    Attributes:
+        name: a preset's value (alpha … steps) or jitter_mm, the amplitude of the jitter ensemble in mm.
+        low, high: ends of the range, in the value's own unit, both included.
+        scale: "linear", "log" (low > 0) or "int".
+
+    Raises:
+        ConfigError: unknown name (nearest offered), empty range, log scale from 0, or outside what is possible.
+    """
+
+    name: str
+    low: float
+    high: float
+    scale: str = "linear"
+
+    def __post_init__(self) -> None:
+        if self.name not in AXIS_RANGES:
+            near = difflib.get_close_matches(self.name, AXIS_RANGES, n=3, cutoff=0.3) or sorted(AXIS_RANGES)
+            raise ConfigError(
+                "no such value to search", expected=f"for example {', '.join(near)}", found=self.name
+            )
+        floor, ceiling = AXIS_RANGES[self.name]
+        usable = all(isinstance(v, int | float) and math.isfinite(v) for v in (self.low, self.high))
+        if not usable or not floor <= self.low < self.high <= ceiling:
+            raise ConfigError(
+                f"the range of {self.name} is empty or outside what is possible",
+                expected=f"{floor:g} <= low < high <= {ceiling:g}",
+                found=f"low={self.low!r}, high={self.high!r}",
+            )
+        if self.scale not in SCALES or (self.scale == "log" and self.low <= 0):
+            raise ConfigError(
+                f"the scale of {self.name} cannot be used",
+                expected=f"one of {', '.join(SCALES)}; log needs low > 0",
+                found=f"scale={self.scale!r}, low={self.low:g}",
+            )
+        if (self.scale == "int") != (self.name == "steps"):
+            raise ConfigError(
+                f"{self.name} has the wrong scale", expected="int for steps only", found=self.scale
+            )
+
+    def clip(self, value: float) -> float:
+        """The nearest value inside the range."""
+        inside = min(max(float(value), self.low), self.high)
+        return round(inside) if self.scale == "int" else inside
+
+    def at(self, fraction: float) -> float:
+        """The value at a fraction in [0, 1] of the way from low to high, on the axis's scale."""
+        if self.scale == "log":
+            return self.low * (self.high / self.low) ** fraction
+        value = self.low + (self.high - self.low) * fraction
+        return round(value) if self.scale == "int" else value
+
+    def fraction(self, value: float) -> float:
+        """The inverse of `at`."""
+        if self.scale == "log":
+            return math.log(value / self.low) / math.log(self.high / self.low)
+        return (value - self.low) / (self.high - self.low)
+
+    def distribution(self) -> Any:
+        """The axis as Optuna's distribution."""
+        from optuna.distributions import FloatDistribution, IntDistribution
+
+        if self.scale == "int":
+            return IntDistribution(int(self.low), int(self.high))
+        return FloatDistribution(self.low, self.high, log=self.scale == "log")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Space:
+    """The axes searched around one preset; every other value stays the preset's own.
+
+    Attributes:
+        base: the preset.
+        axes: at least one, names unique.
+    """
+
+    base: Preset
+    axes: tuple[Axis, ...]
+
+    def __post_init__(self) -> None:
+        names = [axis.name for axis in self.axes]
+        if not names or len(set(names)) != len(names):
+            raise ConfigError(
+                f"the search space of {self.base.name!r} cannot be used",
+                expected="at least one value to search, none twice",
+                found=", ".join(names) or "nothing",
+            )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the searched values, in order."""
+        return tuple(axis.name for axis in self.axes)
+
+    def distributions(self) -> dict[str, Any]:
+        """Optuna's distributions by name."""
+        return {axis.name: axis.distribution() for axis in self.axes}
+
+    def origin(self) -> dict[str, float]:
+        """The preset's own position, clipped into the ranges; jitter starts at its lowest amplitude."""
+        own = {**self.base.as_dict(), "jitter_mm": 0.0}
+        return {axis.name: axis.clip(own[axis.name]) for axis in self.axes}
+
+    def starts(self) -> list[dict[str, float]]:
+        """The first trials: the preset itself, then neighbours that lean to brain, to bone, to more guidance."""
+        own = self.origin()
+        points = [own]
+        for leaning in (("alpha", "beta"), ("beta", "alpha"), ("eta", "")):
+            point = dict(own)
+            for name, shift in zip(leaning, (0.25, -0.25), strict=True):
+                if name in point:
+                    axis = next(a for a in self.axes if a.name == name)
+                    point[name] = axis.at(min(max(axis.fraction(own[name]) + shift, 0.0), 1.0))
+            if point not in points:
+                points.append(point)
+        return points
+
+    def preset(self, values: Mapping[str, float]) -> Preset:
+        """The preset with these values in place of its own (jitter_mm is no part of a preset)."""
+        changes: dict[str, Any] = {k: float(v) for k, v in values.items() if k in RANGES}
+        if "steps" in changes:
+            changes["steps"] = round(changes["steps"])
+        return self.base.changed(**changes)
+
+    def to_json(self) -> str:
+        """JSON text that `space_from_json` reads back."""
+        return json.dumps({"base": self.base.as_dict(), "axes": [asdict(a) for a in self.axes]}, indent=1)
+
+
+def space_from_json(text: str) -> Space:
+    """The space that `Space.to_json` wrote.
+
+    Raises:
+        ConfigError: not JSON, wrong form, or impossible values.
+    """
+    try:
+        data = json.loads(text)
+        base, axes = data["base"], data["axes"]
+        return Space(base=Preset(**base), axes=tuple(Axis(**axis) for axis in axes))
+    except (ValueError, KeyError, TypeError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(
+            "the search space cannot be read", found=f"{type(error).__name__}: {error}"
+        ) from error
+
+
+def space_around(preset: Preset, overrides: Mapping[str, Axis | None] | None = None) -> Space:
+    """The space around a preset: multiples of its weights and strengths, spans of κ and jitter.
+
+    Args:
+        preset: the clinical priority whose neighbourhood is searched.
+        overrides: by name, another range for a value, one more value to search, or None to keep it fixed.
+
+    Raises:
+        ConfigError: an override that cannot be used.
+    """
+    axes: dict[str, Axis | None] = {name: _multiples(preset, name) for name in FACTORS}
+    axes |= {name: Axis(name=name, low=low, high=high) for name, (low, high) in SPANS.items()}
+    axes |= dict(overrides or {})
+    return Space(base=preset, axes=tuple(axis for axis in axes.values() if axis is not None))
+
+
+def _multiples(preset: Preset, name: str) -> Axis:
+    value, (below, above) = float(getattr(preset, name)), FACTORS[name]
+    if value == 0:
+        return Axis(name=name, low=0.0, high=ZERO_SPAN)
+    ceiling = AXIS_RANGES[name][1]
+    return Axis(name=name, low=value * below, high=min(value * above, ceiling), scale="log")
+
+
+def parse_axis(text: str) -> tuple[str, Axis | None]:
+    """An override from the command line: `eta=0.1..5:log`, `kappa=0..8`, `steps=4..50`, or `jitter_mm=fixed`.
+
+    Raises:
+        ConfigError: another form, or an impossible range.
+    """
+    name, _, rest = text.partition("=")
+    name = name.strip()
+    if rest.strip() == "fixed":
+        return name, None
+    span, _, scale = rest.partition(":")
+    low, dots, high = span.partition("..")
+    try:
+        ends = float(low), float(high)
+    except ValueError:
+        dots = ""
+    if not dots:
+        raise ConfigError(
+            "the range has the wrong form", expected="NAME=LOW..HIGH[:log] or NAME=fixed", found=text
+        )
+    default = "int" if name == "steps" else "linear"
+    return name, Axis(name=name, low=ends[0], high=ends[1], scale=scale.strip() or default)

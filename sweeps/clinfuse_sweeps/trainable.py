@@ -1,0 +1,132 @@
+"""The resident worker: a Tune trainable that loads model and cases once and then takes trial after trial."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from ray import tune
+
+from clinfuse.errors import ClinfuseError
+from clinfuse_sweeps.trials import RECORD
+
+
+@dataclass(frozen=True, kw_only=True)
+class Suggestion:
+    """What one trial is to try.
+
+    Attributes:
+        preset: name of the preset whose study asked.
+        number: the trial's number in that study.
+        params: value of every searched axis, in its own unit.
+    """
+
+    preset: str
+    number: int
+    params: Mapping[str, float]
+
+
+class Evaluator(Protocol):
+    """What a worker holds: it can score a suggestion on each of its cases.
+
+    `score` returns metrics by name (a metric that does not apply is NaN) and must depend only on its arguments,
+    so that any worker gives the same answer. It may raise: the trial is then recorded as failed.
+    """
+
+    @property
+    def cases(self) -> int:
+        """How many cases a full trial visits."""
+        ...
+
+    def score(self, suggestion: Suggestion, case: int) -> dict[str, float]:
+        """Metrics of the suggestion on one case, by index."""
+        ...
+
+
+class EvaluatorRecipe(Protocol):
+    """Small and picklable: travels to the worker, which builds its evaluator there."""
+
+    def __call__(self) -> Evaluator:
+        """Load what is needed and return the evaluator."""
+        ...
+
+
+def mean_metrics(scores: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Mean over the cases in which the metric has a value; NaN where none has."""
+    names = list(dict.fromkeys(name for score in scores for name in score))
+    means = {}
+    for name in names:
+        values = [s[name] for s in scores if name in s and not math.isnan(s[name])]
+        means[name] = sum(values) / len(values) if values else math.nan
+    return means
+
+
+def describe(error: Exception) -> str:
+    """What went wrong, without paths or names: our own errors in full, others by kind and place."""
+    if isinstance(error, ClinfuseError):
+        return str(error)
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    place = f" in {trace.tb_frame.f_code.co_name}" if trace is not None else ""
+    return f"{type(error).__name__}{place}"
+
+
+class TrialWorker(tune.Trainable):
+    """Scores one suggestion: all cases in one step, or a case a step when trials may be stopped early."""
+
+    def setup(  # type: ignore[override]
+        self, config: dict[str, Any], recipe: EvaluatorRecipe, case_by_case: bool = False
+    ) -> None:
+        """Build the evaluator; happens once per worker, since workers are reused."""
+        self.evaluator, self.case_by_case = recipe(), case_by_case
+        self._begin(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Take the next suggestion without loading anything again."""
+        self._begin(new_config)
+        return True
+
+    def _begin(self, config: Mapping[str, Any]) -> None:
+        self.suggestion = Suggestion(
+            preset=config["preset"], number=config["number"], params=dict(config["params"])
+        )
+        self.scores: list[dict[str, float]] = []
+        self.seconds = 0.0
+
+    def step(self) -> dict[str, Any]:
+        """Score the next case, or all that remain; a failure is a result, so that the worker lives on."""
+        total = self.evaluator.cases
+        upto = len(self.scores) + 1 if self.case_by_case else total
+        start, error = time.perf_counter(), ""
+        try:
+            while len(self.scores) < upto:
+                self.scores.append(self.evaluator.score(self.suggestion, len(self.scores)))
+        except Exception as problem:
+            error = describe(problem)
+        self.seconds += time.perf_counter() - start
+        done = bool(error) or len(self.scores) >= total
+        return {RECORD: json.dumps(self._record(error, done)), "done": done}
+
+    # as one JSON text: Tune flattens nested results, which would lose lists and names with slashes
+    def _record(self, error: str, done: bool) -> dict[str, Any]:
+        metrics = mean_metrics(self.scores)
+        metrics["seconds_per_case"] = self.seconds / max(len(self.scores), 1)
+        return {
+            "state": "failed" if error else "complete" if done else "running",
+            "error": error,
+            "metrics": metrics,
+            "scores": self.scores,
+            "cases": len(self.scores),
+            "seconds": self.seconds,
+        }
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Nothing to keep: an interrupted trial starts anew."""
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        """Nothing to restore."""
