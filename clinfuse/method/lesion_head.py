@@ -44,14 +44,14 @@ class LesionHead(nn.Module):
             norm="INSTANCE",
         )
 
-    def logits(self, image: Tensor) -> Tensor:
+    def forward(self, image: Tensor) -> Tensor:
         """(B, 1, *S) in [0, 1] → logits (B, 1, *S), any size."""
         padded, undo = pad_to_multiple(image, 2 ** (len(self.config.channels) - 1))
         return self.net(2 * padded - 1)[undo]
 
-    def forward(self, image: Tensor) -> Tensor:
-        """(B, 1, *S) in [0, 1] → probability (B, 1, *S)."""
-        return torch.sigmoid(self.logits(image))
+    def probability(self, image: Tensor) -> Tensor:
+        """(B, 1, *S) in [0, 1] → probability of lesion (B, 1, *S)."""
+        return torch.sigmoid(self(image))
 
     def freeze(self) -> LesionHead:
         """No more training: gradients pass through to the image, never into the weights."""

@@ -91,7 +91,7 @@ def roi_terms(fused: Tensor, reference: RoiReference, lesion_head: LesionHead | 
         zero = torch.zeros_like(brain)
         absent = torch.zeros_like(brain, dtype=torch.bool)
         return RoiTerms(brain=brain, bone=bone, dice=zero, nsd=zero, hd=zero, lesion_present=absent)
-    predicted = lesion_head(fused)
+    predicted = lesion_head.probability(fused)
     return RoiTerms(
         brain=brain,
         bone=bone,

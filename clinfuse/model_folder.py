@@ -1,0 +1,216 @@
+"""Model folders: the Hugging Face layout in safetensors and JSON, written in one atomic step, checked when read.
+
+model_index.json  denoiser/  lesion_head/  scheduler/  members/1 …  calibration.json  presets.yaml
+README.md (model card)  metadata.json (hash of every file, value ranges, intended use)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from clinfuse import RESEARCH_USE, __version__
+from clinfuse.errors import ModelFolderError
+from clinfuse.method.calibration import Calibration
+from clinfuse.method.denoiser import Denoiser, DenoiserConfig
+from clinfuse.method.diffusion import DiffusionConfig
+from clinfuse.method.lesion_head import LesionHead, LesionHeadConfig
+from clinfuse.presets import dump_presets, parse_presets
+
+if TYPE_CHECKING:
+    from clinfuse.pipeline import FusionPipeline
+
+FORMAT = 1
+WEIGHTS = "model.safetensors"
+
+
+def save_pipeline(pipeline: FusionPipeline, path: Path) -> Path:
+    """Write aside, then rename: a reader sees the old folder or the new one, never a part."""
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
+    aside.mkdir(parents=True)
+    try:
+        _write_parts(pipeline, aside)
+        _swap(aside, path)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    pipeline.model_hash = _read_json(path / "metadata.json")["model_hash"]
+    return path
+
+
+def _write_parts(pipeline: FusionPipeline, folder: Path) -> None:
+    places = ["denoiser", *(f"members/{i}" for i in range(1, len(pipeline.members)))]
+    for place, member in zip(places, pipeline.members, strict=True):
+        _save_module(member, asdict(member.config), folder / place)
+    if pipeline.lesion_head is not None:
+        _save_module(pipeline.lesion_head, asdict(pipeline.lesion_head.config), folder / "lesion_head")
+    _write_json(folder / "scheduler" / "config.json", asdict(pipeline.diffusion))
+    if pipeline.calibration is not None:
+        _write_json(folder / "calibration.json", pipeline.calibration.to_dict())
+    (folder / "presets.yaml").write_text(dump_presets(pipeline.presets), encoding="utf-8")
+    (folder / "README.md").write_text(model_card(pipeline), encoding="utf-8")
+    index = {
+        "_class_name": "FusionPipeline",
+        "_library": f"clinfuse {__version__}",
+        "format": FORMAT,
+        "kind": pipeline.kind,
+        "student_steps": pipeline.student_steps,
+        "members": places,
+        "lesion_head": "lesion_head" if pipeline.lesion_head is not None else None,
+    }
+    _write_json(folder / "model_index.json", index)
+    files = {p.relative_to(folder).as_posix(): _sha256(p) for p in sorted(folder.rglob("*")) if p.is_file()}
+    weights = "".join(h for name, h in files.items() if name.endswith((".safetensors", "config.json")))
+    facts = {
+        "model_hash": hashlib.sha256(weights.encode()).hexdigest()[:16],
+        "files": files,
+        "axes": "D inferior to superior, H posterior to anterior, W left to right (RAS+)",
+        "value_range": [0.0, 1.0],
+        "intended_use": RESEARCH_USE,
+        "facts": pipeline.metadata,
+    }
+    _write_json(folder / "metadata.json", facts)
+
+
+def load_pipeline(path: Path, device: str = "cpu") -> FusionPipeline:
+    """Read a model folder.
+
+    Raises:
+        ModelFolderError: missing, of another library or format, incomplete, or a file differs from its recorded hash.
+    """
+    from clinfuse.pipeline import FusionPipeline
+
+    index = _checked_index(path)
+    facts = _checked_files(path)
+    try:
+        diffusion = DiffusionConfig(**_read_json(path / "scheduler" / "config.json"))
+        members = [_load_denoiser(path / place, diffusion) for place in index["members"]]
+        head = _load_head(path / index["lesion_head"]) if index["lesion_head"] else None
+        calibration = path / "calibration.json"
+        return FusionPipeline(
+            members=[m.to(device) for m in members],
+            lesion_head=head.to(device) if head is not None else None,
+            diffusion=diffusion,
+            kind=index["kind"],
+            student_steps=index["student_steps"],
+            presets=parse_presets((path / "presets.yaml").read_text(encoding="utf-8")),
+            calibration=Calibration.from_dict(_read_json(calibration)) if calibration.is_file() else None,
+            metadata=facts["facts"],
+            model_hash=facts["model_hash"],
+        )
+    except (KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        raise ModelFolderError(
+            "the model folder does not fit together", found=type(error).__name__, todo="export it again"
+        ) from error
+
+
+def _checked_index(path: Path) -> dict[str, Any]:
+    if not (path / "model_index.json").is_file():
+        raise ModelFolderError(
+            "no model here", expected="a folder with model_index.json", todo="give the model folder of a run"
+        )
+    index = _read_json(path / "model_index.json")
+    if index.get("_class_name") != "FusionPipeline" or index.get("format") != FORMAT:
+        raise ModelFolderError(
+            "not a clinfuse model of this format",
+            expected=f"FusionPipeline, format {FORMAT}",
+            found=f"{index.get('_class_name')}, format {index.get('format')}",
+        )
+    return index
+
+
+def _checked_files(path: Path) -> dict[str, Any]:
+    facts = _read_json(path / "metadata.json")
+    for name, recorded in facts.get("files", {}).items():
+        file = path / name
+        if not file.is_file() or _sha256(file) != recorded:
+            raise ModelFolderError(
+                f"{name} is missing or was changed",
+                expected=f"sha256 {recorded[:12]}…",
+                found="another content" if file.is_file() else "no file",
+                todo="copy the whole model folder again",
+            )
+    return facts
+
+
+def _save_module(module: nn.Module, config: dict[str, Any], folder: Path) -> None:
+    _write_json(folder / "config.json", config)
+    save_file({k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}, folder / WEIGHTS)
+
+
+def _load_denoiser(folder: Path, diffusion: DiffusionConfig) -> Denoiser:
+    denoiser = Denoiser(DenoiserConfig(**_tuples(_read_json(folder / "config.json"))), diffusion)
+    denoiser.load_state_dict(load_file(folder / WEIGHTS))
+    return denoiser
+
+
+def _load_head(folder: Path) -> LesionHead:
+    head = LesionHead(LesionHeadConfig(**_tuples(_read_json(folder / "config.json"))))
+    head.load_state_dict(load_file(folder / WEIGHTS))
+    return head
+
+
+def _swap(aside: Path, path: Path) -> None:
+    if not path.exists():
+        os.replace(aside, path)
+        return
+    old = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.old")
+    os.replace(path, old)
+    os.replace(aside, path)
+    shutil.rmtree(old)
+
+
+def _tuples(values: dict[str, Any]) -> dict[str, Any]:
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelFolderError(
+            f"{path.name} cannot be read", found=type(error).__name__, todo="copy the model folder again"
+        ) from error
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(values, indent=2, sort_keys=True), encoding="utf-8")
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def model_card(pipeline: FusionPipeline) -> str:
+    """A short model card in Markdown from the pipeline's own facts."""
+    facts = "\n".join(f"- {key}: {value}" for key, value in sorted(pipeline.metadata.items()))
+    sort = (
+        "guided teacher" if pipeline.kind == "teacher" else f"{pipeline.student_steps}-step distilled student"
+    )
+    calibrated = "calibrated on validation cases" if pipeline.calibration else "not calibrated, relative only"
+    return f"""---
+library_name: clinfuse
+license: apache-2.0
+---
+# clinfuse fusion model
+
+**{RESEARCH_USE}**
+
+A {sort} of {len(pipeline.members)} member(s) for fusing co-registered head images (MRI with CT, SPECT or PET).
+Uncertainty: {calibrated}. Presets: {", ".join(sorted(pipeline.presets))}.
+
+Use: `FusionPipeline.from_pretrained(folder)(case, preset="balanced")`, or `clinfuse fuse --model folder …`.
+
+## Facts
+{facts or "- none recorded"}
+"""

@@ -1,0 +1,393 @@
+"""FusionPipeline: from a case to the fused image with its uncertainty; the one way to use a model.
+
+Legend: D, H, W as in clinfuse.case. A 2D model treats the axial slices as its batch, a 3D model the whole volume.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clinfuse import RESEARCH_USE, __version__
+from clinfuse.case import Case, FloatArray
+from clinfuse.errors import ConfigError
+from clinfuse.method.calibration import Calibration
+from clinfuse.method.denoiser import Denoiser, Inputs, pad_to_multiple
+from clinfuse.method.diffusion import DiffusionConfig
+from clinfuse.method.guidance import GuidanceConfig, Guide
+from clinfuse.method.jitter import JitterConfig, apply, draw
+from clinfuse.method.lesion_head import LesionHead
+from clinfuse.method.roi_loss import roi_reference
+from clinfuse.method.sampler import sample
+from clinfuse.method.uncertainty import HALF_SATURATION, saturating
+from clinfuse.presets import Preset, find_preset, load_presets
+
+SLICE_BATCH = 16
+HEAD_LEVEL = 0.03
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemberSample:
+    """One member's answer: fused (D, H, W) in [0, 1], aleatoric variance (D, H, W), and which draw it was."""
+
+    fused: FloatArray
+    variance: FloatArray
+    residual_energy: float
+    member: int
+    sample: int
+    jitter: int
+    steps: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class FusionResult:
+    """The fused image and what is known of its error, all (D, H, W) float32.
+
+    Attributes:
+        fused: F in [0, 1].
+        uncertainty: calibrated probability-like doubt in [0, 1]; without calibration std/(std + 0.05), said in info.
+        interval: half width of the 90 % conformal interval in image units, or None without calibration.
+        aleatoric, epistemic, registration: variances in image units².
+        info: the JSON sidecar's content.
+    """
+
+    fused: FloatArray
+    uncertainty: FloatArray
+    interval: FloatArray | None
+    aleatoric: FloatArray
+    epistemic: FloatArray
+    registration: FloatArray
+    info: dict[str, Any]
+
+    @property
+    def std(self) -> FloatArray:
+        """Total predicted standard deviation, image units."""
+        return np.sqrt(self.aleatoric + self.epistemic + self.registration, dtype=np.float32)
+
+
+@dataclass
+class FusionPipeline:
+    """Members, lesion head, presets and calibration of one model.
+
+    Attributes:
+        members: denoisers; one for a single model, K for an ensemble.
+        lesion_head: frozen Ŝ, or None (then no lesion guidance).
+        diffusion: noise schedule and sampler.
+        kind: "teacher" (guided, many steps) or "student" (distilled, few steps, no gradients).
+        student_steps: sampler steps of a student.
+        presets: those that callers may name.
+        calibration: map from predicted standard deviation to calibrated uncertainty, or None.
+        metadata: model card facts (recipe, data, seeds), JSON-able.
+        model_hash: of the weights; set by saving and loading.
+    """
+
+    members: list[Denoiser]
+    lesion_head: LesionHead | None
+    diffusion: DiffusionConfig
+    kind: str = "teacher"
+    student_steps: int = 4
+    presets: dict[str, Preset] = field(default_factory=load_presets)
+    calibration: Calibration | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+    model_hash: str = "unsaved"
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("teacher", "student") or not self.members:
+            raise ConfigError("not a pipeline", expected="teacher or student with members", found=self.kind)
+        for member in self.members:
+            member.eval().requires_grad_(False)
+        if self.lesion_head is not None:
+            self.lesion_head.freeze()
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, device: str = "cpu") -> FusionPipeline:
+        """Load a model folder; every file is checked against its recorded hash.
+
+        Raises:
+            ModelFolderError: missing, corrupted or foreign folder.
+        """
+        from clinfuse.model_folder import load_pipeline
+
+        return load_pipeline(Path(path), device)
+
+    def save_pretrained(self, path: str | Path) -> Path:
+        """Write the model folder (Hugging Face layout, safetensors and JSON) in one atomic step."""
+        from clinfuse.model_folder import save_pipeline
+
+        return save_pipeline(self, Path(path))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the members live."""
+        return next(self.members[0].parameters()).device
+
+    @property
+    def spatial_dims(self) -> int:
+        """2 or 3."""
+        return self.members[0].config.spatial_dims
+
+    def resolve_preset(self, preset: str | Preset) -> Preset:
+        """A preset by name or as it is."""
+        return find_preset(self.presets, preset) if isinstance(preset, str) else preset
+
+    def __call__(
+        self,
+        case: Case,
+        preset: str | Preset = "balanced",
+        *,
+        steps: int | None = None,
+        seed: int = 0,
+        members: int | None = None,
+        samples: int = 1,
+        jitters: int = 0,
+        guided: bool | None = None,
+        guidance: GuidanceConfig | None = None,
+        jitter: JitterConfig | None = None,
+        progress: Progress | None = None,
+    ) -> FusionResult:
+        """Fuse one case.
+
+        Args:
+            case: validated case.
+            preset: name or Preset.
+            steps: reverse steps; default the preset's for a teacher, `student_steps` for a student.
+            seed: of all noise and jitter; the same seed gives the same image.
+            members: how many ensemble members to ask; default all.
+            samples: noise draws per member.
+            jitters: further draws with the companion warped, for registration uncertainty.
+            guided: gradients on or off; default on for a teacher, off for a student.
+            guidance: gradient kind, clip and start.
+            jitter: amplitudes of those draws.
+            progress: called with (done, all) draws.
+        """
+        count = len(self.members) if members is None else members
+        if not 1 <= count <= len(self.members):
+            raise ConfigError("members", expected=f"1 to {len(self.members)}", found=str(members))
+        draws = [(m, s, j) for m in range(count) for s in range(samples) for j in range(jitters + 1)]
+        done = []
+        for m, s, j in draws:
+            done.append(
+                self.sample_member(
+                    case,
+                    m,
+                    preset,
+                    steps=steps,
+                    seed=seed,
+                    sample_index=s,
+                    jitter_index=j,
+                    guided=guided,
+                    guidance=guidance,
+                    jitter=jitter,
+                )
+            )
+            if progress is not None:
+                progress(len(done), len(draws))
+        return self.combine(done, case, preset, asked=count, seed=seed)
+
+    def sample_member(
+        self,
+        case: Case,
+        member: int,
+        preset: str | Preset = "balanced",
+        *,
+        steps: int | None = None,
+        seed: int = 0,
+        sample_index: int = 0,
+        jitter_index: int = 0,
+        guided: bool | None = None,
+        guidance: GuidanceConfig | None = None,
+        jitter: JitterConfig | None = None,
+    ) -> MemberSample:
+        """One member's draw; independent of every other draw, so that replicas can share the work."""
+        preset = self.resolve_preset(preset)
+        guided = self.kind == "teacher" if guided is None else guided
+        steps = steps or (preset.steps if self.kind == "teacher" else self.student_steps)
+        warped = self._jittered(case, jitter_index, seed, jitter or JitterConfig())
+        batches = [
+            self._sample_batch(
+                batch, case, member, preset, steps, _seed(seed, member, sample_index), guided, guidance
+            )
+            for batch in self._batches(case, warped, preset)
+        ]
+        fused, variance, residual = (np.concatenate(parts) for parts in zip(*batches, strict=True))
+        return MemberSample(
+            fused=fused,
+            variance=variance,
+            residual_energy=float(np.mean(residual**2)),
+            member=member,
+            sample=sample_index,
+            jitter=jitter_index,
+            steps=steps,
+        )
+
+    def combine(
+        self, samples: Sequence[MemberSample], case: Case, preset: str | Preset, *, asked: int, seed: int
+    ) -> FusionResult:
+        """Mean image and the law of total variance over members, draws and jitters (Section 3.4).
+
+        Args:
+            samples: answers that arrived; at least one.
+            asked: members asked; fewer answering marks the result degraded.
+        """
+        if not samples:
+            raise ConfigError("no member answered", expected="at least one sample", found="none")
+        preset = self.resolve_preset(preset)
+        samples = sorted(samples, key=lambda s: (s.member, s.sample, s.jitter))
+        fused = np.mean([s.fused for s in samples], axis=0, dtype=np.float32)
+        aleatoric = np.mean([s.variance for s in samples], axis=0, dtype=np.float32)
+        registration = _within(samples, lambda s: (s.member, s.sample))
+        aleatoric = aleatoric + _within([s for s in samples if s.jitter == 0], lambda s: (s.member,))
+        epistemic = _between(samples, lambda s: s.member)
+        std = np.sqrt(aleatoric + epistemic + registration)
+        members = sorted({s.member for s in samples})
+        return FusionResult(
+            fused=np.clip(fused, 0, 1),
+            uncertainty=self._uncertainty(std),
+            interval=None if self.calibration is None else self.calibration.interval(std, _rois(case)),
+            aleatoric=aleatoric,
+            epistemic=epistemic,
+            registration=registration,
+            info=self._info(samples, members, asked, case, preset, seed),
+        )
+
+    def _uncertainty(self, std: FloatArray) -> FloatArray:
+        if self.calibration is not None:
+            return np.asarray(self.calibration.uncertainty(std), dtype=np.float32)
+        return (std / (std + HALF_SATURATION)).astype(np.float32)
+
+    def _info(
+        self,
+        samples: Sequence[MemberSample],
+        members: list[int],
+        asked: int,
+        case: Case,
+        preset: Preset,
+        seed: int,
+    ) -> dict[str, Any]:
+        calibrated = self.calibration is not None
+        return {
+            "case_id": case.case_id,
+            "model_hash": self.model_hash,
+            "model_kind": self.kind,
+            "preset": preset.name,
+            "weights": {k: v for k, v in preset.as_dict().items() if k not in ("name", "description")},
+            "seed": seed,
+            "steps": samples[0].steps,
+            "draws": len(samples),
+            "members_asked": asked,
+            "members_answered": len(members),
+            "members": members,
+            "degraded": len(members) < asked,
+            "residual_energy": float(np.mean([s.residual_energy for s in samples])),
+            "lesion_reference": "present" if case.has_lesion else "absent",
+            "units": {
+                "fused": "relative intensity, 0 to 1",
+                "uncertainty": "calibrated, 0 to 1" if calibrated else "uncalibrated std/(std + 0.05)",
+                "interval": "half width of the conformal interval, relative intensity"
+                if calibrated
+                else None,
+            },
+            "modalities": list(case.modalities),
+            "simulated_companion": bool(case.attrs.get("simulated", False)),
+            "software": f"clinfuse {__version__}",
+            "notice": RESEARCH_USE,
+        }
+
+    def _jittered(self, case: Case, index: int, seed: int, config: JitterConfig) -> Tensor:
+        companion = torch.from_numpy(case.companion)[None, None]
+        if index == 0:
+            return companion[0, 0]
+        generator = torch.Generator().manual_seed(_seed(seed, index, -1))
+        return apply(draw(config, generator, 3), companion, case.spacing)[0, 0]
+
+    def _batches(self, case: Case, companion: Tensor, preset: Preset) -> list[Inputs]:
+        """The case as model inputs: axial slices in batches of 16 (2D), or the volume (3D)."""
+        images = [torch.from_numpy(case.anatomy), companion.float()]
+        masks = torch.stack([torch.from_numpy(m.astype(np.float32)) for m in case.masks.values()])
+        if self.spatial_dims == 3:
+            stacked = [i[None, None] for i in images] + [masks[None]]
+        else:
+            stacked = [i[:, None] for i in images] + [masks.transpose(0, 1)]
+        batches = []
+        for start in range(0, len(stacked[0]), SLICE_BATCH):
+            anatomy, other, rois = (s[start : start + SLICE_BATCH].to(self.device) for s in stacked)
+            vector = torch.tensor([preset.vector], device=self.device).expand(len(anatomy), -1)
+            batches.append(Inputs(anatomy, other, rois, vector))
+        return batches
+
+    def _sample_batch(
+        self,
+        batch: Inputs,
+        case: Case,
+        member: int,
+        preset: Preset,
+        steps: int,
+        seed: int,
+        guided: bool,
+        guidance: GuidanceConfig | None,
+    ) -> tuple[FloatArray, FloatArray, FloatArray]:
+        denoiser = self.members[member]
+        padded: list[Tensor] = []
+        undo: tuple[slice, ...] = ()
+        for part in batch[:3]:
+            grown, undo = pad_to_multiple(part, denoiser.config.multiple)
+            padded.append(grown)
+        inputs = Inputs(padded[0], padded[1], padded[2], batch.vector)
+        done = sample(
+            [denoiser],
+            inputs,
+            diffusion=self.diffusion,
+            steps=steps,
+            generators=[torch.Generator(self.device).manual_seed(seed) for _ in range(len(inputs.anatomy))],
+            guide=self._guide(inputs, case, preset, guidance) if guided else None,
+        )
+        parts = (done.fused[undo], done.variance[undo], done.residual[undo])
+        drop = (0, 1) if self.spatial_dims == 3 else (1,)
+        fused, variance, residual = (p.squeeze(drop).cpu().numpy() for p in parts)
+        return fused, variance, residual
+
+    def _guide(self, inputs: Inputs, case: Case, preset: Preset, config: GuidanceConfig | None) -> Guide:
+        spacing = case.spacing[-self.spatial_dims :]
+        reference = roi_reference(inputs.anatomy, inputs.companion, inputs.masks, spacing, preset.tau_mm)
+        head = ((inputs.anatomy > HEAD_LEVEL) | (inputs.companion > HEAD_LEVEL)).float()
+        return Guide(
+            reference=reference,
+            lesion_head=self.lesion_head,
+            preset=preset,
+            head_mask=head,
+            config=config or GuidanceConfig(),
+            uncertainty_map=saturating if self.calibration is None else self.calibration.uncertainty_torch,
+        )
+
+
+def _seed(*parts: int) -> int:
+    """A 63-bit seed from integers, the same on every machine."""
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def _rois(case: Case) -> dict[str, Any]:
+    return dict(case.masks)
+
+
+def _groups(samples: Sequence[MemberSample], key: Callable[[MemberSample], Any]) -> list[FloatArray]:
+    names = sorted({key(s) for s in samples})
+    return [np.stack([s.fused for s in samples if key(s) == name]) for name in names]
+
+
+def _within(samples: Sequence[MemberSample], key: Callable[[MemberSample], Any]) -> FloatArray:
+    """Mean over groups of the variance inside each group."""
+    return np.mean([g.var(axis=0) for g in _groups(samples, key)], axis=0, dtype=np.float32)
+
+
+def _between(samples: Sequence[MemberSample], key: Callable[[MemberSample], Any]) -> FloatArray:
+    """Variance of the groups' means."""
+    return np.var([g.mean(axis=0) for g in _groups(samples, key)], axis=0, dtype=np.float32)

@@ -1,0 +1,202 @@
+"""Training configuration: one frozen dataclass, four recipes that differ in size only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
+
+from clinfuse.errors import ConfigError
+from clinfuse.method.denoiser import DenoiserConfig
+from clinfuse.method.diffusion import DiffusionConfig
+from clinfuse.method.jitter import JitterConfig
+from clinfuse.method.lesion_head import LesionHeadConfig
+
+STUDENT_STEPS = (1, 2, 4)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Everything that decides a training run.
+
+    Attributes:
+        recipe: name it started from.
+        seed: of weights, data order and noise.
+        batch_size: crops per worker and step.
+        crop: voxels per axis of a training crop, one entry per spatial dimension; multiples of the denoiser's.
+        lesion_steps, denoiser_steps, member_steps: optimiser steps of lesion head, denoiser, each further member.
+        learning_rate: peak of a cosine decay with warm-up, AdamW.
+        roi_weight: λ_roi of Eq. 3.
+        variance_weight: weight of the log-variance likelihood (aleatoric uncertainty).
+        residual_weight: penalty on what is in neither source.
+        jitter_share: share of crops whose companion is warped while the target stays aligned, 0 to 1.
+        tau_mm: border tolerance of the lesion terms while training, mm.
+        student_steps: sampler steps of the student, 1, 2 or 4.
+        distill_iterations: optimiser steps of the student.
+        distill_batches: batches of guided-teacher targets per worker.
+        teacher_steps: guided reverse steps per target.
+        score_weight: weight of the score-distillation refinement; 0 leaves it out.
+    """
+
+    recipe: str = "cpu-debug"
+    seed: int = 0
+    batch_size: int = 4
+    crop: tuple[int, ...] = (48, 48)
+    lesion_steps: int = 30
+    denoiser_steps: int = 40
+    member_steps: int = 20
+    learning_rate: float = 2e-3
+    roi_weight: float = 0.05
+    variance_weight: float = 0.01
+    residual_weight: float = 0.02
+    jitter_share: float = 0.5
+    tau_mm: float = 2.0
+    student_steps: int = 4
+    distill_iterations: int = 20
+    distill_batches: int = 2
+    teacher_steps: int = 4
+    score_weight: float = 0.1
+    denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
+    lesion_head: LesionHeadConfig = field(default_factory=LesionHeadConfig)
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    jitter: JitterConfig = field(default_factory=JitterConfig)
+
+    def __post_init__(self) -> None:
+        dims, multiple = self.denoiser.spatial_dims, self.denoiser.multiple
+        if len(self.crop) != dims or any(n % multiple or n < 16 for n in self.crop):
+            raise ConfigError(
+                "crop does not fit the denoiser",
+                expected=f"{dims} multiples of {multiple}, 16 or more",
+                found=str(self.crop),
+            )
+        if self.lesion_head.spatial_dims != dims:
+            raise ConfigError("lesion head and denoiser differ in dimensions", expected=str(dims))
+        if self.student_steps not in STUDENT_STEPS:
+            raise ConfigError("student_steps", expected="1, 2 or 4", found=str(self.student_steps))
+        for name in ("batch_size", "lesion_steps", "denoiser_steps", "distill_iterations", "teacher_steps"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be positive", expected=">= 1", found=str(getattr(self, name)))
+
+    @property
+    def spatial_dims(self) -> int:
+        """2 (axial slices) or 3 (volumes)."""
+        return self.denoiser.spatial_dims
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able, read back by `from_dict`."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:
+        """The configuration saved with a run or checkpoint.
+
+        Raises:
+            ConfigError: unknown keys or impossible values.
+        """
+        return _build(cls, values)
+
+    def changed(self, changes: Mapping[str, Any]) -> TrainConfig:
+        """Some values changed; nested ones by dotted names, e.g. {"denoiser.anchor_std": 0.1}."""
+        values = self.to_dict()
+        for key, value in changes.items():
+            *path, leaf = key.split(".")
+            place: Any = values
+            for part in path:
+                place = place.get(part, {})
+            if leaf not in place:
+                raise ConfigError("no such training option", expected=", ".join(sorted(values)), found=key)
+            place[leaf] = value
+        return self.from_dict(values)
+
+
+def _build(cls: type[Any], values: Mapping[str, Any]) -> Any:
+    known = {f.name: f for f in fields(cls)}
+    unknown = sorted(set(values) - set(known))
+    if unknown:
+        raise ConfigError(
+            "unknown training option", expected=", ".join(sorted(known)), found=", ".join(unknown)
+        )
+    parts = {
+        "denoiser": DenoiserConfig,
+        "lesion_head": LesionHeadConfig,
+        "diffusion": DiffusionConfig,
+        "jitter": JitterConfig,
+    }
+    made = {}
+    for name, value in values.items():
+        nested = isinstance(value, Mapping) and name in parts
+        made[name] = (
+            _build(parts[name], value) if nested else tuple(value) if isinstance(value, list) else value
+        )
+    return cls(**made)
+
+
+def cpu_debug() -> TrainConfig:
+    """Seconds on two cores, through the same path as the real runs."""
+    return TrainConfig(recipe="cpu-debug", denoiser=DenoiserConfig(channels=(16, 32), encoder_channels=4))
+
+
+def cpu_small() -> TrainConfig:
+    """Minutes on two cores, axial slices."""
+    return TrainConfig(
+        recipe="cpu-small",
+        batch_size=8,
+        crop=(96, 96),
+        lesion_steps=160,
+        denoiser_steps=200,
+        member_steps=80,
+        distill_iterations=80,
+        distill_batches=5,
+        teacher_steps=12,
+        denoiser=DenoiserConfig(channels=(16, 32, 48)),
+    )
+
+
+def gpu_2d() -> TrainConfig:
+    """Axial slices at full size on one or more GPUs, a night."""
+    return replace(
+        cpu_small(),
+        recipe="gpu-2d",
+        batch_size=32,
+        crop=(192, 192),
+        lesion_steps=10_000,
+        denoiser_steps=60_000,
+        member_steps=30_000,
+        learning_rate=3e-4,
+        distill_iterations=20_000,
+        distill_batches=500,
+        teacher_steps=50,
+        denoiser=DenoiserConfig(channels=(64, 128, 192), encoder_channels=16),
+        lesion_head=LesionHeadConfig(channels=(32, 64, 128, 256)),
+    )
+
+
+def gpu_3d() -> TrainConfig:
+    """Volumes on one or more large GPUs."""
+    return replace(
+        gpu_2d(),
+        recipe="gpu-3d",
+        batch_size=2,
+        crop=(96, 96, 96),
+        denoiser=DenoiserConfig(spatial_dims=3, channels=(48, 96, 144), encoder_channels=16),
+        lesion_head=LesionHeadConfig(spatial_dims=3, channels=(16, 32, 64, 128)),
+    )
+
+
+RECIPES: dict[str, Callable[[], TrainConfig]] = {
+    "cpu-debug": cpu_debug,
+    "cpu-small": cpu_small,
+    "gpu-2d": gpu_2d,
+    "gpu-3d": gpu_3d,
+}
+
+
+def recipe(name: str, **changes: Any) -> TrainConfig:
+    """A named recipe with some values changed.
+
+    Raises:
+        ConfigError: no such recipe or option.
+    """
+    if name not in RECIPES:
+        raise ConfigError("no such recipe", expected=", ".join(RECIPES), found=repr(name))
+    return RECIPES[name]().changed(changes)

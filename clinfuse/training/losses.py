@@ -1,0 +1,170 @@
+"""The three training objectives: lesion head, denoiser (Eq. 3) and student (Section 3.5).
+
+A batch is a dict of float32 tensors (B, 1, *S): anatomy, companion, aligned (the companion without its misregistration
+where it is known, else the companion), brain, bone, lesion; and "spacing" (B, d) in mm. Each factory returns
+loss(module, batch, generator) → (scalar, logs); `module` may be wrapped for distributed training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from clinfuse.method.denoiser import Denoiser, Estimate, Inputs, to_image, to_latent
+from clinfuse.method.diffusion import add_noise, alphas_cumprod, make_scheduler
+from clinfuse.method.jitter import apply, draw
+from clinfuse.method.lesion_head import LesionHead, segmentation_loss
+from clinfuse.method.prior import fusion_prior
+from clinfuse.method.roi_loss import RoiWeights, composite, roi_reference, roi_terms
+from clinfuse.training.config import TrainConfig
+
+Batch = dict[str, Tensor]
+LossFn = Callable[[nn.Module, Batch, torch.Generator], tuple[Tensor, dict[str, float]]]
+SNR_RANGE = (0.2, 5.0)
+
+
+def lesion_head_loss(config: TrainConfig) -> LossFn:
+    """Segmentation of MRI, companion and fusion prior alike, one of the three drawn per sample."""
+
+    def loss(module: nn.Module, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        fused = fusion_prior(*_aligned_sources(batch), draw_vectors(len(batch["anatomy"]), generator))
+        choice = torch.randint(3, (len(fused), 1, *[1] * (fused.ndim - 2)), generator=generator).to(
+            fused.device
+        )
+        image = torch.where(choice == 0, batch["anatomy"], torch.where(choice == 1, batch["aligned"], fused))
+        gamma = torch.exp(0.3 * torch.randn(choice.shape, generator=generator)).to(fused)
+        value = segmentation_loss(module(image.clamp_min(1e-4) ** gamma), batch["lesion"])
+        return value, {"segmentation": float(value.detach())}
+
+    return loss
+
+
+def denoiser_loss(config: TrainConfig, lesion_head: LesionHead | None) -> LossFn:
+    """Eq. 3: E‖ε − ε_θ‖² + λ_roi·E[L_ROI], with the log-variance likelihood and the residual penalty.
+
+    ‖ε − ε̂‖² equals SNR·‖x₀ − x̂₀‖²; the weight is held within [0.2, 5] (min-SNR, Hang et al., ICCV 2023), and L_ROI
+    counts with (1 + 3ᾱ_t)/4, so that very noisy t do not dominate.
+    """
+    alpha_bars = alphas_cumprod(config.diffusion)
+    levels = config.denoiser.levels
+
+    def loss(module: nn.Module, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        device = batch["anatomy"].device
+        vector = draw_vectors(len(batch["anatomy"]), generator).to(device)
+        target = fusion_prior(*_aligned_sources(batch), vector)
+        inputs = Inputs(batch["anatomy"], jittered_companion(batch, config, generator), masks(batch), vector)
+        x_0 = to_latent(target, levels)
+        timesteps = torch.randint(config.diffusion.train_timesteps, (len(x_0),), generator=generator)
+        alpha_bar = alpha_bars[timesteps].to(device)
+        noise = torch.randn(x_0.shape, generator=generator).to(device)
+        estimate = module(add_noise(x_0, noise, alpha_bar), timesteps.to(device), inputs)
+        squared = (estimate.x_0 - x_0).square()
+        snr = (alpha_bar / (1 - alpha_bar)).clamp(*SNR_RANGE)
+        simple = (snr * squared.flatten(1).mean(dim=1)).mean()
+        total = simple + config.residual_weight * estimate.residual.square().mean()
+        total = total + config.variance_weight * variance_likelihood(estimate, squared)
+        logs = {"simple": float(simple.detach())}
+        if config.roi_weight:
+            roi, terms = _roi(estimate, batch, vector, config, lesion_head)
+            total = total + config.roi_weight * ((1 + 3 * alpha_bar) / 4 * roi).mean()
+            logs |= terms
+        return total, logs | {"loss": float(total.detach())}
+
+    return loss
+
+
+def student_loss(config: TrainConfig, teacher: Denoiser, lesion_head: LesionHead | None) -> LossFn:
+    """Distillation of the guided teacher into few steps without gradients at inference (Section 3.5).
+
+    The batch also holds "teacher" (B, 1, *S), the guided teacher's F, and "vector" (B, 6). At each of the student's own
+    timesteps its estimate must equal F (consistency to the trajectory's end, Song et al., ICML 2023); L_ROI amortises
+    guidance; and the score-distillation refinement pulls the estimate, noised again, to the teacher's own denoising.
+    """
+    alpha_bars = alphas_cumprod(config.diffusion)
+    levels = config.denoiser.levels
+    own_steps = torch.as_tensor(make_scheduler(config.diffusion, config.student_steps).timesteps)
+
+    def loss(module: nn.Module, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        device = batch["anatomy"].device
+        inputs = Inputs(batch["anatomy"], batch["companion"], masks(batch), batch["vector"])
+        x_0 = to_latent(batch["teacher"], levels)
+        timesteps = own_steps[torch.randint(len(own_steps), (len(x_0),), generator=generator)]
+        noise = torch.randn(x_0.shape, generator=generator).to(device)
+        x_t = add_noise(x_0, noise, alpha_bars[timesteps].to(device))
+        estimate = module(x_t, timesteps.to(device), inputs)
+        squared = (estimate.x_0 - x_0).square()
+        consistency = squared.mean()
+        total = consistency + config.variance_weight * variance_likelihood(estimate, squared)
+        logs = {"consistency": float(consistency.detach())}
+        if config.roi_weight:
+            roi, terms = _roi(estimate, batch, batch["vector"], config, lesion_head)
+            total = total + config.roi_weight * roi.mean()
+            logs |= terms
+        if config.score_weight:
+            total = total + config.score_weight * score_refinement(
+                estimate, inputs, teacher, alpha_bars, generator
+            )
+        return total, logs | {"loss": float(total.detach())}
+
+    return loss
+
+
+def score_refinement(
+    estimate: Estimate, inputs: Inputs, teacher: Denoiser, alpha_bars: Tensor, generator: torch.Generator
+) -> Tensor:
+    """Mean squared gap between the student's estimate and the teacher's denoising of it, noised at a random level.
+
+    Reference: score distillation, Poole et al., DreamFusion, ICLR 2023, Eq. 3, in its x₀ form.
+    """
+    x_0 = estimate.x_0
+    timesteps = torch.randint(len(alpha_bars) // 2, (len(x_0),), generator=generator)
+    noise = torch.randn(x_0.shape, generator=generator).to(x_0)
+    with torch.no_grad():
+        x_t = add_noise(x_0, noise, alpha_bars[timesteps].to(x_0))
+        wanted = teacher(x_t, timesteps.to(x_0.device), inputs).x_0
+    return (x_0 - wanted).square().mean()
+
+
+def variance_likelihood(estimate: Estimate, squared: Tensor) -> Tensor:
+    """Gaussian negative log-likelihood of the error, which trains the log variance alone (Nix, Weigend 1994)."""
+    return 0.5 * (squared.detach() * torch.exp(-estimate.log_variance) + estimate.log_variance).mean()
+
+
+def draw_vectors(count: int, generator: torch.Generator) -> Tensor:
+    """Random preset vectors (count, 6), uniform on both simplices, so that one model serves every preset."""
+    exponential = -torch.rand((count, 2, 3), generator=generator).clamp_min(1e-6).log()
+    return (exponential / exponential.sum(dim=2, keepdim=True)).flatten(1)
+
+
+def jittered_companion(batch: Batch, config: TrainConfig, generator: torch.Generator) -> Tensor:
+    """The companion as seen in the clinic: a share of the samples warped by a drawn jitter, the rest as stored."""
+    if config.jitter_share == 0:
+        return batch["companion"]
+    warped = []
+    for i in range(len(batch["companion"])):
+        lucky = float(torch.rand((), generator=generator)) >= config.jitter_share
+        warp = draw(config.jitter, generator, config.spatial_dims)
+        spacing = tuple(batch["spacing"][i].tolist())
+        warped.append(batch["companion"][i] if lucky else apply(warp, batch["aligned"][i], spacing))
+    return torch.stack(warped)
+
+
+def masks(batch: Batch) -> Tensor:
+    """(B, 3, *S): brain, bone, lesion."""
+    return torch.cat([batch["brain"], batch["bone"], batch["lesion"]], dim=1)
+
+
+def _aligned_sources(batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    return batch["anatomy"], batch["aligned"], batch["brain"], batch["bone"], batch["lesion"]
+
+
+def _roi(
+    estimate: Estimate, batch: Batch, vector: Tensor, config: TrainConfig, lesion_head: LesionHead | None
+) -> tuple[Tensor, dict[str, float]]:
+    fused = to_image(estimate.x_0, config.denoiser.levels).clamp(-0.5, 1.5)
+    spacing = tuple(batch["spacing"][0].tolist())
+    reference = roi_reference(batch["anatomy"], batch["aligned"], masks(batch), spacing, config.tau_mm)
+    terms = roi_terms(fused, reference, lesion_head)
+    return composite(terms, RoiWeights.from_vector(vector)), terms.means()
