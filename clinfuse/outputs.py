@@ -201,8 +201,7 @@ def _check_grid(key: str, volume: FloatArray, case: Case) -> None:
 def _png(array: NDArray[Any], case: Case, *, wide: bool) -> bytes:
     from PIL import Image
 
-    slice_2d = np.squeeze(array)
-    if slice_2d.ndim != 2:
+    if array.ndim != 3 or array.shape[2] != 1:
         raise InputError(
             "PNG can hold one slice only",
             expected="a case of one slice",
@@ -211,7 +210,7 @@ def _png(array: NDArray[Any], case: Case, *, wide: bool) -> bytes:
             todo="ask for NIfTI",
         )
     top, kind = (65535, np.uint16) if wide else (255, np.uint8)
-    pixels = np.round(np.clip(slice_2d, 0, 1) * top).astype(kind)
+    pixels = np.ascontiguousarray(np.round(np.clip(array[:, :, 0].T, 0, 1) * top).astype(kind))
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
     return buffer.getvalue()

@@ -1,0 +1,243 @@
+"""The HTTP application: routes, form parsing, replies; runs under Ray Serve or any ASGI server."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from contextlib import ExitStack
+from http import HTTPStatus
+from importlib import resources
+from typing import Annotated, Any
+
+from fastapi import FastAPI, File, Form, Request, Response, UploadFile
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, PlainTextResponse
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+
+from clinfuse import RESEARCH_USE, __version__
+from clinfuse.errors import ClinfuseError
+from clinfuse.outputs import bundle
+from clinfuse_serve import metrics, monai_label, problems, security
+from clinfuse_serve.middleware import Guard
+from clinfuse_serve.problems import Problem, ProblemError
+from clinfuse_serve.schemas import ExampleRow, FuseParams, FuseReply, Health, ModelRow, PresetBody, PresetRow
+from clinfuse_serve.service import Answer, FusionService
+from clinfuse_serve.uploads import received
+
+PROBLEMS: dict[int | str, dict[str, Any]] = {
+    status: {"description": text, "content": {problems.MEDIA_TYPE: {"schema": {"type": "object"}}}}
+    for status, text in {
+        401: "no token, or a wrong one",
+        410: "the case is no longer kept; send the images again",
+        413: "larger than this service takes",
+        422: "input that cannot be used: expected, found, to do",
+        429: "the queue is full; see Retry-After",
+        503: "no member answered; says which are missing",
+    }.items()
+}
+MEDIA = {".json": "application/json", ".png": "image/png", ".nii": "application/octet-stream"}
+Upload = Annotated[UploadFile | None, File(description="NIfTI (.nii, .nii.gz) or PNG")]
+
+
+def build_application(
+    service: FusionService, *, digest: str | None = None, loopback_only: bool = True
+) -> FastAPI:
+    """The application around a service.
+
+    Args:
+        service: does the work.
+        digest: SHA-256 of the token, or None for a service without one.
+        loopback_only: refuse requests addressed to another host's name.
+    """
+    app = FastAPI(
+        title="clinfuse",
+        version=__version__,
+        description=f"Fusion of co-registered head images. {RESEARCH_USE}",
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.add_middleware(Guard, gate=service.gate, digest=digest, loopback_only=loopback_only)
+    _add_handlers(app, service)
+    _add_information(app, service)
+    _add_fuse(app, service)
+    monai_label.add_routes(app, service)
+    return app
+
+
+def viewer_page() -> str:
+    """The viewer: one self-contained page."""
+    return resources.files("clinfuse_serve").joinpath("viewer.html").read_text(encoding="utf-8")
+
+
+def _add_information(app: FastAPI, service: FusionService) -> None:
+    page = viewer_page()
+    policy = security.content_security_policy(page)
+
+    @app.get("/", response_class=HTMLResponse, include_in_schema=False)
+    async def viewer() -> HTMLResponse:
+        return HTMLResponse(page, headers={"Content-Security-Policy": policy})
+
+    @app.get("/healthz", responses={503: PROBLEMS[503]})
+    async def healthz(response: Response) -> Health:
+        """Whether the service can answer, and with how many members."""
+        health = await service.health()
+        if health.status == "down":
+            response.status_code = HTTPStatus.SERVICE_UNAVAILABLE
+        return health
+
+    @app.get("/metrics", response_class=PlainTextResponse)
+    async def prometheus() -> PlainTextResponse:
+        """Numbers of all aggregator replicas, in Prometheus' text form."""
+        text = metrics.to_text(metrics.merge(await service.metrics_snapshots()))
+        return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
+
+    @app.get("/v1/presets", responses={401: PROBLEMS[401]})
+    async def presets() -> list[PresetRow]:
+        """All presets with their values and a sentence for a clinician."""
+        return await service.preset_rows()
+
+    @app.put("/v1/presets/{name}", responses={k: PROBLEMS[k] for k in (401, 422)})
+    async def put_preset(name: str, body: PresetBody) -> PresetRow:
+        """Set a preset on every replica, at once and until the service stops."""
+        return PresetRow(**(await service.change_preset(body.preset(name))).as_dict())
+
+    @app.get("/v1/models", responses={401: PROBLEMS[401]})
+    async def models() -> list[ModelRow]:
+        """The model that is served."""
+        return [await service.model_row()]
+
+    @app.get("/v1/examples", responses={401: PROBLEMS[401]})
+    async def examples() -> list[ExampleRow]:
+        """Cases offered for trying out."""
+        return await service.example_rows()
+
+
+def _add_fuse(app: FastAPI, service: FusionService) -> None:
+    @app.post(
+        "/v1/fuse",
+        response_model=FuseReply,
+        responses={
+            200: {
+                "description": "one image, a zip of all files, or facts",
+                "content": {
+                    "application/gzip": {},
+                    "application/octet-stream": {},
+                    "image/png": {},
+                    "application/zip": {},
+                },
+            },
+            **PROBLEMS,
+        },
+    )
+    async def fuse(
+        request: Request,
+        params: Annotated[str, Form(description="JSON, see schema FuseParams")] = "{}",
+        anatomy: Upload = None,
+        companion: Upload = None,
+        brain: Upload = None,
+        bone: Upload = None,
+        lesion: Upload = None,
+    ) -> Response:
+        """Fuse one pair of images; every reply says how many members answered."""
+        uploads = {"anatomy": anatomy, "companion": companion, "brain": brain, "bone": bone, "lesion": lesion}
+        return await answer_fuse(service, parse_params(params), uploads)
+
+
+async def fuse_uploads(
+    service: FusionService, params: FuseParams, uploads: Mapping[str, UploadFile | None]
+) -> Answer:
+    """Fuse what was uploaded."""
+    streams = {role: upload.file for role, upload in uploads.items() if upload is not None}
+    with ExitStack() as stack:
+        files = await asyncio.to_thread(stack.enter_context, received(streams, service.limits.voxels))
+        return await service.fuse(params, files)
+
+
+async def answer_fuse(
+    service: FusionService, params: FuseParams, uploads: Mapping[str, UploadFile | None]
+) -> Response:
+    """Fuse and make the reply that was asked for."""
+    answer = await fuse_uploads(service, params, uploads)
+    if params.output == "json":
+        body = service.reply(answer).model_dump_json().encode()
+        return Response(body, media_type="application/json", headers=reply_headers(answer))
+    files_out = await service.encode(answer, params)
+    if params.output == "bundle":
+        name, data, media = f"{answer.kept.token}.zip", bundle(files_out), "application/zip"
+    else:
+        if params.image not in files_out:
+            raise ProblemError(
+                Problem(
+                    status=422,
+                    title=f"this model gives no {params.image} map",
+                    expected="a calibrated model",
+                    found="a model without calibration",
+                    todo="run `clinfuse calibrate` on the model, or ask for another map",
+                )
+            )
+        name, data = files_out[params.image]
+        media = "application/gzip" if name.endswith(".gz") else MEDIA[name[name.rindex(".") :]]
+    disposition = {"Content-Disposition": f'attachment; filename="{name}"'}
+    return Response(data, media_type=media, headers={**reply_headers(answer), **disposition})
+
+
+def reply_headers(answer: Answer) -> dict[str, str]:
+    """What every fused reply says about itself."""
+    timing = ", ".join(f"{name};dur={value * 1000:.1f}" for name, value in answer.seconds.items())
+    return {
+        "X-Clinfuse-Case": answer.kept.token,
+        "X-Clinfuse-Members": f"{answer.used}/{answer.asked}",
+        "X-Clinfuse-Degraded": "true" if answer.degraded else "false",
+        "X-Clinfuse-Simulated": "true" if answer.kept.case.attrs.get("simulated") else "false",
+        "X-Research-Use": RESEARCH_USE,
+        "Server-Timing": timing,
+    }
+
+
+def parse_params(text: str) -> FuseParams:
+    """The checked parameters; ProblemError 422 says which field is wrong and how."""
+    try:
+        return FuseParams.model_validate_json(text)
+    except ValidationError as error:
+        raise ProblemError(_invalid("params cannot be used", error.errors())) from error
+
+
+def _invalid(title: str, errors: Any) -> Problem:
+    rows = [{"field": ".".join(map(str, row["loc"])), "problem": row["msg"]} for row in errors[:20]]
+    found = "; ".join(f"{row['field'] or 'body'}: {row['problem']}" for row in rows)
+    return Problem(
+        status=422,
+        title=title,
+        expected="what /openapi.json describes",
+        found=found,
+        todo="correct the fields named",
+        more={"fields": rows},
+    )
+
+
+def _add_handlers(app: FastAPI, service: FusionService) -> None:
+    def respond(request: Request, problem: Problem) -> Response:
+        request_id = getattr(request.state, "request_id", "")
+        return Response(
+            problem.body(request_id),
+            status_code=problem.status,
+            media_type=problems.MEDIA_TYPE,
+            headers=problem.headers,
+        )
+
+    @app.exception_handler(RequestValidationError)
+    async def wrong_form(request: Request, error: RequestValidationError) -> Response:
+        return respond(request, _invalid("the request cannot be used", error.errors()))
+
+    @app.exception_handler(HTTPException)
+    async def plain(request: Request, error: HTTPException) -> Response:
+        if error.status_code == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+            return respond(request, problems.too_large(service.limits.body_bytes))
+        title = HTTPStatus(error.status_code).phrase.lower()
+        headers = dict(error.headers or {})
+        return respond(request, Problem(status=error.status_code, title=title, headers=headers))
+
+    @app.exception_handler(ClinfuseError)
+    async def ours(request: Request, error: ClinfuseError) -> Response:
+        return respond(request, problems.from_error(error))

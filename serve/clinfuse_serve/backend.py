@@ -1,0 +1,139 @@
+"""Where members run: the promises every backend keeps, and the one that runs them in this process."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from clinfuse.case import Case
+from clinfuse.presets import Preset
+
+if TYPE_CHECKING:
+    from clinfuse.pipeline import FusionPipeline, MemberSample
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """What every asked member is to draw: plain data, the same for all members.
+
+    Attributes:
+        preset: weights and strengths.
+        steps: sampler steps, None for the model's own.
+        seed: of the whole request; members, samples and jitters derive their own from it.
+        draws: (sample, jitter) pairs.
+        guided: gradient guidance on, off, or as the model's kind has it (None).
+    """
+
+    preset: Preset
+    steps: int | None = None
+    seed: int = 0
+    draws: tuple[tuple[int, int], ...] = ((0, 0),)
+    guided: bool | None = None
+
+
+@dataclass
+class Gathered:
+    """Answers of the members: all samples, and why members are missing."""
+
+    samples: list[MemberSample] = field(default_factory=list)
+    missing: dict[int, str] = field(default_factory=dict)
+
+
+class Backend(Protocol):
+    """Runs members. Promises: `sample` never raises for a member's failure, it reports it in `missing`;
+    answers come in member order, whatever order they arrived in; cancelling the call cancels the members' work.
+    """
+
+    members: int
+
+    async def hold(self, case: Case) -> Any:
+        """A reference to the case that `sample` takes; cheap to use often."""
+
+    async def sample(self, held: Any, order: Order, members: Sequence[int], deadline_s: float) -> Gathered:
+        """Ask members, all at once."""
+
+    async def up(self) -> list[bool]:
+        """Which members are up."""
+
+    async def tell_presets(self, changes: Mapping[str, Any]) -> None:
+        """Tell every other replica of changed presets."""
+
+    async def learn_presets(self) -> Mapping[str, Any]:
+        """Presets that other replicas know of."""
+
+    async def snapshots(self, own: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+        """Metric snapshots of all aggregator replicas, this one's included."""
+
+
+def run_order(pipeline: FusionPipeline, case: Case, member: int, order: Order) -> list[MemberSample]:
+    """All draws of one member, one after another."""
+    return [
+        pipeline.sample_member(
+            case,
+            member,
+            order.preset,
+            steps=order.steps,
+            seed=order.seed,
+            sample=sample,
+            jitter=jitter,
+            guided=order.guided,
+        )
+        for sample, jitter in order.draws
+    ]
+
+
+async def gather(calls: Mapping[int, Awaitable[list[MemberSample]]], deadline_s: float) -> Gathered:
+    """Wait for members up to a deadline; failures and latecomers become `missing`."""
+    tasks = {member: asyncio.ensure_future(call) for member, call in calls.items()}
+    try:
+        await asyncio.wait(tasks.values(), timeout=deadline_s)
+    finally:
+        for task in tasks.values():
+            task.cancel()
+    gathered = Gathered()
+    for member, task in sorted(tasks.items()):
+        if not task.done() or task.cancelled():
+            gathered.missing[member] = "no answer before the deadline"
+        elif (error := task.exception()) is not None:
+            gathered.missing[member] = f"failed: {type(error).__name__}"
+        else:
+            gathered.samples += task.result()
+    return gathered
+
+
+class LocalBackend:
+    """Members in this process, one after another in a thread: no Ray, no failover."""
+
+    def __init__(self, pipeline: FusionPipeline) -> None:
+        self.pipeline, self.members = pipeline, len(pipeline.members)
+        self._lock = asyncio.Lock()
+
+    async def hold(self, case: Case) -> Case:
+        """The case itself."""
+        return case
+
+    async def sample(self, held: Case, order: Order, members: Sequence[int], deadline_s: float) -> Gathered:
+        """Run the members in turn."""
+
+        async def one(member: int) -> list[MemberSample]:
+            async with self._lock:
+                return await asyncio.to_thread(run_order, self.pipeline, held, member, order)
+
+        return await gather({member: one(member) for member in members}, deadline_s)
+
+    async def up(self) -> list[bool]:
+        """Always all."""
+        return [True] * self.members
+
+    async def tell_presets(self, changes: Mapping[str, Any]) -> None:
+        """Nobody else to tell."""
+
+    async def learn_presets(self) -> Mapping[str, Any]:
+        """Nobody else to ask."""
+        return {}
+
+    async def snapshots(self, own: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+        """Only this process."""
+        return [own]

@@ -1,0 +1,243 @@
+"""Start and stop the service on a running Ray: used by `clinfuse serve`, the demo and the tests."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from clinfuse.errors import ClinfuseError, ConfigError
+from clinfuse_serve.limits import Limits
+from clinfuse_serve.security import (
+    check_token,
+    is_loopback,
+    require_token_beyond_loopback,
+    token_digest,
+)
+
+APP = "clinfuse"
+
+
+@dataclass
+class ServeHandle:
+    """A running service.
+
+    Attributes:
+        url: where it answers.
+        app: name of the Serve application.
+        own: whether Serve itself was started here, and is shut down with the service.
+    """
+
+    url: str
+    app: str = APP
+    own: bool = True
+    _stopped: bool = field(default=False, repr=False)
+
+    def stop(self) -> None:
+        """Stop the service; calling it again does nothing."""
+        if self._stopped:
+            return
+        from ray import serve
+
+        self._stopped = True
+        with _quiet():
+            serve.delete(self.app)
+            if self.own:
+                serve.shutdown()
+
+    def __enter__(self) -> ServeHandle:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+def start(
+    model_dir: str | Path,
+    members: int | None = None,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    token: str | None = None,
+    *,
+    aggregators: int = 2,
+    limits: Limits | None = None,
+    examples: str | Path | None = None,
+    threads: int | None = None,
+    device: str = "cpu",
+    app: str = APP,
+    certificate: tuple[str, str] | None = None,
+) -> ServeHandle:
+    """Deploy a model and return once it answers.
+
+    Args:
+        model_dir: model folder (students for an answer within a second).
+        members: how many of the folder's members to serve; default all.
+        host, port: where to listen; port 0 picks a free one.
+        token: asked of every client; needed beyond loopback.
+        aggregators: replicas of the HTTP front; two, so that one may die.
+        limits: bounds of each front replica.
+        examples: prepared store with cases for trying out.
+        threads: torch threads per member; default the machine's cores shared among members.
+        device: "cpu" or "cuda".
+        certificate: (certificate file, key file) for HTTPS.
+
+    Raises:
+        ConfigError: no token beyond loopback, a port in use, more members than the model has.
+        ModelFolderError: the folder holds no usable model.
+        ClinfuseError: Ray is not running, or the deployment failed.
+    """
+    import ray
+
+    require_token_beyond_loopback(host, token)
+    if not ray.is_initialized():
+        raise ClinfuseError("Ray is not running; start it first (the command `clinfuse serve` does)")
+    count = checked_members(model_dir, members)
+    port = free_port(host) if port == 0 else port
+    own = start_proxy(host, port, certificate)
+    from clinfuse_serve.members import Settings
+
+    settings = Settings(
+        app=app,
+        model=str(Path(model_dir).resolve()) if "://" not in str(model_dir) else str(model_dir),
+        model_name=Path(model_dir).name,
+        members=count,
+        threads=threads or max(1, (os.cpu_count() or 1) // count),
+        limits=limits or Limits(),
+        secret=secrets.token_bytes(32),
+        digest=token_digest(check_token(token)) if token is not None else None,
+        loopback_only=is_loopback(host) and token is None,
+        examples=str(Path(examples).resolve()) if examples is not None else None,
+        device=device,
+    )
+    _run(settings, aggregators, own)
+    scheme = "https" if certificate else "http"
+    shown = "127.0.0.1" if host in ("0.0.0.0", "::") else host
+    return ServeHandle(f"{scheme}://{shown}:{port}", app, own)
+
+
+def _run(settings: Any, aggregators: int, own: bool) -> None:
+    from ray import serve
+
+    from clinfuse_serve.members import build
+
+    try:
+        with _quiet():
+            serve.run(build(settings, aggregators), name=settings.app, route_prefix="/")
+    except RuntimeError as error:
+        with _quiet():
+            serve.delete(settings.app)
+            if own:
+                serve.shutdown()
+        raise ClinfuseError(f"the service did not start: {_last_line(str(error))}") from error
+
+
+def checked_members(model_dir: str | Path, members: int | None) -> int:
+    """How many members to serve; reads the model folder, so a wrong one fails before Ray starts anything."""
+    from clinfuse.pipeline import FusionPipeline
+
+    there = len(FusionPipeline.from_pretrained(model_dir).members)
+    if members is not None and not 1 <= members <= there:
+        raise ConfigError(
+            "the model does not have that many members",
+            expected=f"1 to {there}",
+            found=str(members),
+            todo="make more with `clinfuse ensemble`",
+        )
+    return members or there
+
+
+def start_proxy(host: str, port: int, certificate: tuple[str, str] | None = None) -> bool:
+    """Start Serve with its HTTP proxy there; False if Serve already runs on this cluster at that place.
+
+    Raises:
+        ConfigError: the port is taken, or Serve runs already but listens elsewhere.
+    """
+    from ray import serve
+
+    running = serve_address()
+    if running is not None:
+        if running != (host, port):
+            raise ConfigError(
+                "Ray Serve runs already on this cluster at another place",
+                expected=f"{running[0]}:{running[1]}",
+                found=f"{host}:{port}",
+                todo="use that host and port, or stop it with `serve shutdown`",
+            )
+        return False
+    check_port(host, port)
+    options: dict[str, Any] = {"host": host, "port": port}
+    if certificate:
+        options |= {"ssl_certfile": certificate[0], "ssl_keyfile": certificate[1]}
+    with _quiet():
+        serve.start(
+            http_options=options,
+            proxy_location="HeadOnly" if is_loopback(host) else "EveryNode",
+            logging_config={"log_level": "WARNING", "enable_access_log": False},
+        )
+    return True
+
+
+def serve_address() -> tuple[str, int] | None:
+    """Host and port of a Serve that runs on this cluster already."""
+    import ray
+    from ray import serve
+
+    try:
+        with _quiet():
+            status = serve.status()
+    except ray.exceptions.RayError:
+        return None
+    if not status.proxies:
+        return None
+    from ray.serve.context import _get_global_client
+
+    client = _get_global_client(raise_if_no_controller_running=False)
+    return (client.http_config.host, client.http_config.port) if client else None
+
+
+def free_port(host: str) -> int:
+    """A port nobody listens on."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
+
+
+def check_port(host: str, port: int) -> None:
+    """Refuse a port that is taken or not a port; said before Ray spends half a minute."""
+    if not 1 <= port <= 65535:
+        raise ConfigError("not a port", expected="0 to 65535", found=str(port))
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ConfigError(
+                "cannot listen there",
+                expected="a free port on an address of this machine",
+                found=f"{host}:{port} ({error.strerror})",
+                todo="choose another with --port, or --port 0 for any",
+            ) from error
+
+
+def _last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else "no reason given"
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Serve's own chatter off; its warnings stay."""
+    logger = logging.getLogger("ray.serve")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,110 @@
+"""Prepared cases kept for a while, so that a changed preset costs only the sampler's steps.
+
+Tokens are keyed hashes of the uploaded bytes: pseudonyms that nobody without the service's secret can link, and
+equal on every aggregator replica, so that the same images sent to another replica give the same token.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from clinfuse.case import Case
+from clinfuse.errors import InputError
+
+
+@dataclass
+class KeptCase:
+    """One prepared case.
+
+    Attributes:
+        token: what a client says to use it again; also the case id.
+        case: the prepared case.
+        kind: how the anatomy image came in: "nifti" or "png".
+        held: the backend's own reference to the case (e.g. in the object store).
+    """
+
+    token: str
+    case: Case
+    kind: str = "nifti"
+    held: Any = None
+    used: float = field(default_factory=time.monotonic)
+
+    @property
+    def bytes(self) -> int:
+        """Memory of its arrays."""
+        return self.case.anatomy.nbytes * 2 + sum(mask.nbytes for mask in self.case.masks.values())
+
+
+def case_token(secret: bytes, files: Mapping[str, Path]) -> str:
+    """Pseudonym of a set of uploads: `case` and 20 hexadecimal digits of a keyed hash over roles and bytes."""
+    total = hmac.new(secret, digestmod=hashlib.sha256)
+    for role in sorted(files):
+        total.update(f"{role}:{files[role].stat().st_size}:".encode())
+        with files[role].open("rb") as stream:
+            while piece := stream.read(1 << 20):
+                total.update(piece)
+    return f"case{total.hexdigest()[:20]}"
+
+
+class KeptCases:
+    """The most recently used cases within a bound of bytes and of idle seconds."""
+
+    def __init__(
+        self, max_bytes: int, max_idle_s: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.max_bytes, self.max_idle_s, self.clock = max_bytes, max_idle_s, clock
+        self._cases: OrderedDict[str, KeptCase] = OrderedDict()
+
+    def get(self, token: str) -> KeptCase | None:
+        """The case of that token, which is then the last to go; None if it is not kept."""
+        self._forget_idle()
+        kept = self._cases.get(token)
+        if kept is not None:
+            kept.used = self.clock()
+            self._cases.move_to_end(token)
+        return kept
+
+    def put(self, kept: KeptCase) -> None:
+        """Keep a case; the least recently used go until all fit (one too large for all is not kept)."""
+        kept.used = self.clock()
+        self._cases[kept.token] = kept
+        self._cases.move_to_end(kept.token)
+        self._forget_idle()
+        while self._cases and self.bytes > self.max_bytes:
+            self._cases.popitem(last=False)
+
+    @property
+    def bytes(self) -> int:
+        """Memory of all kept cases."""
+        return sum(kept.bytes for kept in self._cases.values())
+
+    def __len__(self) -> int:
+        return len(self._cases)
+
+    def _forget_idle(self) -> None:
+        limit = self.clock() - self.max_idle_s
+        for token in [t for t, kept in self._cases.items() if kept.used < limit]:
+            del self._cases[token]
+
+
+def check_roles(files: Mapping[str, Any]) -> None:
+    """Refuse a request without both images.
+
+    Raises:
+        InputError: anatomy or companion is missing.
+    """
+    missing = [role for role in ("anatomy", "companion") if role not in files]
+    if missing:
+        raise InputError(
+            f"the {' and the '.join(missing)} image is missing",
+            expected="form files 'anatomy' and 'companion', or params.case, or params.example",
+            found=", ".join(sorted(files)) or "no file",
+            todo="send both images of the pair",
+        )

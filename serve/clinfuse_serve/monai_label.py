@@ -1,0 +1,125 @@
+"""MONAI Label's HTTP shape, so that a client of that protocol (3D Slicer's plug-in) can ask for a fused image.
+
+The protocol sends one image (`file`) or names one in the server's store (`image`), and at most one more file
+(`label`). Here `image` names an example case, or `file` is the anatomy image and `label` (or `companion`) the
+companion image. The reply is multipart/form-data with the parts `params` and `file`, as that client expects.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+from uuid import uuid4
+
+from fastapi import File, Form, Response, UploadFile
+
+from clinfuse import RESEARCH_USE, __version__
+from clinfuse.errors import InputError
+from clinfuse_serve.problems import Problem, ProblemError
+from clinfuse_serve.schemas import FuseParams
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from clinfuse_serve.service import FusionService
+
+MODEL = "clinfuse"
+Upload = Annotated[UploadFile | None, File()]
+
+
+def add_routes(app: FastAPI, service: FusionService) -> None:
+    """GET /info/ and POST /infer/{model}."""
+    from clinfuse_serve.application import PROBLEMS, fuse_uploads, parse_params, reply_headers
+
+    @app.get("/info", include_in_schema=False)
+    @app.get("/info/", tags=["MONAI Label"], responses={401: PROBLEMS[401]})
+    async def info() -> dict[str, Any]:
+        """The server's models in MONAI Label's words."""
+        presets = [row.name for row in await service.preset_rows()]
+        return describe(service, presets, [row.id for row in await service.example_rows()])
+
+    @app.post("/infer/{model}", tags=["MONAI Label"], response_class=Response, responses=PROBLEMS)
+    async def infer(
+        model: str,
+        image: str = "",
+        output: Literal["all", "image", "json"] = "all",
+        params: Annotated[str, Form()] = "{}",
+        file: Upload = None,
+        label: Upload = None,
+        companion: Upload = None,
+        lesion: Upload = None,
+    ) -> Response:
+        """Fuse, and answer as MONAI Label does."""
+        if model != MODEL:
+            raise ProblemError(Problem(status=404, title="no such model", expected=MODEL))
+        wanted = parse_params(known_params(params, image if file is None else ""))
+        uploads = {"anatomy": file, "companion": companion or label, "lesion": lesion}
+        answer = await fuse_uploads(service, wanted, uploads)
+        reply = service.reply(answer)
+        facts = {
+            "label_names": {},
+            "description": RESEARCH_USE,
+            "clinfuse": reply.model_dump(mode="json"),
+        }
+        if output == "json":
+            return Response(json.dumps(facts), media_type="application/json")
+        name, data = (await service.encode(answer, wanted))[wanted.image]
+        headers = reply_headers(answer)
+        if output == "image":
+            return Response(data, media_type="application/gzip", headers=headers)
+        boundary = uuid4().hex
+        body = multipart(boundary, json.dumps(facts).encode(), name, data)
+        return Response(body, media_type=f"multipart/form-data; boundary={boundary}", headers=headers)
+
+
+def describe(service: FusionService, presets: list[str], examples: list[str]) -> dict[str, Any]:
+    """What GET /info/ says."""
+    model = {
+        "type": "others",
+        "labels": {},
+        "dimension": 3,
+        "description": f"Fused MRI and CT with uncertainty. {RESEARCH_USE}",
+        "config": {"preset": presets, "seed": 0, "members": service.backend.members},
+    }
+    return {
+        "name": "clinfuse",
+        "description": RESEARCH_USE,
+        "version": __version__,
+        "labels": {},
+        "models": {MODEL: model},
+        "trainers": {},
+        "strategies": {},
+        "scoring": {},
+        "train_stats": {},
+        "datastore": {"total": len(examples), "completed": 0, "images": examples},
+    }
+
+
+def known_params(text: str, image: str) -> str:
+    """Only what POST /v1/fuse knows of a client's parameters; the protocol's own words are left out."""
+    try:
+        given = json.loads(text or "{}")
+    except json.JSONDecodeError as error:
+        raise InputError("params is not JSON", expected="a JSON object", found=str(error.msg)) from error
+    if not isinstance(given, dict):
+        raise InputError("params is not a JSON object", expected="a JSON object", found=type(given).__name__)
+    kept = {key: value for key, value in given.items() if key in FuseParams.model_fields and key != "output"}
+    if isinstance(kept.get("preset"), list):
+        kept["preset"] = kept["preset"][0] if kept["preset"] else "balanced"
+    if image:
+        kept["example"] = image
+    return json.dumps({**kept, "format": "nifti"})
+
+
+def multipart(boundary: str, params: bytes, name: str, data: bytes) -> bytes:
+    """multipart/form-data with the parts `params` (JSON) and `file` (the image)."""
+    head = f"--{boundary}\r\nContent-Disposition: form-data; name="
+    return b"".join(
+        [
+            f'{head}"params"\r\nContent-Type: application/json\r\n\r\n'.encode(),
+            params,
+            f'\r\n{head}"file"; filename="{name}"\r\nContent-Type: application/gzip\r\n\r\n'.encode(),
+            data,
+            f"\r\n--{boundary}--\r\n".encode(),
+        ]
+    )

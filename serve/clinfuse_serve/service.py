@@ -1,0 +1,313 @@
+"""One fuse request from images to files: prepare, ask members, combine, encode; independent of HTTP and of Ray."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from clinfuse import RESEARCH_USE, __version__
+from clinfuse.errors import InputError
+from clinfuse.outputs import encode_fused, jsonable
+from clinfuse.presets import Preset
+from clinfuse_serve.backend import Backend, Order
+from clinfuse_serve.examples import Examples
+from clinfuse_serve.kept import KeptCase, KeptCases, case_token, check_roles
+from clinfuse_serve.limits import Limits
+from clinfuse_serve.metrics import Metrics
+from clinfuse_serve.middleware import Gate
+from clinfuse_serve.preset_table import PresetTable
+from clinfuse_serve.problems import Problem, ProblemError, case_gone, no_members
+from clinfuse_serve.schemas import (
+    ExampleRow,
+    FuseParams,
+    FuseReply,
+    Health,
+    MapStatistics,
+    ModelRow,
+    PresetRow,
+)
+
+if TYPE_CHECKING:
+    from clinfuse.pipeline import FusionPipeline, FusionResult
+
+UNSURE = 0.5
+
+
+@dataclass
+class Answer:
+    """What came of one request.
+
+    Attributes:
+        kept: the case, with its token.
+        result: maps and sidecar facts.
+        asked, used: members asked and members that answered.
+        missing: member → reason.
+        seconds: time per phase.
+    """
+
+    kept: KeptCase
+    result: FusionResult
+    asked: int
+    used: int
+    missing: dict[int, str]
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def degraded(self) -> bool:
+        """Fewer members answered than were asked."""
+        return bool(self.missing)
+
+
+class FusionService:
+    """The aggregator's work; one object per replica.
+
+    Args:
+        pipeline: used for `combine`, presets and facts; members run in the backend.
+        backend: where members run.
+        limits: bounds of this replica.
+        secret: key of case tokens, equal on all replicas of one service.
+        model_name: shown to clients.
+        examples: cases offered for trying out.
+    """
+
+    def __init__(
+        self,
+        pipeline: FusionPipeline,
+        backend: Backend,
+        limits: Limits,
+        *,
+        secret: bytes,
+        model_name: str = "clinfuse",
+        examples: Examples | None = None,
+        replica: str = "0",
+    ) -> None:
+        self.pipeline, self.backend, self.limits = pipeline, backend, limits
+        self.secret, self.model_name, self.examples = secret, model_name, examples or Examples()
+        self.presets = PresetTable(pipeline.presets, replica)
+        self.kept = KeptCases(limits.kept_bytes, limits.kept_s)
+        self.metrics = Metrics()
+        self.gate = Gate(limits, self.metrics)
+        self._at_once = asyncio.Semaphore(limits.at_once)
+        self._learned = False
+
+    async def fuse(self, params: FuseParams, files: Mapping[str, Path]) -> Answer:
+        """Fuse one pair.
+
+        Args:
+            params: checked parameters.
+            files: role → file; empty if `params.case` or `params.example` names a case.
+
+        Raises:
+            InputError: the pair, the preset or the parameters cannot be used (422).
+            ProblemError: case gone (410), too much asked (422) or no member answered (503).
+        """
+        seconds: dict[str, float] = {}
+        start = time.monotonic()
+        order, members = await self._order(params)
+        async with self._at_once:
+            with self._phase("queue", seconds, start):
+                pass
+            with self._phase("prepare", seconds):
+                kept = await self._case(params, files)
+            with self._phase("sample", seconds):
+                deadline = min(params.deadline_s or self.limits.deadline_s, self.limits.deadline_s)
+                left = max(0.05, deadline - (time.monotonic() - start))
+                gathered = await self.backend.sample(kept.held, order, members, left)
+            for member in gathered.missing:
+                self.metrics.count("clinfuse_member_failures_total", member=str(member))
+            if not gathered.samples:
+                raise ProblemError(no_members(len(members), gathered.missing))
+            with self._phase("combine", seconds):
+                result = await asyncio.to_thread(
+                    self.pipeline.combine,
+                    gathered.samples,
+                    kept.case,
+                    order.preset,
+                    asked=len(members),
+                    seed=order.seed,
+                )
+        used = len({sample.member for sample in gathered.samples})
+        answer = Answer(kept, result, len(members), used, gathered.missing, seconds)
+        self._note(answer, time.monotonic() - start)
+        return answer
+
+    async def encode(self, answer: Answer, params: FuseParams) -> dict[str, tuple[str, bytes]]:
+        """The answer's files: geometry of the anatomy image, PNG if a slice came in as PNG."""
+        from clinfuse_prep import to_source_grid
+
+        with self._phase("encode", answer.seconds):
+            kind = answer.kept.kind if params.format == "auto" else params.format
+            return await asyncio.to_thread(
+                encode_fused,
+                answer.result,
+                answer.kept.case,
+                to_source_grid,
+                image_format="png" if kind == "png" else "nifti",
+                inputs=params.inputs,
+                compress=params.compress,
+            )
+
+    def reply(self, answer: Answer) -> FuseReply:
+        """The answer as facts."""
+        maps = {"fused": answer.result.fused, "uncertainty": answer.result.uncertainty}
+        if answer.result.interval is not None:
+            maps["interval"] = answer.result.interval
+        return FuseReply(
+            case=answer.kept.token,
+            shape=answer.kept.case.shape,
+            members_asked=answer.asked,
+            members_used=answer.used,
+            missing=sorted(answer.missing),
+            degraded=answer.degraded,
+            maps={name: _statistics(volume) for name, volume in maps.items()},
+            info=jsonable(answer.result.info),
+            seconds={phase: round(value, 4) for phase, value in answer.seconds.items()},
+            research_use=RESEARCH_USE,
+        )
+
+    async def change_preset(self, preset: Preset) -> Preset:
+        """Set a preset here and on every other replica."""
+        await self.learn()
+        await self.backend.tell_presets(self.presets.change(preset))
+        return preset
+
+    async def learn(self) -> None:
+        """Once after the start: take over what other replicas know of changed presets."""
+        if not self._learned:
+            self.presets.merge(await self.backend.learn_presets())
+            self._learned = True
+
+    async def preset_rows(self) -> list[PresetRow]:
+        """All presets with their values."""
+        await self.learn()
+        return [PresetRow(**preset.as_dict()) for preset in self.presets.presets().values()]
+
+    async def health(self) -> Health:
+        """Members up and missing."""
+        up = await self.backend.up()
+        missing = [member for member, alive in enumerate(up) if not alive]
+        return Health(
+            status="ok" if not missing else "degraded" if any(up) else "down",
+            members=len(up),
+            members_up=sum(up),
+            missing=missing,
+            version=__version__,
+            research_use=RESEARCH_USE,
+        )
+
+    async def model_row(self) -> ModelRow:
+        """The model that is served."""
+        up = await self.backend.up()
+        return ModelRow(
+            name=self.model_name,
+            kind=self.pipeline.kind,
+            model_hash=self.pipeline.model_hash,
+            members=len(up),
+            members_up=sum(up),
+            calibrated=self.pipeline.calibration is not None,
+            metadata=jsonable(self.pipeline.metadata),
+        )
+
+    async def example_rows(self) -> list[ExampleRow]:
+        """Cases offered for trying out."""
+        return await asyncio.to_thread(self.examples.rows)
+
+    def snapshot(self) -> dict[str, Any]:
+        """This replica's numbers."""
+        self.metrics.set("clinfuse_in_flight", self.gate.waiting)
+        self.metrics.set("clinfuse_kept_cases", len(self.kept))
+        self.metrics.set("clinfuse_kept_bytes", self.kept.bytes)
+        return self.metrics.snapshot()
+
+    async def metrics_snapshots(self) -> list[Mapping[str, Any]]:
+        """Numbers of all aggregator replicas."""
+        up = await self.backend.up()
+        self.metrics.set("clinfuse_members", len(up))
+        self.metrics.set("clinfuse_members_up", sum(up))
+        return await self.backend.snapshots(self.snapshot())
+
+    async def _order(self, params: FuseParams) -> tuple[Order, list[int]]:
+        await self.learn()
+        preset = self.presets.find(params.preset)
+        if changes := params.weights.given():
+            preset = preset.changed(**changes)
+        members = self.backend.members if params.members is None else params.members
+        if members > self.backend.members:
+            raise InputError(
+                "more members asked than there are",
+                expected=f"at most {self.backend.members}",
+                found=str(members),
+            )
+        draws = tuple((s, j) for s in range(params.samples) for j in range(params.jitters + 1))
+        if members * len(draws) > self.limits.samples:
+            raise ProblemError(
+                Problem(
+                    status=422,
+                    title="too many samples asked",
+                    expected=f"members × samples × (jitters + 1) at most {self.limits.samples}",
+                    found=f"{members} × {params.samples} × {params.jitters + 1}",
+                )
+            )
+        order = Order(preset=preset, steps=params.steps, seed=params.seed, draws=draws, guided=params.guided)
+        return order, list(range(members))
+
+    async def _case(self, params: FuseParams, files: Mapping[str, Path]) -> KeptCase:
+        if params.case is not None and not files:
+            kept = self.kept.get(params.case)
+            if kept is None:
+                raise ProblemError(case_gone())
+            self.metrics.count("clinfuse_kept_case_hits_total")
+            return kept
+        if params.example is not None and not files:
+            token = f"example{params.example}"
+        else:
+            check_roles(files)
+            token = await asyncio.to_thread(case_token, self.secret, files)
+        kept = self.kept.get(token)
+        if kept is None:
+            kept = await asyncio.to_thread(self._make, token, params.example, files)
+        if kept.held is None:
+            kept.held = await self.backend.hold(kept.case)
+        self.kept.put(kept)
+        return kept
+
+    def _make(self, token: str, example: str | None, files: Mapping[str, Path]) -> KeptCase:
+        if example is not None and not files:
+            return KeptCase(token, self.examples.case(example))
+        from clinfuse_prep import PrepConfig, prepare_pair
+
+        masks = {roi: files.get(roi) for roi in ("brain", "bone", "lesion")}
+        config = PrepConfig(max_voxels=self.limits.voxels)
+        case = prepare_pair(files["anatomy"], files["companion"], **masks, config=config, case_id=token)
+        return KeptCase(token, case, "png" if files["anatomy"].suffix == ".png" else "nifti")
+
+    @contextmanager
+    def _phase(self, name: str, seconds: dict[str, float], start: float | None = None) -> Iterator[None]:
+        begun = time.monotonic() if start is None else start
+        yield
+        seconds[name] = time.monotonic() - begun
+        self.metrics.observe("clinfuse_seconds", seconds[name], phase=name)
+
+    def _note(self, answer: Answer, seconds: float) -> None:
+        case, result = answer.kept.case, answer.result
+        self.metrics.observe("clinfuse_seconds", seconds, phase="fuse")
+        self.metrics.count("clinfuse_voxels_total", float(case.anatomy.size))
+        if answer.degraded:
+            self.metrics.count("clinfuse_degraded_replies_total")
+        head = (case.anatomy > 0.05) | (case.companion > 0.05)
+        unsure = result.uncertainty[head] > UNSURE
+        self.metrics.drift("clinfuse_unsure_share", float(unsure.mean()) if unsure.size else 0.0)
+        for name, image in (("anatomy", case.anatomy), ("companion", case.companion)):
+            self.metrics.drift("clinfuse_input_mean", float(image.mean()), image=name)
+
+
+def _statistics(volume: Any) -> MapStatistics:
+    p05, p50, p95 = (float(v) for v in np.percentile(volume, (5, 50, 95)))
+    return MapStatistics(mean=float(volume.mean()), p05=p05, p50=p50, p95=p95, maximum=float(volume.max()))
