@@ -168,7 +168,7 @@ class _Sheet:
         self.width_mm = max(width for _, width in sizes)
         self.heights_mm = [height for height, _ in sizes]
         self.inch_per_mm = CELL_INCH / self.width_mm
-        self.left, self.gap, self.top, self.bottom = 0.3, 0.06, 0.42, 0.34
+        self.left, self.gap, self.top, self.bottom = 0.4, 0.06, 0.42, 0.34
         self.bars = sum(layer.colours != "gray" for layer in self.layers)
         self.bar_inch = 0.62
         columns = len(self.layers) * (CELL_INCH + self.gap)
@@ -272,9 +272,9 @@ class _Sheet:
     def _row_label(self, figure: Figure, plane: Plane, y: float) -> None:
         axis = {"axial": 2, "coronal": 1, "sagittal": 0}[plane.name]
         millimetres = position_mm(self.case, self.at)[axis]
-        text = f"{plane.name}  {'xyz'[axis]} = {millimetres:.0f} mm"
+        text = f"{plane.name}\n{'xyz'[axis]} = {millimetres:.0f} mm"
         figure.text(
-            0.15 / self.width,
+            0.2 / self.width,
             y / self.height,
             text,
             color=INK,
