@@ -1,0 +1,214 @@
+"""Starts a training job on Ray Train and stays with it: progress, failures, resuming, the run folder's state."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from clinfuse.console import CONSOLE, say
+from clinfuse.errors import ClinfuseError, ConfigError, InputError
+from clinfuse_platform.position import Position, remove_orphans
+from clinfuse_platform.runs import Run
+from clinfuse_platform.worker import failure_file, progress_file, train_worker
+
+KEPT_CHECKPOINTS = 2
+RESTARTS = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workers:
+    """How many training workers, and what each gets.
+
+    Attributes:
+        count: fixed number, or (fewest, most) for an elastic group.
+        gpus: GPUs per worker; 0 trains on the CPU.
+        cpus: CPUs per worker; 0 shares this machine's cores out.
+    """
+
+    count: int | tuple[int, int] = 1
+    gpus: float = 0
+    cpus: int = 0
+
+    @classmethod
+    def parse(cls, text: str, gpus: float, cpus: int) -> Workers:
+        """From the command line: "2", or "1:4" for an elastic group.
+
+        Raises:
+            ConfigError: not of that form, or not positive.
+        """
+        try:
+            numbers = [int(part) for part in text.split(":")]
+        except ValueError:
+            numbers = []
+        fine = 1 <= len(numbers) <= 2 and numbers[0] >= 1 and numbers == sorted(numbers)
+        if not fine or gpus < 0 or cpus < 0:
+            raise ConfigError(
+                "not a number of workers", expected="N, or FEWEST:MOST, each 1 or more", found=repr(text)
+            )
+        return cls(count=numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1]), gpus=gpus, cpus=cpus)
+
+    @property
+    def most(self) -> int:
+        """Largest number of workers."""
+        return self.count if isinstance(self.count, int) else self.count[1]
+
+    @property
+    def cpus_each(self) -> int:
+        """CPUs that one worker reserves, and torch threads it uses."""
+        return self.cpus or max(1, (os.cpu_count() or 1) // self.most)
+
+
+def launch(
+    job: str, kind: str, run: Run, settings: Mapping[str, Any], workers: Workers, *, key: str | None = None
+) -> Path:
+    """Do a job of a run, or go on with it, or find it done; the path of its model folder.
+
+    Args:
+        job: which plan ("train", "distill", "ensemble").
+        kind: name of the model folder to appear in the run ("model", "student", "ensemble").
+        run: the run folder.
+        settings: the job's own settings; "config" and "data" among them.
+        workers: how many and how large.
+        key: what tells this job's settings apart (e.g. "distill-4"); default the job's name.
+
+    Raises:
+        ClinfuseError: what a worker refused, or that the cluster lacks the resources, or that workers kept dying.
+    """
+    key = key or job
+    target = Path(str(run.path / kind))
+    if run.state(key) == "finished" and run.has_model(kind):
+        say(f"  {key} of run {run.name} is finished; nothing is trained again")
+        return target
+    check_resources(workers)
+    failure_file(run.path, job).unlink(missing_ok=True)
+    progress_file(run.path, job).unlink(missing_ok=True)
+    started = time.monotonic()
+    run.set_state(key, "running", settings={k: v for k, v in settings.items() if k != "config"})
+    try:
+        with watched(run, job):
+            rows = fit_on_ray(job, kind, run, settings, workers, key)
+    except BaseException as error:
+        run.set_state(key, "failed", error=str(our_words(error)))
+        raise
+    run.put_metrics(key, rows)
+    run.set_state(key, "finished", seconds=round(time.monotonic() - started, 1))
+    return target
+
+
+def fit_on_ray(
+    job: str, kind: str, run: Run, settings: Mapping[str, Any], workers: Workers, key: str
+) -> list[dict[str, Any]]:
+    """One TorchTrainer.fit; returns the loss history."""
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    name = f"checkpoints-{key}"
+    whole = {**settings, "job": job, "kind": kind, "run": str(run.path), "threads": workers.cpus_each}
+    each = {"CPU": float(workers.cpus_each)} | ({"GPU": workers.gpus} if workers.gpus else {})
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config=whole,
+        scaling_config=ScalingConfig(
+            num_workers=workers.count, use_gpu=workers.gpus > 0, resources_per_worker=each
+        ),
+        run_config=RunConfig(
+            name=name,
+            storage_path=str(run.path),
+            failure_config=FailureConfig(max_failures=RESTARTS),
+            checkpoint_config=CheckpointConfig(num_to_keep=KEPT_CHECKPOINTS),
+        ),
+    )
+    try:
+        result = trainer.fit()
+    except Exception as error:
+        raise noted_failure(run, job) or error from None
+    failed = noted_failure(run, job)
+    if failed is not None:
+        raise failed
+    if run.is_local:
+        remove_orphans(Path(str(run.path)) / name)
+    with result.checkpoint.as_directory() as folder:
+        return Position.load(Path(folder)).history
+
+
+def noted_failure(run: Run, job: str) -> ClinfuseError | None:
+    """The error that a worker noted in the run folder, or None."""
+    file = failure_file(run.path, job)
+    if not file.exists():
+        return None
+    note = json.loads(file.read_text(encoding="utf-8"))
+    return InputError(
+        note.get("problem", "training failed"),
+        expected=note.get("expected", ""),
+        found=note.get("found", ""),
+        case=note.get("case"),
+        todo=note.get("todo", ""),
+    )
+
+
+def our_words(error: BaseException) -> str:
+    """One line about an error, for the run's state."""
+    return str(error).splitlines()[0][:300] if str(error) else type(error).__name__
+
+
+def check_resources(workers: Workers) -> None:
+    """Refuse at once what the cluster can never give, instead of waiting for it.
+
+    Raises:
+        ConfigError: too few CPUs or GPUs, with both numbers. A cluster that can grow is not refused.
+    """
+    import ray
+
+    fewest = workers.count if isinstance(workers.count, int) else workers.count[0]
+    have = ray.cluster_resources()
+    needs = {"CPU": float(fewest * workers.cpus_each), "GPU": float(fewest * workers.gpus)}
+    lacking = {name: need for name, need in needs.items() if need > have.get(name, 0)}
+    if lacking and not autoscales():
+        raise ConfigError(
+            "the cluster has too little for these workers",
+            expected=", ".join(f"{need:g} {name}" for name, need in lacking.items()),
+            found=", ".join(f"{have.get(name, 0):g} {name}" for name in lacking),
+            todo="ask for fewer --workers, or fewer --cpus-per-worker or --gpus-per-worker",
+        )
+
+
+def autoscales() -> bool:
+    """Whether the open session is a cluster that was brought up with more node types to draw on."""
+    return os.environ.get("RAY_ADDRESS") is not None
+
+
+@contextmanager
+def watched(run: Run, job: str) -> Iterator[None]:
+    """Show the job's progress while it goes on: a live line on a terminal, else one line per phase."""
+    over = threading.Event()
+    thread = threading.Thread(target=_show_progress, args=(run, job, over), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join(timeout=5)
+
+
+def _show_progress(run: Run, job: str, over: threading.Event) -> None:
+    file, phase = progress_file(run.path, job), ""
+    with CONSOLE.status(f"  {job}: workers are starting") as status:
+        while not over.wait(0.5 if run.is_local else 5.0):
+            try:
+                facts = json.loads(file.read_text(encoding="utf-8"))
+            except (OSError, ValueError):
+                continue
+            numbers = ", ".join(
+                f"{k} {v:.3g}" for k, v in facts.items() if isinstance(v, float) and k != "step"
+            )
+            status.update(f"  {facts['phase']}: step {facts['step']:g}; {numbers}")
+            if facts["phase"] != phase and not CONSOLE.is_terminal:
+                phase = facts["phase"]
+                say(f"  {phase} is training")

@@ -1,0 +1,107 @@
+"""Where a job stands: phases done, step inside the current one, loss history; the content of its checkpoints.
+
+position.json            phases done, current phase and step, history
+<phase>.safetensors      each finished network
+current/                 TrainState of the phase under way (safetensors and JSON, never pickle)
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from clinfuse.training import TrainState
+
+HISTORY_POINTS = 500
+
+
+@dataclass
+class Position:
+    """How far a job is.
+
+    Attributes:
+        done: names of finished phases.
+        phase: the phase under way, or None between phases.
+        step: optimiser steps done in it.
+        history: one row per recorded stretch of steps: phase, step, seconds per step, mean of each loss term.
+    """
+
+    done: list[str] = field(default_factory=list)
+    phase: str | None = None
+    step: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    def save(self, modules: Mapping[str, nn.Module], state: TrainState | None) -> Path:
+        """Write a checkpoint into a new temporary folder, which the caller hands on or removes."""
+        from safetensors.torch import save_file
+
+        folder = Path(tempfile.mkdtemp(prefix="clinfuse-checkpoint-"))
+        for name in self.done:
+            weights = modules[name].state_dict()
+            save_file({k: v.contiguous() for k, v in weights.items()}, folder / f"{name}.safetensors")
+        if state is not None:
+            (folder / "current").mkdir()
+            state.save(folder / "current")
+        (folder / "position.json").write_text(json.dumps(asdict(self)), encoding="utf-8")
+        return folder
+
+    @classmethod
+    def load(cls, folder: Path) -> Position:
+        """The position that a checkpoint folder tells."""
+        return cls(**json.loads((folder / "position.json").read_text(encoding="utf-8")))
+
+
+def load_weights(module: nn.Module, folder: Path, name: str) -> None:
+    """Give a network the weights it had when its phase was done."""
+    from safetensors.torch import load_file
+
+    module.load_state_dict(load_file(folder / f"{name}.safetensors"))
+
+
+def remove_orphans(experiment: Path) -> int:
+    """Delete checkpoint folders that a killed worker left behind unregistered; returns how many.
+
+    Args:
+        experiment: Ray Train's local experiment folder, which holds `checkpoint_manager_snapshot.json`.
+    """
+    snapshot = experiment / "checkpoint_manager_snapshot.json"
+    if not snapshot.exists():
+        return 0
+    registered = snapshot.read_text(encoding="utf-8")
+    orphans = [
+        path for path in experiment.glob("checkpoint_*") if path.is_dir() and path.name not in registered
+    ]
+    for path in orphans:
+        shutil.rmtree(path, ignore_errors=True)
+    return len(orphans)
+
+
+class Stretches:
+    """Collects per-step logs into at most 500 rows a phase, each the mean over a stretch of steps."""
+
+    def __init__(self, phase: str, steps: int) -> None:
+        self.phase = phase
+        self.length = max(1, -(-steps // HISTORY_POINTS))
+        self._open: list[Mapping[str, float]] = []
+
+    def add(self, logs: Mapping[str, float], last: bool) -> dict[str, Any] | None:
+        """Take one step's logs; the row of a completed stretch, else None."""
+        self._open.append(logs)
+        if len(self._open) < self.length and not last:
+            return None
+        names = {name for row in self._open for name in row if name != "step"}
+        means: dict[str, Any] = {}
+        for name in sorted(names):
+            values = [row[name] for row in self._open if name in row]
+            means[name] = float(sum(values) / len(values))
+        row = {"phase": self.phase, "step": int(self._open[-1]["step"]), **means}
+        self._open = []
+        return row

@@ -1,0 +1,228 @@
+"""What each training worker does: the job's phases in order, resumed where the last checkpoint stands.
+
+Workers report together: rank 0 measures the time of a step and tells the others after how many steps the next
+report is due, so that reports (each costs about 0.2 s) lie 3 s or more apart whatever the network's size.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from upath import UPath
+
+from clinfuse.errors import ClinfuseError, InputError
+from clinfuse_platform.phases import Phase, Plan, Work
+from clinfuse_platform.position import Position, Stretches, load_weights
+from clinfuse_platform.runs import publish_folder, write_atomic
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from clinfuse.training import TrainState
+
+REPORT_SECONDS = 3.0
+FIRST_REPORT_STEPS = 5
+
+
+def failure_file(run: UPath, job: str) -> UPath:
+    """Where a worker notes an error that a restart would only repeat."""
+    return run / f"failure-{job}.json"
+
+
+def progress_file(run: UPath, job: str) -> UPath:
+    """Where rank 0 tells the waiting command how far the job is."""
+    return run / f"progress-{job}.json"
+
+
+def train_worker(settings: dict[str, Any]) -> None:
+    """Ray Train's entry: the whole job on one worker.
+
+    An error of ours, or a loss that is not finite, would come again after every restart: it is noted in the run
+    folder, and restarted workers return at once instead of repeating it.
+    """
+    import ray.train
+    import ray.train.torch
+    import torch
+
+    run, job = UPath(settings["run"]), str(settings["job"])
+    if failure_file(run, job).exists():
+        return
+    torch.set_num_threads(int(settings["threads"]))
+    context = ray.train.get_context()
+    work = Work(
+        job=job,
+        settings=settings,
+        rank=context.get_world_rank(),
+        world_size=context.get_world_size(),
+        device=str(ray.train.torch.get_device()),
+    )
+    try:
+        _run_phases(_plan_of(work), work, run)
+    except (ClinfuseError, FloatingPointError) as error:
+        note = error.as_dict() if isinstance(error, InputError) else {"problem": str(error)}
+        write_atomic(failure_file(run, job), json.dumps(note).encode("utf-8"))
+        raise
+
+
+def _plan_of(work: Work) -> Plan:
+    from clinfuse_platform.plans import PLANS
+
+    return PLANS[work.job](work)
+
+
+def _run_phases(plan: Plan, work: Work, run: UPath) -> None:
+    import ray.train
+
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        position, modules = Position(), dict[str, "nn.Module"]()
+        _go_on(plan, work, run, position, modules, None)
+        return
+    with checkpoint.as_directory() as text:
+        folder = Path(text)
+        position, modules = Position.load(folder), {}
+        for phase in plan.phases:
+            if phase.name in position.done:
+                modules[phase.name] = phase.build(modules).to(work.device).eval()
+                load_weights(modules[phase.name], folder, phase.name)
+        _go_on(plan, work, run, position, modules, folder)
+
+
+def _go_on(
+    plan: Plan,
+    work: Work,
+    run: UPath,
+    position: Position,
+    modules: dict[str, nn.Module],
+    folder: Path | None,
+) -> None:
+    for phase in plan.phases:
+        if phase.name in position.done:
+            continue
+        resume = folder / "current" if folder and position.phase == phase.name else None
+        modules[phase.name] = _train_phase(phase, work, run, position, modules, resume)
+        position.done.append(phase.name)
+        position.phase, position.step = None, 0
+        _report(work, run, position, modules, None, {"phase": phase.name, "step": phase.steps})
+    if work.rank == 0:
+        aside = Path(f"{_local_scratch(run)}/.model-{work.job}-{os.getpid()}")
+        aside.mkdir(parents=True)
+        plan.export(modules, aside)
+        publish_folder(aside, run / str(work.settings["kind"]))
+
+
+def _local_scratch(run: UPath) -> Path:
+    import tempfile
+
+    return Path(str(run)) if run.protocol in ("", "file") else Path(tempfile.mkdtemp())
+
+
+def _train_phase(
+    phase: Phase,
+    work: Work,
+    run: UPath,
+    position: Position,
+    modules: dict[str, nn.Module],
+    resume: Path | None,
+) -> nn.Module:
+    from clinfuse.training import fit
+
+    module = phase.build(modules)
+    reporter = Reporter(phase, work, run, position, modules)
+    try:
+        fit(
+            module,
+            phase.loss(modules),
+            phase.batches(modules),
+            steps=phase.steps,
+            learning_rate=phase.learning_rate,
+            seed=phase.seed * 1000 + work.rank,
+            start=resume,
+            wrap=_distributed,
+            on_step=reporter,
+            device=work.device,
+        )
+    except FloatingPointError as error:
+        step = reporter.step
+        raise FloatingPointError(
+            f"{phase.name}: {error}; cases in the batch: {', '.join(phase.cases(step))}; the checkpoint before it "
+            "is kept"
+        ) from error
+    return module.eval()
+
+
+def _distributed(module: nn.Module) -> nn.Module:
+    import ray.train.torch
+
+    return ray.train.torch.prepare_model(module, parallel_strategy_kwargs={"find_unused_parameters": False})
+
+
+class Reporter:
+    """Called after every step: keeps the history and, when it is time, reports with a checkpoint."""
+
+    def __init__(
+        self, phase: Phase, work: Work, run: UPath, position: Position, modules: dict[str, nn.Module]
+    ) -> None:
+        self.phase, self.work, self.run, self.position, self.modules = phase, work, run, position, modules
+        self.stretches = Stretches(phase.name, phase.steps)
+        self.step = position.step if position.phase == phase.name else 0
+        self.due = self.step + FIRST_REPORT_STEPS
+        self.since, self.since_step = time.monotonic(), self.step
+
+    def __call__(self, step: int, logs: dict[str, float], state: TrainState) -> None:
+        """See clinfuse.training.fit's `on_step`."""
+        self.step = step
+        row = self.stretches.add(logs, last=step == self.phase.steps)
+        if row is not None:
+            self.position.history.append(row)
+        if step < self.due or step == self.phase.steps:
+            return
+        self.position.phase, self.position.step = self.phase.name, step
+        _report(self.work, self.run, self.position, self.modules, state, {"phase": self.phase.name, **logs})
+        self.due = step + self._steps_until_next()
+
+    def _steps_until_next(self) -> int:
+        seconds_per_step = (time.monotonic() - self.since) / max(1, self.step - self.since_step)
+        self.since, self.since_step = time.monotonic(), self.step
+        wanted = max(1, math.ceil(REPORT_SECONDS / max(seconds_per_step, 1e-6)))
+        return wanted if self.work.world_size == 1 else _from_rank_0(wanted, self.work.device)
+
+
+def _from_rank_0(value: int, device: str) -> int:
+    import torch
+    import torch.distributed
+
+    tensor = torch.tensor([value], device=device)
+    torch.distributed.broadcast(tensor, src=0)
+    return int(tensor.item())
+
+
+def _report(
+    work: Work,
+    run: UPath,
+    position: Position,
+    modules: Mapping[str, nn.Module],
+    state: TrainState | None,
+    logs: Mapping[str, Any],
+) -> None:
+    import ray.train
+
+    checkpoint = None
+    if work.rank == 0:
+        checkpoint = ray.train.Checkpoint.from_directory(str(position.save(modules, state)))
+        facts = {
+            key: value for key, value in logs.items() if not isinstance(value, float) or math.isfinite(value)
+        }
+        write_atomic(progress_file(run, work.job), json.dumps(facts).encode("utf-8"))
+    ray.train.report(
+        dict(logs),
+        checkpoint=checkpoint,
+        checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
+        delete_local_checkpoint_after_upload=True,
+    )
