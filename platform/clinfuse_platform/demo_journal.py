@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import os
 import platform
-import shlex
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -62,13 +61,13 @@ class Journal:
         return next((record for record in self.records if record.title == title), None)
 
     def do(
-        self, title: str, command: Sequence[str], work: Callable[[], Mapping[str, Any]], memory: MemorySampler
+        self, title: str, command: str, work: Callable[[], Mapping[str, Any]], memory: MemorySampler
     ) -> Mapping[str, Any]:
         """Do a step, telling its command before and its time after; a step that is already done is skipped.
 
         Args:
             title: unique within the demo.
-            command: the words that do the same from a shell.
+            command: what does the same from a shell; a line each.
             work: does it and returns a JSON-able result.
             memory: the running sampler.
         """
@@ -78,9 +77,8 @@ class Journal:
         if done is not None:
             say(f"[bold]{title}[/bold]: done before in {done.seconds:.1f} s")
             return done.result
-        line = shlex.join(command)
         say(f"[bold]{title}[/bold]")
-        if line:
+        for line in command.splitlines():
             say(f"  $ {line}")
         start, since = time.monotonic(), memory.now
         result = jsonable(work())
@@ -89,7 +87,9 @@ class Journal:
         peak = memory.peak(since)
         say(f"  {seconds:.1f} s, at most {peak:.2f} GB")
         self.memory.extend((self.seconds + at - since, gb) for at, gb in memory.samples if at >= since)
-        self.records.append(Record(title=title, command=line, seconds=seconds, peak_gb=peak, result=result))
+        self.records.append(
+            Record(title=title, command=command, seconds=seconds, peak_gb=peak, result=result)
+        )
         self.save()
         return result
 
