@@ -79,18 +79,21 @@ def roi_psnr(fused: NDArray[Any], source: NDArray[Any], mask: NDArray[Any] | Non
     return PSNR_CAP_DB if mse <= 10 ** (-PSNR_CAP_DB / 10) else float(-10 * np.log10(mse))
 
 
-def outside_sources(fused: NDArray[Any], anatomy: NDArray[Any], companion: NDArray[Any]) -> float:
-    """Root mean square of what lies beyond both sources at a voxel: a measure of invented brightness.
+def outside_sources(fused: NDArray[Any], *sources: NDArray[Any]) -> float:
+    """Root mean square of what lies beyond all sources at a voxel: a measure of invented brightness.
 
     Args:
-        fused, anatomy, companion: one shape, values in [0, 1].
+        fused, sources: one shape, values in [0, 1].
 
     Returns:
-        In [0, 1]; 0 if every voxel of F lies between the two sources' values there.
+        In [0, 1]; 0 if every voxel of F lies between the sources' values there.
     """
-    same_shape(fused=fused, anatomy=anatomy, companion=companion)
-    f, a, c = as_image("fused", fused), as_image("anatomy", anatomy), as_image("companion", companion)
-    beyond = np.maximum(f - np.maximum(a, c), 0) + np.maximum(np.minimum(a, c) - f, 0)
+    f = as_image("the fused image", fused)
+    images = [as_image("a source image", source) for source in sources]
+    for image in images:
+        same_shape(fused=f, source=image)
+    high, low = np.maximum.reduce(images), np.minimum.reduce(images)
+    beyond = f - np.clip(f, low, high)
     return float(np.sqrt(np.square(beyond, dtype=np.float64).mean()))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,22 +10,23 @@ from numpy.typing import NDArray
 from scipy.ndimage import binary_dilation, binary_erosion, gaussian_filter
 
 from clinfuse.metrics.checks import as_image, as_mask, same_shape
+from clinfuse.metrics.surface import bounding_box
 
-SIGMA_PX = 0.7
+SIGMA_PX, REACH = 0.7, 4
 GREYS = 255.0
 IN_PLANE = np.array([[[0, 1, 0], [1, 1, 1], [0, 1, 0]]], dtype=bool)
 
 
-def seam_index(
-    fused: NDArray[Any], anatomy: NDArray[Any], companion: NDArray[Any], *masks: NDArray[Any]
-) -> float:
-    """Mean over a 2-pixel band at ROI borders of F's gradient beyond the larger of its sources'.
+def seam_index(fused: NDArray[Any], sources: Sequence[NDArray[Any]], masks: Sequence[NDArray[Any]]) -> float:
+    """Mean over a 2-pixel band at ROI borders of F's gradient beyond the largest of its sources'.
 
     The band is, per mask and axial slice, one pixel inside and one outside the border (4-neighbourhood); bands
     of several masks are united. A border at the edge of the array is none.
 
     Args:
-        fused, anatomy, companion: (D, H, W) or (H, W), values in [0, 1].
+        fused: (D, H, W) or (H, W), values in [0, 1].
+        sources: what F was made from, same shape and range; where a companion and its aligned form are both
+            known, both, so that undoing a misregistration is no seam.
         masks: one or more binary masks of the same shape.
 
     Returns:
@@ -33,16 +35,15 @@ def seam_index(
     Raises:
         GeometryError: shapes differ. InputError: values outside [0, 1] or a soft mask.
     """
-    same_shape(fused=fused, anatomy=anatomy, companion=companion)
-    images = [
-        _stack(as_image(n, x)) for n, x in (("fused", fused), ("anatomy", anatomy), ("companion", companion))
-    ]
+    images = [_stack(as_image("an image", image)) for image in (fused, *sources)]
     band = border_band(*masks)
-    same_shape(fused=images[0], band=band)
+    for image in images:
+        same_shape(fused=images[0], source=image, mask=band)
     if not band.any():
         return float("nan")
-    f, a, c = (_gradient(image) for image in images)
-    return float(np.maximum(f - np.maximum(a, c), 0)[band].mean(dtype=np.float64))
+    box = _grown_box(band)
+    own, *others = (_gradient(image[box])[band[box]] for image in images)
+    return float(np.maximum(own - np.maximum.reduce(others), 0).mean(dtype=np.float64))
 
 
 def border_band(*masks: NDArray[Any]) -> NDArray[np.bool_]:
@@ -54,6 +55,13 @@ def border_band(*masks: NDArray[Any]) -> NDArray[np.bool_]:
             inner = binary_erosion(mask, IN_PLANE, border_value=1)
             band |= binary_dilation(mask, IN_PLANE) & ~inner
     return band
+
+
+def _grown_box(band: NDArray[np.bool_]) -> tuple[slice, ...]:
+    """The band's box with room for the gradient's filter, so that cropping changes no value in it."""
+    box = bounding_box(band)
+    grown = [slice(max(s.start - REACH, 0), s.stop + REACH) for s in box[1:]]
+    return (box[0], *grown)
 
 
 def _stack(array: NDArray[Any]) -> NDArray[Any]:

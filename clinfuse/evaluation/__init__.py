@@ -1,0 +1,22 @@
+"""Evaluation of fused cases: rows per case, summaries with intervals, objectives for sweeps."""
+
+from clinfuse.evaluation.case import evaluate_case
+from clinfuse.evaluation.lesions import lesion_probability, segment_lesion
+from clinfuse.evaluation.objectives import objectives
+from clinfuse.evaluation.rows import COLUMNS, LOWER_IS_BETTER, failed_rows
+from clinfuse.evaluation.summary import bootstrap_interval, summarise
+from clinfuse.evaluation.tables import to_html, to_markdown
+
+__all__ = [
+    "COLUMNS",
+    "LOWER_IS_BETTER",
+    "bootstrap_interval",
+    "evaluate_case",
+    "failed_rows",
+    "lesion_probability",
+    "objectives",
+    "segment_lesion",
+    "summarise",
+    "to_html",
+    "to_markdown",
+]

@@ -1,0 +1,181 @@
+"""From a fused case to rows, from rows to a summary, from a summary to tables; nothing empty or failed is hidden."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor, nn
+
+from clinfuse.baselines import BASELINES
+from clinfuse.case import Case
+from clinfuse.errors import GeometryError, InputError
+from clinfuse.evaluation import (
+    COLUMNS,
+    bootstrap_interval,
+    evaluate_case,
+    failed_rows,
+    objectives,
+    segment_lesion,
+    summarise,
+    to_html,
+    to_markdown,
+)
+from clinfuse.presets import load_presets
+
+PRESET = load_presets()["balanced"]
+
+
+class BrightIsLesion(nn.Module):
+    """A lesion head whose answer is known: certain above a grey value."""
+
+    def __init__(self, grey: float) -> None:
+        super().__init__()
+        self.grey = nn.Parameter(torch.tensor(grey))
+
+    def forward(self, image: Tensor) -> Tensor:
+        return (image > self.grey).float()
+
+
+def by_name(rows: list[dict]) -> dict[tuple[str, str], dict]:
+    return {(r["metric"], r["roi"]): r for r in rows}
+
+
+def test_rows_of_the_hard_composite(tiny_case: Case) -> None:
+    fused = BASELINES["hard_roi"](tiny_case, PRESET)
+    rows = evaluate_case(tiny_case, fused, "hard_roi", preset=PRESET, lesion_head=BrightIsLesion(0.72))
+    assert all(tuple(r) == COLUMNS for r in rows)
+    got = by_name(rows)
+    assert got["ssim", "brain"]["value"] > 0.7 and got["psnr", "bone"]["value"] == 100.0
+    assert got["seam", "borders"]["value"] > 0 and got["outside", "whole"]["value"] == 0
+    assert 0 < got["dice", "lesion"]["value"] < 0.5, "bone is bright too"
+    assert got["hd95", "lesion"]["unit"] == "mm"
+    assert {r["status"] for r in rows} == {"ok"}
+
+
+def test_empty_regions_are_named(tiny_case: Case) -> None:
+    bare = replace(tiny_case, bone=tiny_case.bone * 0, lesion=tiny_case.lesion * 0)
+    rows = by_name(evaluate_case(bare, bare.anatomy, "mri", preset=PRESET, lesion_head=BrightIsLesion(2.0)))
+    assert rows["ssim", "bone"]["status"] == "empty" and np.isnan(rows["ssim", "bone"]["value"])
+    assert rows["dice", "lesion"]["status"] == "empty" and rows["dice", "lesion"]["value"] == 1.0
+    assert rows["false_volume", "lesion"]["value"] == 0.0
+
+
+def test_the_aligned_companion_is_the_reference(tiny_case: Case) -> None:
+    moved = replace(
+        tiny_case,
+        companion=np.roll(tiny_case.companion, 2, axis=2),
+        aligned_companion=tiny_case.companion,
+    )
+    right = by_name(evaluate_case(moved, tiny_case.companion, "aligned", preset=PRESET))
+    wrong = by_name(evaluate_case(moved, moved.companion, "as given", preset=PRESET))
+    assert right["ssim", "bone"]["value"] == pytest.approx(1.0, abs=1e-5)
+    assert wrong["ssim", "bone"]["value"] < 0.8
+    assert right["seam", "borders"]["value"] == 0.0
+
+
+def test_objectives_agree_with_rows(tiny_case: Case) -> None:
+    fused = BASELINES["laplacian"](tiny_case, PRESET)
+    head = BrightIsLesion(0.6)
+    rows = by_name(evaluate_case(tiny_case, fused, "laplacian", preset=PRESET, lesion_head=head))
+    values = objectives(tiny_case, fused, head, PRESET)
+    assert values["brain_ssim"] == rows["ssim", "brain"]["value"]
+    assert values["bone_ssim"] == rows["ssim", "bone"]["value"]
+    assert values["lesion_dice"] == rows["dice", "lesion"]["value"]
+    assert values["lesion_hd95_mm"] == rows["hd95", "lesion"]["value"]
+    assert values["seam"] == rows["seam", "borders"]["value"]
+    without = objectives(replace(tiny_case, lesion=tiny_case.lesion * 0), fused, head, PRESET)
+    assert np.isnan(without["lesion_dice"]) and np.isfinite(without["seam"])
+
+
+def test_lesion_head_of_both_dimensions(tiny_case: Case) -> None:
+    from clinfuse.method.lesion_head import LesionHead, LesionHeadConfig
+
+    for dims in (2, 3):
+        torch.manual_seed(0)
+        head = LesionHead(LesionHeadConfig(spatial_dims=dims, channels=(4, 8)))
+        mask = segment_lesion(head, tiny_case.anatomy)
+        assert mask.shape == tiny_case.shape and mask.dtype == np.uint8 and mask.max() <= 1
+        assert head.training, "the head must be left as it was"
+
+
+def test_misfit_fusions_are_refused(tiny_case: Case) -> None:
+    with pytest.raises(GeometryError, match=r"case tiny.*\(12, 32, 28\).*\(11, 32, 28\)"):
+        evaluate_case(tiny_case, tiny_case.anatomy[1:], "short", preset=PRESET)
+    with pytest.raises(InputError, match=r"case tiny.*255"):
+        evaluate_case(tiny_case, tiny_case.anatomy * 0 + 255, "8 bit", preset=PRESET)
+    with pytest.raises(InputError, match=r"case tiny.*NaN"):
+        objectives(tiny_case, tiny_case.anatomy * np.nan, None, PRESET)
+
+
+def table() -> pd.DataFrame:
+    rng = np.random.default_rng(0)
+    rows = []
+    for method, level in (("ours", 0.9), ("theirs", 0.7)):
+        for case in range(6):
+            common = {
+                "case_id": f"c{case}",
+                "method": method,
+                "preset": "balanced",
+                "unit": "1",
+                "seconds": 0.5,
+            }
+            rows.append(
+                {
+                    **common,
+                    "metric": "ssim",
+                    "roi": "brain",
+                    "value": level + rng.normal(0, 0.02),
+                    "status": "ok",
+                }
+            )
+            empty = case == 0
+            value = 1.0 if empty else level - 0.1
+            rows.append(
+                {**common, "metric": "dice", "roi": "lesion", "value": value}
+                | {"status": "empty" if empty else "ok"}
+            )
+    return pd.DataFrame([*rows, *failed_rows("c6", "theirs", "balanced", ValueError("no picture"))])
+
+
+def test_summary_counts_what_it_leaves_out() -> None:
+    lines = summarise(table()).set_index(["method", "metric"])
+    dice = lines.loc[("ours", "dice")]
+    assert (dice["n"], dice["empty"], dice["failed"]) == (5, 1, 0)
+    assert dice["mean"] == pytest.approx(0.8) and dice["low"] == pytest.approx(0.8)
+    ssim = lines.loc[("ours", "ssim")]
+    assert ssim["low"] < ssim["mean"] < ssim["high"] and ssim["n"] == 6
+    assert lines.loc[("theirs", "fusion")]["failed"] == 1
+    again = summarise(table())
+    pd.testing.assert_frame_equal(again, summarise(table()))
+
+
+def test_no_nan_slips_into_a_mean() -> None:
+    rows = table()
+    rows.loc[0, "value"] = np.nan
+    with pytest.raises(InputError, match="no finite value"):
+        summarise(rows)
+    with pytest.raises(InputError, match="status"):
+        summarise(rows.drop(columns="status"))
+
+
+def test_bootstrap_interval_of_a_normal_sample() -> None:
+    """About ±1.96 standard errors for a large normal sample."""
+    values = np.random.default_rng(1).normal(0.5, 0.1, 400)
+    low, high = bootstrap_interval(values, resamples=4000)
+    half = 1.96 * values.std(ddof=1) / np.sqrt(len(values))
+    assert (high - low) / 2 == pytest.approx(half, rel=0.1)
+    assert low < values.mean() < high
+    assert np.isnan(bootstrap_interval(np.array([1.0]))).all()
+
+
+def test_tables_show_intervals_and_gaps() -> None:
+    summary = summarise(table())
+    text = to_markdown(summary)
+    assert "| ours | 0.9" in text and "ssim brain ↑" in text and "[" in text
+    assert "dice/lesion: 1" in text and "fusion/whole: 1" in text and "esearch" in text
+    page = to_html(summary, caption="A & B")
+    assert "<table" in page and "A &amp; B" in page and "ours" in page
