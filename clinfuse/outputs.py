@@ -40,10 +40,21 @@ UNITS = {
 class FusedMaps(Protocol):
     """What a result must hold to be written: maps (D, H, W) float32 in [0, 1] and JSON-able facts."""
 
-    fused: FloatArray
-    uncertainty: FloatArray
-    interval: FloatArray | None
-    info: dict[str, Any]
+    @property
+    def fused(self) -> FloatArray:
+        """F."""
+
+    @property
+    def uncertainty(self) -> FloatArray:
+        """0 sure to 1 unsure."""
+
+    @property
+    def interval(self) -> FloatArray | None:
+        """Half-width in image units, or None."""
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """The sidecar's facts."""
 
 
 def case_grid(volume: FloatArray, case: Case) -> tuple[NDArray[Any], NDArray[np.float64]]:

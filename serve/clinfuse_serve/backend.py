@@ -76,8 +76,8 @@ def run_order(pipeline: FusionPipeline, case: Case, member: int, order: Order) -
             order.preset,
             steps=order.steps,
             seed=order.seed,
-            sample=sample,
-            jitter=jitter,
+            sample_index=sample,
+            jitter_index=jitter,
             guided=order.guided,
         )
         for sample, jitter in order.draws

@@ -54,9 +54,9 @@ class Examples:
         return (held_out or list(self._open().case_ids()))[:MAX_EXAMPLES]
 
     def _open(self) -> Any:
-        from clinfuse_prep import CaseStore
+        from clinfuse_prep.store import CaseStore
 
-        return CaseStore(self.store)
+        return CaseStore(self.store or "")
 
     def _row(self, name: str) -> ExampleRow:
         case = self._open().read(name)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray import serve
 from ray.serve.handle import DeploymentHandle
+from ray.serve.schema import ReplicaState
 
 from clinfuse.case import Case
 from clinfuse_serve.backend import Gathered, Order, gather, run_order
@@ -138,7 +139,7 @@ class RayBackend:
         application = serve.status().applications.get(self.app)
         deployments = application.deployments if application else {}
         rows = [deployments.get(member_name(member)) for member in range(self.members)]
-        return [bool(row and row.replica_states.get("RUNNING", 0)) for row in rows]
+        return [bool(row and row.replica_states.get(ReplicaState.RUNNING)) for row in rows]
 
     async def tell_presets(self, changes: Mapping[str, Any]) -> None:
         """Broadcast to every aggregator replica and every member."""
@@ -221,24 +222,18 @@ class Aggregator:
 
 def build(settings: Settings, aggregators: int) -> serve.Application:
     """The application graph: K members under the aggregator's replicas."""
-    member = serve.deployment(Member).options(
-        num_replicas=1,
-        max_ongoing_requests=8,
-        ray_actor_options=_resources(settings.device),
-        health_check_period_s=2,
-        health_check_timeout_s=30,
-        graceful_shutdown_timeout_s=5,
-    )
-    members = [member.options(name=member_name(k)).bind(settings, k) for k in range(settings.members)]
-    aggregator = serve.deployment(Aggregator).options(
+    calm: dict[str, Any] = {"health_check_period_s": 2, "health_check_timeout_s": 30, "graceful_shutdown_timeout_s": 5}
+    member: serve.Deployment = serve.deployment(
+        num_replicas=1, max_ongoing_requests=8, ray_actor_options=_resources(settings.device), **calm
+    )(Member)
+    aggregator: serve.Deployment = serve.deployment(
         name=AGGREGATOR,
         num_replicas=aggregators,
         max_ongoing_requests=4 * settings.limits.queue + 16,
         ray_actor_options={"num_cpus": 0.05},
-        health_check_period_s=2,
-        health_check_timeout_s=30,
-        graceful_shutdown_timeout_s=5,
-    )
+        **calm,
+    )(Aggregator)
+    members = [member.options(name=member_name(k)).bind(settings, k) for k in range(settings.members)]
     return aggregator.bind(settings, *members)
 
 

@@ -140,7 +140,7 @@ class FusionService:
 
     async def encode(self, answer: Answer, params: FuseParams) -> dict[str, tuple[str, bytes]]:
         """The answer's files: geometry of the anatomy image, PNG if a slice came in as PNG."""
-        from clinfuse_prep import to_source_grid
+        from clinfuse_prep.geometry import to_source_grid
 
         with self._phase("encode", answer.seconds):
             kind = answer.kept.kind if params.format == "auto" else params.format
@@ -281,11 +281,18 @@ class FusionService:
     def _make(self, token: str, example: str | None, files: Mapping[str, Path]) -> KeptCase:
         if example is not None and not files:
             return KeptCase(token, self.examples.case(example))
-        from clinfuse_prep import PrepConfig, prepare_pair
+        from clinfuse_prep.config import PrepConfig
+        from clinfuse_prep.prepare import prepare_pair
 
-        masks = {roi: files.get(roi) for roi in ("brain", "bone", "lesion")}
-        config = PrepConfig(max_voxels=self.limits.voxels)
-        case = prepare_pair(files["anatomy"], files["companion"], **masks, config=config, case_id=token)
+        case = prepare_pair(
+            files["anatomy"],
+            files["companion"],
+            brain=files.get("brain"),
+            bone=files.get("bone"),
+            lesion=files.get("lesion"),
+            config=PrepConfig(max_voxels=self.limits.voxels),
+            case_id=token,
+        )
         return KeptCase(token, case, "png" if files["anatomy"].suffix == ".png" else "nifti")
 
     @contextmanager

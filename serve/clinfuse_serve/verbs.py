@@ -1,0 +1,187 @@
+"""The verbs `clinfuse serve` and `clinfuse fuse`."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import threading
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from clinfuse.errors import ConfigError
+from clinfuse.verbs import Verb
+
+MIB = 1 << 20
+
+
+def _serve_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", nargs="?", help="model folder; without it the released model")
+    parser.add_argument("--members", type=int, help="how many of the model's members (default all)")
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on (default: this machine only)"
+    )
+    parser.add_argument("--port", type=int, default=8000, help="0 picks a free one (default 8000)")
+    parser.add_argument("--token-file", help="text file with the token that clients must send")
+    parser.add_argument("--aggregators", type=int, default=2, help="replicas of the HTTP front (default 2)")
+    parser.add_argument("--examples", help="prepared store (.zarr) whose test cases the page offers")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where members run")
+    parser.add_argument("--threads", type=int, help="torch threads per member")
+    parser.add_argument(
+        "--queue", type=int, default=16, help="waiting requests per front replica (default 16)"
+    )
+    parser.add_argument("--max-mb", type=int, default=256, help="largest upload in MiB (default 256)")
+    parser.add_argument(
+        "--max-voxels", type=int, default=64 << 20, help="largest volume (default 64 Mi voxels)"
+    )
+    parser.add_argument("--certificate", nargs=2, metavar=("CERT", "KEY"), help="files for HTTPS")
+
+
+def _serve(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Serve until interrupted."""
+    from clinfuse import RESEARCH_USE
+    from clinfuse.console import say
+    from clinfuse_serve.deploy import start
+    from clinfuse_serve.fuse import released_model
+    from clinfuse_serve.limits import Limits
+    from clinfuse_serve.security import read_token, require_token_beyond_loopback
+
+    token = read_token(arguments.token_file) if arguments.token_file else None
+    require_token_beyond_loopback(arguments.host, token)
+    limits = Limits(queue=arguments.queue, body_bytes=arguments.max_mb * MIB, voxels=arguments.max_voxels)
+    handle = start(
+        arguments.model or released_model(),
+        arguments.members,
+        arguments.host,
+        arguments.port,
+        token,
+        aggregators=arguments.aggregators,
+        limits=limits,
+        examples=arguments.examples,
+        threads=arguments.threads,
+        device=arguments.device,
+        certificate=tuple(arguments.certificate) if arguments.certificate else None,
+    )
+    with handle:
+        say(f"serving at [bold]{handle.url}[/bold]  (Ctrl-C stops)\n{RESEARCH_USE}")
+        sys.stdout.flush()
+        wait_for_signal()
+    return {"result": handle.url, "served": True}
+
+
+def wait_for_signal() -> None:
+    """Block until SIGINT or SIGTERM; the handlers that were there come back afterwards."""
+    stop = threading.Event()
+
+    def ask(_signal: int, _frame: FrameType | None) -> None:
+        stop.set()
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        while not stop.wait(0.5):
+            pass
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _fuse_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--anatomy", required=True, type=Path, help="MRI: NIfTI, DICOM folder or PNG slice")
+    parser.add_argument("--companion", required=True, type=Path, help="CT, SPECT or PET, of the same kinds")
+    for roi in ("brain", "bone", "lesion"):
+        parser.add_argument(f"--{roi}", type=Path, help=f"{roi} mask (default: found automatically)")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--model", help="model folder; without it the released model")
+    where.add_argument("--url", help="fuse by this service instead of here")
+    parser.add_argument("--token-file", help="with --url: the service's token (or CLINFUSE_TOKEN)")
+    parser.add_argument("--preset", default="balanced", help="clinical preset (default balanced)")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="replace a preset's value, e.g. beta=2",
+    )
+    parser.add_argument("--out", required=True, type=Path, help="folder for the results")
+    parser.add_argument("--steps", type=int, help="sampler steps (default: the model's)")
+    parser.add_argument("--seed", type=int, default=0, help="same seed, same image (default 0)")
+    parser.add_argument("--members", type=int, help="how many members to ask (default all)")
+    parser.add_argument("--samples", type=int, default=1, help="noise draws per member (default 1)")
+    parser.add_argument("--jitters", type=int, default=0, help="draws with the companion warped (default 0)")
+    parser.add_argument("--format", default="auto", choices=("auto", "nifti", "png"), help="of the images")
+    parser.add_argument("--case-id", default="case", help="pseudonym for file names (letters, digits)")
+    parser.add_argument("--register", default="none", choices=("none", "rigid", "affine"))
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+
+
+def _fuse(arguments: argparse.Namespace) -> dict[str, Any]:
+    from clinfuse import RESEARCH_USE
+    from clinfuse.console import say, step
+    from clinfuse_serve.fuse import FuseJob, fuse_here, fuse_there
+    from clinfuse_serve.security import read_token
+
+    job = FuseJob(
+        anatomy=arguments.anatomy,
+        companion=arguments.companion,
+        out=arguments.out,
+        masks={
+            roi: getattr(arguments, roi) for roi in ("brain", "bone", "lesion") if getattr(arguments, roi)
+        },
+        preset=arguments.preset,
+        weights=parse_weights(arguments.set),
+        steps=arguments.steps,
+        seed=arguments.seed,
+        members=arguments.members,
+        samples=arguments.samples,
+        jitters=arguments.jitters,
+        image_format=arguments.format,
+        case_id=arguments.case_id,
+        register=arguments.register,
+    )
+    with step(f"Fusing with preset {job.preset}"):
+        if arguments.url:
+            token = read_token(arguments.token_file) if arguments.token_file else None
+            done = fuse_there(job, arguments.url, token)
+        else:
+            done = fuse_here(job, arguments.model, arguments.device)
+    for finding in done["findings"]:
+        say(f"  {finding.get('severity', 'note')}: {finding.get('problem', '')}")
+    if done["info"].get("degraded"):
+        say("  [yellow]degraded: fewer members answered than were asked; see the sidecar[/yellow]")
+    say(RESEARCH_USE)
+    files = {key: str(path) for key, path in done["files"].items()}
+    return {"result": files["fused"], "files": files, "info": done["info"]}
+
+
+def parse_weights(words: list[str]) -> dict[str, float]:
+    """`beta=2 tau_mm=1.5` as numbers.
+
+    Raises:
+        ConfigError: not of the form KEY=NUMBER.
+    """
+    weights: dict[str, float] = {}
+    for word in words:
+        key, separator, value = word.partition("=")
+        try:
+            weights[key.strip()] = float(value)
+        except ValueError as error:
+            raise ConfigError("--set cannot be read", expected="KEY=NUMBER", found=repr(word)) from error
+        if not separator or not key.strip():
+            raise ConfigError("--set cannot be read", expected="KEY=NUMBER", found=repr(word))
+    return weights
+
+
+SERVE = Verb(
+    name="serve",
+    help="Serve a model over HTTP with its web page, on Ray Serve, until Ctrl-C.",
+    add_arguments=_serve_arguments,
+    run=_serve,
+    needs_ray=True,
+)
+FUSE = Verb(
+    name="fuse",
+    help="Fuse one pair (NIfTI, DICOM folder or PNG slice) here or by a service.",
+    add_arguments=_fuse_arguments,
+    run=_fuse,
+)
