@@ -1,0 +1,117 @@
+"""Preparing many cases: as Ray tasks when Ray runs, else here; bounded in flight, errors become findings."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from clinfuse_prep.config import PrepConfig
+from clinfuse_prep.findings import Finding
+from clinfuse_prep.prepare import prepare_case
+from clinfuse_prep.sources.case import SourceCase
+from clinfuse_prep.store import CaseStore, manifest_row
+
+PER_CPU_IN_FLIGHT = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One case to prepare: its files, names, choices, and the store it goes to."""
+
+    source: SourceCase
+    case_id: str
+    patient: str
+    split: str
+    store: str
+    config: PrepConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What became of a job: a manifest row, or None when the case was lost; and the findings."""
+
+    case_id: str
+    row: dict[str, Any] | None
+    findings: list[Finding] = field(default_factory=list)
+
+
+def run_job(job: Job) -> Outcome:
+    """Prepare and store one case; whatever goes wrong becomes a finding, so that the batch goes on."""
+    try:
+        made = prepare_case(job.source, job.config, case_id=job.case_id, patient=job.patient, split=job.split)
+        CaseStore(job.store).write(made.case, chroma=made.chroma, dtype=job.config.dtype)
+    except Exception as error:
+        finding = Finding.from_error(error, job.case_id)
+        row = lost_row(job, finding)
+        return Outcome(case_id=job.case_id, row=row, findings=[finding])
+    return Outcome(case_id=job.case_id, row=manifest_row(made.case), findings=made.findings)
+
+
+def lost_row(job: Job, finding: Finding) -> dict[str, Any]:
+    """The manifest row of a case that was left out."""
+    import json
+
+    return {
+        "case_id": job.case_id,
+        "patient": job.patient,
+        "split": "",
+        "state": "lost",
+        "modalities": "+".join(job.source.modalities),
+        "simulated": job.source.simulated,
+        "findings": json.dumps([finding.as_dict()]),
+        "worst": "error",
+    }
+
+
+def run_jobs(jobs: Sequence[Job]) -> Iterator[Outcome]:
+    """Outcomes as they come (any order); on Ray if this process is connected to it, else one after another."""
+    yield from _on_ray(jobs) if ray_ready() else map(run_job, jobs)
+
+
+def ray_ready() -> bool:
+    """Whether a Ray session exists in this process; Ray is never imported for the question."""
+    ray = sys.modules.get("ray")
+    return ray is not None and bool(ray.is_initialized())
+
+
+def _on_ray(jobs: Iterable[Job]) -> Iterator[Outcome]:
+    """One task per case, at most two per CPU in flight: memory stays bounded whatever the number of cases."""
+    import ray
+
+    limit = max(2, PER_CPU_IN_FLIGHT * int(ray.cluster_resources().get("CPU", 1)))
+    task: Callable[..., Any] = ray.remote(num_cpus=1, max_retries=2)(run_job).remote
+    waiting: dict[Any, Job] = {}
+    todo = iter(jobs)
+    while True:
+        while len(waiting) < limit and (job := next(todo, None)) is not None:
+            waiting[task(job)] = job
+        if not waiting:
+            return
+        done, _ = ray.wait(list(waiting), num_returns=1)
+        for reference in done:
+            yield _collect(reference, waiting.pop(reference))
+
+
+def _collect(reference: Any, job: Job) -> Outcome:
+    import ray
+
+    try:
+        outcome: Outcome = ray.get(reference)
+    except ray.exceptions.RayError as error:
+        finding = Finding.from_error(error, job.case_id)
+        return Outcome(case_id=job.case_id, row=lost_row(job, finding), findings=[finding])
+    return outcome
+
+
+def plan_seconds(jobs: Sequence[Job], first: float, cpus: int) -> float:
+    """Estimated seconds for all jobs from the seconds of the first."""
+    return first * len(jobs) / max(1, cpus)
+
+
+def store_path(out: str | Path) -> str:
+    """The store's path or URL as given; local paths made absolute, since tasks may run in other folders."""
+    text = str(out)
+    return text if "://" in text else str(Path(text).resolve())

@@ -1,0 +1,169 @@
+"""Where voxels lie: reorientation to the RAS+ grid, resampling by affine, and the way back to the source.
+
+Legend: a *source* array is in its file's own voxel order (i, j, k) with affine (i, j, k, 1) → RAS+ mm. A
+*grid* array is (D, H, W) = (z, y, x) with affine (x, y, z, 1) → RAS+ mm, axes nearest to R, A and S.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from clinfuse.case import Case
+from clinfuse.errors import GeometryError
+
+Array = NDArray[Any]
+Affine = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A (D, H, W) voxel grid: shape and affine (x, y, z, 1) → RAS+ mm."""
+
+    shape: tuple[int, int, int]
+    affine: Affine
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """(D, H, W) in mm."""
+        w, h, d = np.linalg.norm(self.affine[:3, :3], axis=0)
+        return float(d), float(h), float(w)
+
+    def same_as(self, other: Grid, tolerance_mm: float = 1e-3) -> bool:
+        """Whether shapes are equal and no voxel centre lies further apart than the tolerance."""
+        if self.shape != other.shape:
+            return False
+        corners = np.array([[x, y, z, 1.0] for z in (0, 1) for y in (0, 1) for x in (0, 1)])
+        corners[:, :3] *= np.array(self.shape[::-1]) - 1
+        gap = corners @ (self.affine - other.affine).T
+        return bool(np.abs(gap[:, :3]).max() <= tolerance_mm)
+
+
+def to_ras(array: Array, affine: Affine) -> tuple[Array, Affine]:
+    """Reorient without interpolation.
+
+    Args:
+        array: (I, J, K) in source order.
+        affine: (i, j, k, 1) → RAS+ mm.
+
+    Returns:
+        The (D, H, W) array (a view where possible) and its affine (x, y, z, 1) → RAS+ mm.
+    """
+    orientation = nib.io_orientation(affine)
+    turned = nib.apply_orientation(array, orientation)
+    back = nib.orientations.inv_ornt_aff(orientation, array.shape)
+    return np.transpose(turned, (2, 1, 0)), affine @ back
+
+
+def from_ras(volume: Array, source_shape: tuple[int, int, int], source_affine: Affine) -> Array:
+    """Inverse of `to_ras`: a (D, H, W) array in the order (I, J, K) of the source."""
+    orientation = nib.io_orientation(source_affine)
+    inverse = nib.orientations.ornt_transform(nib.io_orientation(np.eye(4)), orientation)
+    back = nib.apply_orientation(np.transpose(volume, (2, 1, 0)), inverse)
+    if back.shape != tuple(source_shape):
+        raise GeometryError(
+            "the volume does not belong to this source",
+            expected=f"shape {source_shape}",
+            found=str(back.shape),
+        )
+    return back
+
+
+def resample(
+    array: Array, grid: Grid, target: Grid, *, order: int = 1, fill: float = 0.0, smooth: bool = True
+) -> Array:
+    """Sample an array on another grid by the affines alone.
+
+    Args:
+        array: (D, H, W) on `grid`; order 0 for masks, 1 or 3 for images.
+        fill: value outside the field of view.
+        smooth: blur first where the target is coarser (half a target voxel), so that nothing aliases.
+
+    Returns:
+        (D, H, W) on `target`, same dtype for order 0, else float32.
+    """
+    if grid.same_as(target):
+        return array
+    source = array if order == 0 else array.astype(np.float32, copy=False)
+    if order > 0 and smooth:
+        ratio = np.array(target.spacing) / np.array(grid.spacing)
+        sigma = np.where(ratio > 1.2, 0.42 * np.sqrt(np.maximum(ratio**2 - 1, 0)), 0)
+        if sigma.any():
+            source = ndimage.gaussian_filter(source, sigma, mode="nearest")
+    xyz = np.linalg.inv(grid.affine) @ target.affine
+    flip = np.eye(4)[[2, 1, 0, 3]]
+    zyx = flip @ xyz @ flip
+    return ndimage.affine_transform(
+        source, zyx[:3, :3], zyx[:3, 3], output_shape=target.shape, order=order, mode="constant", cval=fill
+    )
+
+
+def resample_mask(mask: Array, grid: Grid, target: Grid) -> NDArray[np.uint8]:
+    """A binary mask on another grid: linear interpolation of membership, kept where it is at least one half."""
+    if grid.same_as(target):
+        return (mask > 0).astype(np.uint8)
+    soft = resample((mask > 0).astype(np.float32), grid, target, order=1, smooth=False)
+    return (soft >= 0.5).astype(np.uint8)
+
+
+def overlap(grid: Grid, target: Grid) -> float:
+    """Share of the target's voxels that lie inside the grid's field of view, 0 to 1 (on a coarse raster)."""
+    axes = [np.linspace(0, n - 1, min(n, 24)) for n in target.shape]
+    z, y, x = np.meshgrid(*axes, indexing="ij")
+    points = np.stack([x, y, z, np.ones_like(x)], -1).reshape(-1, 4)
+    index = points @ (np.linalg.inv(grid.affine) @ target.affine).T
+    limit = np.array(grid.shape[::-1]) - 0.5
+    return float(np.all((index[:, :3] >= -0.5) & (index[:, :3] <= limit), axis=1).mean())
+
+
+def with_spacing(grid: Grid, spacing_mm: tuple[float, float, float]) -> Grid:
+    """The same field of view and directions with another (D, H, W) spacing; outer voxel borders stay in place."""
+    old, new = np.array(grid.spacing), np.array(spacing_mm, float)
+    shape = np.maximum(1, np.round(np.array(grid.shape) * old / new)).astype(int)
+    scale = (new / old)[::-1]
+    affine = grid.affine.copy()
+    affine[:3, :3] = grid.affine[:3, :3] * scale
+    affine[:3, 3] = grid.affine[:3, 3] + grid.affine[:3, :3] @ ((scale - 1) / 2)
+    d, h, w = (int(n) for n in shape)
+    return Grid((d, h, w), affine)
+
+
+def to_source_grid(volume: NDArray[np.float32], case: Case, *, order: int = 1) -> tuple[Array, Affine]:
+    """A volume of the case in the anatomy file's own voxel order, so that outputs overlay it exactly.
+
+    Args:
+        volume: (D, H, W) on the case's grid.
+        case: carries `attrs["source_geometry"]` (written by prep).
+        order: interpolation if the case was resampled to another spacing (0 for masks).
+
+    Returns:
+        The array (I, J, K) in source order and the source's affine (i, j, k, 1) → RAS+ mm. For PNG slices
+        I is the column, J the row and K the slice: `array[:, :, k].T` is the picture.
+
+    Raises:
+        GeometryError: the case does not say where it came from, or the volume is not on its grid.
+    """
+    source = case.attrs.get("source_geometry")
+    if source is None:
+        raise GeometryError(
+            "the case has no source geometry", expected="a case made by prep", case=case.case_id
+        )
+    if volume.shape != case.shape:
+        raise GeometryError(
+            "the volume is not on the case's grid",
+            expected=f"shape {case.shape}",
+            found=f"{volume.shape}",
+            case=case.case_id,
+        )
+    i, j, k = (int(n) for n in source["shape"])
+    affine = np.array(source["affine"], dtype=np.float64)
+    grid_affine = to_ras(np.broadcast_to(np.float32(0), (i, j, k)), affine)
+    native = Grid((grid_affine[0].shape[0], grid_affine[0].shape[1], grid_affine[0].shape[2]), grid_affine[1])
+    here = Grid(case.shape, case.affine)
+    on_native = resample(volume, here, native, order=order)
+    return np.ascontiguousarray(from_ras(on_native, (i, j, k), affine)), affine

@@ -1,0 +1,289 @@
+"""`clinfuse prep` and `clinfuse cohort`: from a source to a dataset, with plan, progress and a last word."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import shutil
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clinfuse.console import progress, say
+from clinfuse.errors import ConfigError
+from clinfuse_prep.batch import Job, Outcome, ray_ready, run_jobs, store_path
+from clinfuse_prep.config import PrepConfig
+from clinfuse_prep.findings import Finding
+from clinfuse_prep.pseudonym import Pseudonyms, open_key, write_links
+from clinfuse_prep.sources import SourceCase, find_cases
+from clinfuse_prep.split import SPLITS, split_patients
+from clinfuse_prep.store import CaseStore
+
+IN_PROCESS_CASES = 24
+MOST_SHOWN = 12
+
+
+def cohort(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Write the embedded cohort; result: its folder and the patients' folders."""
+    from clinfuse_prep.cohort import make_cohort
+
+    folders = make_cohort(
+        Path(arguments.out), patients=arguments.patients, spacing_mm=arguments.spacing, seed=arguments.seed
+    )
+    say(f"{len(folders)} simulated patients (simulated CT) in {arguments.out}")
+    return {"result": str(arguments.out), "patients": len(folders), "simulated": True}
+
+
+def prep(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Prepare a source into a dataset.
+
+    Returns:
+        result (the dataset), layout, cases (stored), kept (from before), lost, splits, findings (counts by severity),
+        seconds, megabytes_per_s.
+    """
+    config = _config(arguments)
+    source, out = Path(arguments.source), store_path(arguments.out)
+    layout, cases, findings = find_cases(source, arguments.layout)
+    cases = _with_masks(cases, arguments.masks)
+    say(f"layout {layout}: {len(cases)} cases of {len({case.patient for case in cases})} patients")
+    store = CaseStore(out)
+    kept = _existing(store, arguments)
+    jobs = _jobs(cases, layout, config, arguments, out)
+    todo = [job for job in jobs if not _done(store, job, kept)]
+    store.create()
+    started = time.monotonic()
+    outcomes = _run(todo, arguments)
+    findings += [finding for outcome in outcomes for finding in outcome.findings]
+    rows = [outcome.row for outcome in outcomes if outcome.row is not None]
+    known = {row["case_id"] for row in rows}
+    rows += [store.attributes(name)["summary"] for name in store.case_ids() if name not in known]
+    store.commit_manifest(rows)
+    return _last_word(arguments.out, layout, rows, jobs, todo, findings, time.monotonic() - started)
+
+
+def _config(arguments: argparse.Namespace) -> PrepConfig:
+    return PrepConfig(
+        spacing_mm=_numbers(arguments.spacing, 3, "--spacing") if arguments.spacing else None,
+        ct_window=_numbers(arguments.ct_window, 2, "--ct-window"),
+        slice_spacing_mm=_numbers(arguments.slice_spacing, 3, "--slice-spacing"),
+        register=arguments.register,
+        brain=arguments.brain,
+        n4=arguments.n4,
+        deface=arguments.deface,
+        dtype=arguments.dtype,
+    )
+
+
+def _numbers(text: str, count: int, option: str) -> Any:
+    try:
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        values = ()
+    if len(values) != count or not np.isfinite(values).all():
+        raise ConfigError(f"{option} is not usable", expected=f"{count} numbers with commas", found=text)
+    return values
+
+
+def _with_masks(cases: list[SourceCase], masks: str) -> list[SourceCase]:
+    """Mask files of a separate folder, by the case's name at the source; they win over all others."""
+    if masks == "auto":
+        return cases
+    folder = Path(masks)
+    if not folder.is_dir():
+        raise ConfigError("--masks is not usable", expected="auto, or a folder of masks", found="neither")
+    done = []
+    for case in cases:
+        found = {
+            roi: (path,)
+            for roi in ("brain", "bone", "lesion")
+            if (path := folder / case.name / f"{roi}.nii.gz").is_file()
+        }
+        done.append(replace(case, files={**case.files, **found}))
+    return done
+
+
+def _existing(store: CaseStore, arguments: argparse.Namespace) -> bool:
+    """Whether to keep the cases that are there."""
+    held = len(store.case_ids())
+    if arguments.overwrite and arguments.resume:
+        raise ConfigError("--resume and --overwrite", expected="one of them", found="both")
+    if held and arguments.overwrite:
+        if store.local is None:
+            raise ConfigError("--overwrite works on local datasets", expected="a local path", found="a URL")
+        shutil.rmtree(store.local)
+    elif held and not arguments.resume:
+        raise ConfigError(
+            "the dataset exists",
+            expected="a new name, --resume or --overwrite",
+            found=f"{held} cases in it",
+            todo="--resume keeps finished cases, --overwrite removes them",
+        )
+    if arguments.resume:
+        store.clear_aside()
+    return bool(arguments.resume)
+
+
+def _jobs(
+    cases: Sequence[SourceCase], layout: str, config: PrepConfig, arguments: argparse.Namespace, out: str
+) -> list[Job]:
+    if "://" in out and not arguments.key:
+        raise ConfigError(
+            "a dataset at a URL needs --key", expected="a local folder for key and links", found="none"
+        )
+    folder = Path(arguments.key) if arguments.key else Path(f"{out}.key")
+    names = open_key(folder)
+    splits = _splits(cases, layout, arguments, CaseStore(out), names)
+    jobs = [
+        Job(
+            source=case,
+            case_id=names.case(case.patient, case.name),
+            patient=names.patient(case.patient),
+            split=splits[case.patient],
+            store=out,
+            config=config,
+        )
+        for case in cases
+    ]
+    write_links(folder, ((j.case_id, j.patient, j.source.patient, j.source.name) for j in jobs))
+    return jobs
+
+
+def _splits(
+    cases: Sequence[SourceCase],
+    layout: str,
+    arguments: argparse.Namespace,
+    store: CaseStore,
+    names: Pseudonyms,
+) -> dict[str, str]:
+    """Patient's name → split: from a file, from before, or drawn. The cohort's order is its design, so it is kept."""
+    patients = list(dict.fromkeys(case.patient for case in cases))
+    path = Path(arguments.split)
+    if path.is_file():
+        return _split_file(path, patients)
+    before = {a["patient"]: a["split"] for name in store.case_ids() if (a := store.attributes(name))}
+    known = {p: before[names.patient(p)] for p in patients if names.patient(p) in before}
+    fractions = _numbers(arguments.split, 3, "--split")
+    return split_patients(
+        patients, fractions=fractions, seed=arguments.seed, shuffle=layout != "cohort", known=known
+    )
+
+
+def _split_file(path: Path, patients: Sequence[str]) -> dict[str, str]:
+    with path.open(newline="") as stream:
+        given = {row.get("patient", ""): row.get("split", "") for row in csv.DictReader(stream)}
+    missing = [p for p in patients if given.get(p) not in SPLITS]
+    if missing:
+        raise ConfigError(
+            "the split file does not place every patient",
+            expected=f"columns patient and split ({', '.join(SPLITS)})",
+            found=f"{len(missing)} of {len(patients)} patients without a split",
+        )
+    return {p: given[p] for p in patients}
+
+
+def _done(store: CaseStore, job: Job, keep: bool) -> bool:
+    """Whether a finished case made with the same choices is there."""
+    if not keep:
+        return False
+    attrs = store.attributes(job.case_id)
+    return bool(attrs.get("complete")) and PrepConfig.from_dict(attrs["prep"]) == job.config
+
+
+def _run(jobs: Sequence[Job], arguments: argparse.Namespace) -> list[Outcome]:
+    outcomes: list[Outcome] = []
+    started = time.monotonic()
+    with _workers(len(jobs), arguments):
+        for outcome in progress(run_jobs(jobs), total=len(jobs), label="cases"):
+            outcomes.append(outcome)
+            if len(outcomes) == 1 and len(jobs) >= 20:
+                _plan(jobs, outcome, time.monotonic() - started)
+    return outcomes
+
+
+def _plan(jobs: Sequence[Job], first: Outcome, seconds: float) -> None:
+    """Say how long and how large the whole will be, judged by the first case."""
+    row = first.row or {}
+    voxels = float(np.prod([row.get(f"size_{axis}", 0) for axis in "dhw"]))
+    slots = _slots() if ray_ready() else 1
+    say(
+        f"plan: about {seconds * len(jobs) / slots / 60:.0f} min with {slots} at a time, "
+        f"at most {voxels * 11 * len(jobs) / 1e9:.1f} GB before compression"
+    )
+
+
+def _slots() -> int:
+    import ray
+
+    return max(1, int(ray.cluster_resources().get("CPU", 1)))
+
+
+@contextmanager
+def _workers(jobs: int, arguments: argparse.Namespace) -> Iterator[None]:
+    """A Ray session where one is asked for or worth its start; one that runs already is used."""
+    address = getattr(arguments, "address", None) or os.environ.get("RAY_ADDRESS")
+    wanted = arguments.workers if arguments.workers is not None else (jobs > IN_PROCESS_CASES)
+    if ray_ready() or not (address or wanted) or jobs == 0:
+        yield
+        return
+    import ray
+
+    cpus = arguments.workers or None
+    options: dict[str, Any] = (
+        {"address": address} if address else {"num_cpus": cpus, "include_dashboard": False}
+    )
+    ray.init(**options, log_to_driver=False, logging_level="error")
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _last_word(
+    out: str,
+    layout: str,
+    rows: Sequence[dict[str, Any]],
+    jobs: Sequence[Job],
+    todo: Sequence[Job],
+    findings: Sequence[Finding],
+    seconds: float,
+) -> dict[str, Any]:
+    stored = [row for row in rows if row["state"] == "ok"]
+    lost = len([row for row in rows if row["state"] == "lost"])
+    shown = [finding for finding in findings if finding.severity != "info"]
+    for finding in shown[:MOST_SHOWN]:
+        say(f"  {finding.severity} · case {finding.case or '–'}: {_sentence(finding)}")
+    if len(shown) > MOST_SHOWN:
+        say(f"  and {len(shown) - MOST_SHOWN} more: clinfuse inspect {out}")
+    voxels = sum(float(np.prod([row[f"size_{axis}"] for axis in "dhw"])) for row in stored)
+    splits = Counter(row["split"] for row in stored)
+    say(
+        f"{len(stored)} cases in {out} ({', '.join(f'{splits[s]} {s}' for s in SPLITS)}), "
+        f"{lost} lost, {len(jobs) - len(todo)} kept from before, {seconds:.1f} s"
+    )
+    return {
+        "result": str(out),
+        "layout": layout,
+        "cases": len(stored),
+        "kept": len(jobs) - len(todo),
+        "lost": lost,
+        "splits": dict(splits),
+        "findings": dict(Counter(finding.severity for finding in findings)),
+        "problems": [finding.as_dict() for finding in shown],
+        "seconds": seconds,
+        "megabytes_per_s": voxels * 8 / 1e6 / seconds if seconds > 0 and todo else None,
+    }
+
+
+def _sentence(finding: Finding) -> str:
+    parts = [finding.problem]
+    parts += [
+        f"{word} {text}" for word, text in (("expected", finding.expected), ("found", finding.found)) if text
+    ]
+    return "; ".join(parts + ([f"to do: {finding.todo}"] if finding.todo else []))

@@ -1,0 +1,60 @@
+"""Read one image, whatever its format: picture slices, NIfTI, DICOM series, or what SimpleITK reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from clinfuse.errors import InputError
+from clinfuse_prep.config import PrepConfig
+from clinfuse_prep.nifti import read_nifti
+from clinfuse_prep.raw import RawImage
+from clinfuse_prep.slices import SUFFIXES, read_slices, slice_number
+
+Files = Path | str | Sequence[Path | str] | RawImage
+
+
+def expand(files: Files) -> list[Path]:
+    """The files meant by a path or a list: a folder stands for its pictures (by slice number) or all its files."""
+    assert not isinstance(files, RawImage)
+    paths = [Path(files)] if isinstance(files, str | Path) else [Path(path) for path in files]
+    if len(paths) == 1 and paths[0].is_dir():
+        inside = sorted(path for path in paths[0].iterdir() if path.is_file())
+        pictures = [path for path in inside if path.suffix.lower() in SUFFIXES]
+        return sorted(pictures, key=slice_number) if pictures else inside
+    return paths
+
+
+def read_image(
+    files: Files, *, role: str, case: str | None = None, config: PrepConfig | None = None
+) -> RawImage:
+    """Read an image by what its files are.
+
+    Args:
+        files: one file, a folder, or a list (picture slices from inferior to superior, or a DICOM series).
+        role: what it is for, for messages.
+
+    Raises:
+        InputError: missing, damaged, or of a format that is not known here.
+    """
+    if isinstance(files, RawImage):
+        return files
+    config = config or PrepConfig()
+    paths = expand(files)
+    name = paths[0].name.lower() if paths else ""
+    if not paths or name.endswith(SUFFIXES):
+        spacing = config.slice_spacing_mm
+        return read_slices(paths, role=role, case=case, spacing_mm=spacing, max_voxels=config.max_voxels)
+    if len(paths) == 1 and name.endswith((".nii", ".nii.gz")):
+        return read_nifti(paths[0], role=role, case=case, max_voxels=config.max_voxels)
+    if not all(path.is_file() for path in paths):
+        raise InputError(
+            f"the {role} image is missing", expected="a file", found="no file", case=case, todo="add the file"
+        )
+    if len(paths) == 1 and name.endswith((".nrrd", ".nhdr", ".mha", ".mhd")):
+        from clinfuse_prep.itk import read_itk
+
+        return read_itk(paths[0], role=role, case=case, max_voxels=config.max_voxels)
+    from clinfuse_prep.dicom import read_series
+
+    return read_series(paths, role=role, case=case, max_voxels=config.max_voxels)

@@ -1,0 +1,124 @@
+"""Stacks of 8-bit picture slices (PNG, JPEG): numbered axial slices become one volume in RAS+ order.
+
+Convention: radiological display, as the field's Harvard pairs use: the picture's left is the patient's right, its
+top is anterior, numbers rise from inferior to superior.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from clinfuse.errors import GeometryError, InputError
+from clinfuse_prep.colour import is_colour, split_colour
+from clinfuse_prep.geometry import to_ras
+from clinfuse_prep.raw import RawImage, digest_of, from_source_array
+
+SUFFIXES = (".png", ".jpg", ".jpeg")
+LARGEST_SIDE = 8192
+ASSUMED_SPACING = (
+    "the slices carry no spacing",
+    "a spacing in the files",
+    "{d:g} × {h:g} × {w:g} mm assumed (slice, row, column)",
+    "give --slice-spacing if you know it; distances in mm depend on it",
+)
+
+
+def slice_number(path: Path) -> int:
+    """The slice number: the last three digits of the last run of digits in the name, or -1 without digits."""
+    runs = re.findall(r"\d+", path.stem)
+    return int(runs[-1][-3:]) if runs else -1
+
+
+def read_slices(
+    paths: list[Path],
+    *,
+    role: str,
+    case: str | None = None,
+    spacing_mm: tuple[float, float, float] = (5.0, 1.0, 1.0),
+    max_voxels: int = 2**28,
+) -> RawImage:
+    """Stack picture slices, in the order given, from inferior to superior.
+
+    Args:
+        paths: the slices; all of one size.
+        spacing_mm: (D, H, W) mm assumed.
+
+    Returns:
+        The image: volume (D, H, W) float32 grey 0–255, `grey8` set; `chroma` if any slice is coloured.
+
+    Raises:
+        InputError: none given, unreadable, or too large. GeometryError: sizes differ.
+    """
+    if not paths:
+        raise InputError(
+            f"the {role} image is missing",
+            expected="picture slices",
+            found="none",
+            case=case,
+            todo="add the slices or leave the case out",
+        )
+    pictures = [_picture(path, role, case, max_voxels // len(paths)) for path in paths]
+    sizes = {picture.shape[:2] for picture in pictures}
+    if len(sizes) > 1:
+        raise GeometryError(
+            f"the {role} slices have unequal shapes",
+            expected="one size for all slices",
+            found=", ".join(f"{h}×{w}" for h, w in sorted(sizes)),
+            case=case,
+            todo="export the slices again at one size",
+        )
+    rgb = np.stack(pictures)
+    grey, chroma = (split_colour(rgb)) if is_colour(rgb) else (rgb[..., 0].astype(np.float32), None)
+    affine = picture_affine(rgb.shape[1], rgb.shape[2], spacing_mm)
+    image = from_source_array(
+        grey.transpose(2, 1, 0), affine, kind="png", digest=digest_of(paths), grey8=True
+    )
+    d, h, w = spacing_mm
+    note = (*ASSUMED_SPACING[:2], ASSUMED_SPACING[2].format(d=d, h=h, w=w), ASSUMED_SPACING[3])
+    if chroma is not None:
+        turned = [to_ras(part.transpose(2, 1, 0), affine)[0] for part in chroma]
+        image = replace(image, chroma=np.stack(turned).astype(np.float32))
+    return replace(image, notes=(note,))
+
+
+def picture_affine(height: int, width: int, spacing_mm: tuple[float, float, float]) -> NDArray[np.float64]:
+    """(column, row, slice, 1) → RAS+ mm for the radiological display; the origin is the first slice's centre."""
+    d, h, w = spacing_mm
+    affine = np.diag([-w, -h, d, 1.0])
+    affine[:3, 3] = ((width - 1) / 2 * w, (height - 1) / 2 * h, 0.0)
+    return affine
+
+
+def _picture(path: Path, role: str, case: str | None, max_pixels: int) -> NDArray[np.uint8]:
+    """(H, W, 3) uint8 of one file, 16-bit greys brought down to 8."""
+    try:
+        with Image.open(path) as picture:
+            width, height = picture.size
+            if width * height > max_pixels or max(width, height) > LARGEST_SIDE:
+                raise InputError(
+                    f"a {role} slice claims to be too large",
+                    expected=f"at most {LARGEST_SIDE} pixels a side",
+                    found=f"{width}×{height}",
+                    case=case,
+                    todo="check the file",
+                )
+            if picture.mode.startswith(("I", "F")):
+                deep = np.asarray(picture, dtype=np.float64) / 257.0
+                return np.repeat(np.clip(np.round(deep), 0, 255).astype(np.uint8)[..., None], 3, axis=-1)
+            return np.asarray(picture.convert("RGB"), dtype=np.uint8)
+    except InputError:
+        raise
+    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(
+            f"a {role} slice cannot be read",
+            expected="a complete PNG or JPEG",
+            found="a missing, truncated or damaged file" if not path.is_file() else "a damaged file",
+            case=case,
+            todo="copy or export the slice again",
+        ) from error

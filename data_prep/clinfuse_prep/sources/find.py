@@ -1,0 +1,59 @@
+"""Which layout a source has, and the cases in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from clinfuse.errors import ConfigError, InputError
+from clinfuse_prep.findings import Finding
+from clinfuse_prep.sources import folders, pairs
+from clinfuse_prep.sources.case import SourceCase
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a kind of source is recognised and read."""
+
+    matches: Callable[[Path], bool]
+    find: Callable[[Path], list[SourceCase]]
+
+
+LAYOUTS: dict[str, Layout] = {
+    "cohort": Layout(folders.is_cohort, folders.find_cohort),
+    "pairs": Layout(pairs.matches, pairs.find),
+    "synthrad": Layout(folders.is_synthrad, folders.find_synthrad),
+    "nifti-pair": Layout(folders.is_nifti_pair, folders.find_nifti_pair),
+}
+
+
+def find_cases(source: Path, layout: str = "auto") -> tuple[str, list[SourceCase], list[Finding]]:
+    """The cases of a source.
+
+    Args:
+        source: a folder (or, for some layouts, a file).
+        layout: a name of `LAYOUTS`, or "auto" to try each in order.
+
+    Returns:
+        The layout's name, the cases sorted by name, and findings about the source as a whole.
+
+    Raises:
+        InputError: no such source, or no case in it. ConfigError: unknown layout.
+    """
+    if layout != "auto" and layout not in LAYOUTS:
+        raise ConfigError("unknown layout", expected=f"auto or one of {', '.join(LAYOUTS)}", found=layout)
+    if not source.exists():
+        raise InputError("the source does not exist", expected="a folder of images", todo="check the path")
+    names = list(LAYOUTS) if layout == "auto" else [layout]
+    for name in names:
+        if layout == "auto" and not LAYOUTS[name].matches(source):
+            continue
+        cases = LAYOUTS[name].find(source)
+        if cases:
+            return name, cases, []
+    raise InputError(
+        "no case was found in the source",
+        expected=f"the layout {layout}" if layout != "auto" else f"one of the layouts {', '.join(LAYOUTS)}",
+        todo="see the layouts in `clinfuse prep --help`, or name one with --layout",
+    )

@@ -1,0 +1,153 @@
+"""The verbs of this room: cohort, prep, inspect, masks. Only arguments here; the work is imported when asked for."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from clinfuse.verbs import Verb
+
+
+def _cohort_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--out", required=True, metavar="DIR", help="folder to write the simulated patients to"
+    )
+    parser.add_argument("--patients", type=int, default=8, help="how many (default 8)")
+    parser.add_argument("--spacing", type=float, default=2.0, metavar="MM", help="voxel size (default 2 mm)")
+    parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same patients")
+
+
+def _cohort(arguments: argparse.Namespace) -> dict[str, Any]:
+    from clinfuse_prep.prep_verb import cohort
+
+    return cohort(arguments)
+
+
+def _prep_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="SOURCE", help="folder of images (or a table of paths)")
+    parser.add_argument("--out", required=True, metavar="D.zarr", help="dataset to write (path or URL)")
+    parser.add_argument(
+        "--layout",
+        default="auto",
+        help="auto, cohort, pairs, synthrad, bids, dicom, table or nifti-pair (default auto)",
+    )
+    parser.add_argument("--resume", action="store_true", help="keep finished cases, prepare the others")
+    parser.add_argument("--overwrite", action="store_true", help="remove the cases that are there")
+    parser.add_argument(
+        "--register",
+        nargs="?",
+        const="rigid",
+        default="none",
+        choices=("none", "rigid", "affine"),
+        help="move the companion onto the anatomy image (rigid if no kind is named)",
+    )
+    parser.add_argument(
+        "--masks",
+        default="auto",
+        metavar="auto|DIR",
+        help="auto, or a folder <case name>/{brain,bone,lesion}.nii.gz whose masks win over automatic ones",
+    )
+    parser.add_argument("--brain", default="auto", help="auto, ct, mr, deepbet, totalsegmentator or none")
+    parser.add_argument(
+        "--split",
+        default="0.65,0.15,0.2",
+        metavar="A,B,C|FILE",
+        help="shares of train, val, test by patient; or a CSV with columns patient,split",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the split")
+    parser.add_argument(
+        "--spacing", metavar="D,H,W", help="common grid in mm (default: the anatomy image's grid)"
+    )
+    parser.add_argument(
+        "--slice-spacing",
+        default="5,1,1",
+        metavar="D,H,W",
+        help="mm assumed for picture slices (default 5,1,1)",
+    )
+    parser.add_argument(
+        "--ct-window",
+        default="-100,1700",
+        metavar="LOW,HIGH",
+        help="HU that become 0 and 1 (default -100,1700)",
+    )
+    parser.add_argument("--n4", action="store_true", help="correct the MR bias field")
+    parser.add_argument("--deface", action="store_true", help="remove the face (off by default for training)")
+    parser.add_argument("--dtype", default="float32", help="float32 or float16 (default float32)")
+    parser.add_argument(
+        "--key", metavar="DIR", help="folder of pseudonym key and link table (default: D.zarr.key)"
+    )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=None,
+        metavar="N",
+        help="Ray workers here; 0: in this process (default: by size)",
+    )
+
+
+def _prep(arguments: argparse.Namespace) -> dict[str, Any]:
+    from clinfuse_prep.prep_verb import prep
+
+    return prep(arguments)
+
+
+def _inspect_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("data", metavar="D.zarr", help="dataset made by clinfuse prep")
+    parser.add_argument(
+        "--out", metavar="DIR", help="where to write sheet and page (default: D.zarr.inspect)"
+    )
+    parser.add_argument("--cases", metavar="ID,ID", help="only these cases on sheet and page")
+    parser.add_argument("--no-pictures", action="store_true", help="the table only")
+
+
+def _inspect(arguments: argparse.Namespace) -> dict[str, Any]:
+    from clinfuse_prep.inspect_verb import inspect
+
+    return inspect(arguments)
+
+
+def _masks_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "action", choices=("export", "import"), help="write masks as NIfTI, or take them back"
+    )
+    parser.add_argument("data", metavar="D.zarr", help="dataset made by clinfuse prep")
+    parser.add_argument(
+        "--dir", required=True, metavar="DIR", help="folder of <case id>/{brain,bone,lesion}.nii.gz"
+    )
+    parser.add_argument("--cases", metavar="ID,ID", help="only these cases")
+    parser.add_argument(
+        "--images", action="store_true", help="export the images too, to see the masks on them"
+    )
+    parser.add_argument("--no-deface", action="store_true", help="export images with their face")
+
+
+def _masks(arguments: argparse.Namespace) -> dict[str, Any]:
+    from clinfuse_prep.masks_verb import masks
+
+    return masks(arguments)
+
+
+COHORT = Verb(
+    name="cohort",
+    help="Write the embedded cohort: simulated patients with known masks and misregistration.",
+    add_arguments=_cohort_arguments,
+    run=_cohort,
+)
+PREP = Verb(
+    name="prep",
+    help="Turn a folder of images into a dataset: checked, aligned, masked, split by patient.",
+    add_arguments=_prep_arguments,
+    run=_prep,
+)
+INSPECT = Verb(
+    name="inspect",
+    help="Show what is in a dataset: table, contact sheet and page with ROI outlines.",
+    add_arguments=_inspect_arguments,
+    run=_inspect,
+)
+MASKS = Verb(
+    name="masks",
+    help="Export masks for correction in a viewer, and import the corrected ones.",
+    add_arguments=_masks_arguments,
+    run=_masks,
+)
