@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import threading
@@ -65,59 +66,60 @@ class Workers:
         return self.cpus or max(1, (os.cpu_count() or 1) // self.most)
 
 
-def launch(
-    job: str, kind: str, run: Run, settings: Mapping[str, Any], workers: Workers, *, key: str | None = None
-) -> Path:
+def launch(job: str, kind: str, run: Run, settings: Mapping[str, Any], workers: Workers) -> Path:
     """Do a job of a run, or go on with it, or find it done; the path of its model folder.
 
     Args:
         job: which plan ("train", "distill", "ensemble").
         kind: name of the model folder to appear in the run ("model", "student", "ensemble").
         run: the run folder.
-        settings: the job's own settings; "config" and "data" among them.
+        settings: the job's own settings; "config", "data" and "data_hash" among them. The same job with other
+            settings is done anew and replaces the model folder.
         workers: how many and how large.
-        key: what tells this job's settings apart (e.g. "distill-4"); default the job's name.
 
     Raises:
         ClinfuseError: what a worker refused, or that the cluster lacks the resources, or that workers kept dying.
     """
-    key = key or job
-    target = Path(str(run.path / kind))
-    if run.state(key) == "finished" and run.has_model(kind):
-        say(f"  {key} of run {run.name} is finished; nothing is trained again")
+    target, key = Path(str(run.path / kind)), settings_key(settings)
+    known = run.read_json("state.json").get(job, {})
+    if known.get("state") == "finished" and known.get("key") == key and run.has_model(kind):
+        say(f"  {job} of run {run.name} is finished; nothing is trained again")
         return target
     check_resources(workers)
     failure_file(run.path, job).unlink(missing_ok=True)
     progress_file(run.path, job).unlink(missing_ok=True)
     started = time.monotonic()
-    run.set_state(key, "running", settings={k: v for k, v in settings.items() if k != "config"})
+    run.set_state(job, "running", key=key, workers=workers.count, error=None)
     try:
         with watched(run, job):
-            rows = fit_on_ray(job, kind, run, settings, workers, key)
+            rows = fit_on_ray(job, kind, run, settings, workers, f"checkpoints-{job}-{key}")
     except BaseException as error:
-        run.set_state(key, "failed", error=str(our_words(error)))
+        run.set_state(job, "failed", error=our_words(error))
         raise
-    run.put_metrics(key, rows)
-    run.set_state(key, "finished", seconds=round(time.monotonic() - started, 1))
+    run.put_metrics(job, rows)
+    run.set_state(job, "finished", seconds=round(time.monotonic() - started, 1))
     return target
 
 
+def settings_key(settings: Mapping[str, Any]) -> str:
+    """Eight hex digits that tell a job's settings apart from others."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+
+
 def fit_on_ray(
-    job: str, kind: str, run: Run, settings: Mapping[str, Any], workers: Workers, key: str
+    job: str, kind: str, run: Run, settings: Mapping[str, Any], workers: Workers, name: str
 ) -> list[dict[str, Any]]:
     """One TorchTrainer.fit; returns the loss history."""
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    name = f"checkpoints-{key}"
     whole = {**settings, "job": job, "kind": kind, "run": str(run.path), "threads": workers.cpus_each}
     each = {"CPU": float(workers.cpus_each)} | ({"GPU": workers.gpus} if workers.gpus else {})
+    scaling: dict[str, Any] = {"num_workers": workers.count, "use_gpu": workers.gpus > 0}
     trainer = TorchTrainer(
         train_worker,
         train_loop_config=whole,
-        scaling_config=ScalingConfig(
-            num_workers=workers.count, use_gpu=workers.gpus > 0, resources_per_worker=each
-        ),
+        scaling_config=ScalingConfig(**scaling, resources_per_worker=each),
         run_config=RunConfig(
             name=name,
             storage_path=str(run.path),
@@ -134,6 +136,8 @@ def fit_on_ray(
         raise failed
     if run.is_local:
         remove_orphans(Path(str(run.path)) / name)
+    if result.checkpoint is None:
+        raise InputError("training ended without a checkpoint", todo="see the workers' logs")
     with result.checkpoint.as_directory() as folder:
         return Position.load(Path(folder)).history
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from clinfuse.training import Batch
     from clinfuse.training.losses import LossFn
 
-Modules = Mapping[str, "nn.Module"]
+Modules = Mapping[str, Any]  # finished networks by phase name
 
 
 @dataclass(frozen=True, kw_only=True)

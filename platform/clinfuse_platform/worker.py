@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
+import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -111,16 +111,16 @@ def _go_on(
         position.phase, position.step = None, 0
         _report(work, run, position, modules, None, {"phase": phase.name, "step": phase.steps})
     if work.rank == 0:
-        aside = Path(f"{_local_scratch(run)}/.model-{work.job}-{os.getpid()}")
-        aside.mkdir(parents=True)
-        plan.export(modules, aside)
-        publish_folder(aside, run / str(work.settings["kind"]))
+        _export(plan, modules, run / str(work.settings["kind"]))
 
 
-def _local_scratch(run: UPath) -> Path:
-    import tempfile
-
-    return Path(str(run)) if run.protocol in ("", "file") else Path(tempfile.mkdtemp())
+def _export(plan: Plan, modules: dict[str, nn.Module], target: UPath) -> None:
+    if target.protocol in ("", "file"):
+        plan.export(modules, Path(str(target)))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        plan.export(modules, Path(folder) / "model")
+        publish_folder(Path(folder) / "model", target)
 
 
 def _train_phase(

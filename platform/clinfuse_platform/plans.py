@@ -1,0 +1,214 @@
+"""The three training jobs: lesion head and denoiser, the distilled student, the ensemble's further members."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clinfuse_platform.phases import Modules, Phase, Plan, Work
+
+if TYPE_CHECKING:
+    from clinfuse_prep.reader import ShardReader
+
+    from clinfuse.pipeline import FusionPipeline
+    from clinfuse.training import TrainConfig
+
+
+def train_plan(work: Work) -> Plan:
+    """Lesion head first, then frozen beside the denoiser (Eq. 3); exports the guided teacher."""
+    from clinfuse.pipeline import FusionPipeline
+    from clinfuse.training import build_denoiser, build_lesion_head, denoiser_loss, lesion_head_loss
+
+    config = _config(work)
+    reader = _reader(work, config)
+    common: dict[str, Any] = {
+        "learning_rate": config.learning_rate,
+        "batches": lambda done: reader,
+        "cases": reader.cases_at,
+    }
+    head = Phase(
+        name="lesion_head",
+        steps=config.lesion_steps,
+        seed=config.seed * 10 + 1,
+        build=lambda done: build_lesion_head(config),
+        loss=lambda done: lesion_head_loss(config),
+        **common,
+    )
+    denoiser = Phase(
+        name="denoiser",
+        steps=config.denoiser_steps,
+        seed=config.seed * 10 + 2,
+        build=lambda done: build_denoiser(config),
+        loss=lambda done: denoiser_loss(config, done["lesion_head"].freeze()),
+        **common,
+    )
+
+    def export(done: Modules, folder: Path) -> None:
+        FusionPipeline(
+            members=[done["denoiser"].cpu()],
+            lesion_head=done["lesion_head"].cpu(),
+            diffusion=config.diffusion,
+            metadata=_facts(work),
+        ).save_pretrained(folder)
+
+    return Plan(phases=(head, denoiser), export=export)
+
+
+def distill_plan(work: Work) -> Plan:
+    """The student starts as the teacher and learns its guided results in few steps (Section 3.5)."""
+    from clinfuse.pipeline import FusionPipeline
+
+    config, teacher = _config(work), _pipeline(work, "teacher")
+    student = _student_phase(work, config, teacher, name="student", member=0, steps=config.distill_iterations)
+
+    def export(done: Modules, folder: Path) -> None:
+        FusionPipeline(
+            members=[done["student"].cpu()],
+            lesion_head=_on_cpu(teacher).lesion_head,
+            diffusion=config.diffusion,
+            kind="student",
+            student_steps=config.student_steps,
+            presets=teacher.presets,
+            metadata=teacher.metadata | _facts(work) | {"teacher": teacher.model_hash},
+        ).save_pretrained(folder)
+
+    return Plan(phases=(student,), export=export)
+
+
+def ensemble_plan(work: Work) -> Plan:
+    """Further members beside the base model's own, each from its own initial weights and noise.
+
+    Members of a student learn the same guided teacher's results as it did; members of a teacher learn Eq. 3.
+    """
+    from clinfuse.pipeline import FusionPipeline
+
+    config, teacher, base = _config(work), _pipeline(work, "teacher"), _pipeline(work, "base")
+    numbers = range(1, int(work.settings["members"]))
+    phases = tuple(
+        _student_phase(
+            work, config, teacher, name=f"member_{number}", member=number, steps=config.member_steps
+        )
+        if base.kind == "student"
+        else _teacher_member(work, config, teacher, number)
+        for number in numbers
+    )
+
+    def export(done: Modules, folder: Path) -> None:
+        members = [*_on_cpu(base).members, *(done[f"member_{number}"].cpu() for number in numbers)]
+        FusionPipeline(
+            members=members,
+            lesion_head=base.lesion_head,
+            diffusion=base.diffusion,
+            kind=base.kind,
+            student_steps=base.student_steps,
+            presets=base.presets,
+            metadata=base.metadata | _facts(work) | {"base": base.model_hash},
+        ).save_pretrained(folder)
+
+    return Plan(phases=phases, export=export)
+
+
+def _student_phase(
+    work: Work, config: TrainConfig, teacher: FusionPipeline, *, name: str, member: int, steps: int
+) -> Phase:
+    from clinfuse.training import build_denoiser, student_loss
+    from clinfuse_platform.targets import Targets
+
+    reader = _reader(work, config)
+    targets: list[Targets] = []
+
+    def build(done: Modules) -> Any:
+        student = build_denoiser(config, member)
+        if member == 0:
+            student.load_state_dict(teacher.members[0].state_dict())
+        return student
+
+    def batches(done: Modules) -> Callable[[int], Any]:
+        targets.append(Targets.of(work, config, teacher, reader))
+        return targets[0].batch
+
+    return Phase(
+        name=name,
+        steps=steps,
+        learning_rate=config.learning_rate,
+        seed=config.seed * 10 + 3 + member,
+        build=build,
+        loss=lambda done: student_loss(config, teacher.members[0], teacher.lesion_head),
+        batches=batches,
+        cases=lambda step: reader.cases_at(step % config.distill_batches),
+    )
+
+
+def _teacher_member(work: Work, config: TrainConfig, teacher: FusionPipeline, number: int) -> Phase:
+    from clinfuse.training import build_denoiser, denoiser_loss
+
+    reader = _reader(work, config)
+    return Phase(
+        name=f"member_{number}",
+        steps=config.member_steps,
+        learning_rate=config.learning_rate,
+        seed=config.seed * 10 + 3 + number,
+        build=lambda done: build_denoiser(config, number),
+        loss=lambda done: denoiser_loss(config, teacher.lesion_head),
+        batches=lambda done: reader,
+        cases=reader.cases_at,
+    )
+
+
+def _config(work: Work) -> TrainConfig:
+    from clinfuse.training import TrainConfig
+
+    return TrainConfig.from_dict(work.settings["config"])
+
+
+def _reader(work: Work, config: TrainConfig) -> ShardReader:
+    from clinfuse_prep.reader import ShardReader
+
+    return ShardReader(
+        work.settings["data"],
+        split="train",
+        crop=config.crop,
+        batch_size=config.batch_size,
+        spatial_dims=config.spatial_dims,
+        seed=config.seed,
+        rank=work.rank,
+        world_size=work.world_size,
+    )
+
+
+def _pipeline(work: Work, role: str) -> FusionPipeline:
+    from clinfuse.pipeline import FusionPipeline
+    from clinfuse_platform.runs import find_model
+
+    return FusionPipeline.from_pretrained(find_model(work.settings[role]), device=work.device)
+
+
+def _on_cpu(pipeline: FusionPipeline) -> FusionPipeline:
+    for member in pipeline.members:
+        member.cpu()
+    if pipeline.lesion_head is not None:
+        pipeline.lesion_head.cpu()
+    return pipeline
+
+
+def _facts(work: Work) -> dict[str, Any]:
+    config = work.settings["config"]
+    facts = {"recipe": config["recipe"], "seed": config["seed"], "workers": work.world_size}
+    return facts | {"data_hash": work.settings["data_hash"], f"{work.job}_steps": _steps(work)}
+
+
+def _steps(work: Work) -> int:
+    config = work.settings["config"]
+    return int(
+        {"train": config["denoiser_steps"], "distill": config["distill_iterations"]}.get(
+            work.job, config["member_steps"]
+        )
+    )
+
+
+PLANS: dict[str, Callable[[Work], Plan]] = {
+    "train": train_plan,
+    "distill": distill_plan,
+    "ensemble": ensemble_plan,
+}

@@ -1,0 +1,216 @@
+"""The training verbs: train, distill, ensemble and calibrate."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clinfuse import RESEARCH_USE
+from clinfuse.errors import ConfigError, InputError
+from clinfuse.verbs import Verb
+
+if TYPE_CHECKING:
+    from clinfuse_platform.launch import Workers
+    from clinfuse_platform.runs import Run
+
+RECIPES = ("cpu-debug", "cpu-small", "gpu-2d", "gpu-3d")
+
+
+def add_train_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `clinfuse train`."""
+    parser.add_argument("data", metavar="D.zarr", help="dataset written by clinfuse prep")
+    parser.add_argument(
+        "--recipe", choices=RECIPES, default="cpu-small", help="size of the job (%(default)s)"
+    )
+    parser.add_argument("--run", required=True, metavar="NAME", help="name of the run; the same name goes on")
+    _add_common(parser)
+
+
+def run_train(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Train lesion head and denoiser; the model folder of the guided teacher."""
+    from clinfuse.training import recipe
+    from clinfuse_platform.launch import launch
+    from clinfuse_platform.provenance import data_hash
+    from clinfuse_platform.runs import create_run, storage_path
+
+    config = recipe(arguments.recipe).changed(parse_settings(arguments.set)).to_dict()
+    data = str(storage_path(arguments.data))
+    settings = {"config": config, "data": data, "data_hash": data_hash(data)}
+    run = create_run(arguments.run, arguments.storage, {"verb": "train", **settings})
+    model = launch("train", "model", run, settings, _workers(arguments, arguments.recipe))
+    return _result(run, model, "train")
+
+
+def add_distill_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `clinfuse distill`."""
+    parser.add_argument("run", metavar="RUN", help="name or folder of a finished training run")
+    parser.add_argument("--steps", type=int, choices=(1, 2, 4), default=4, help="sampler steps (%(default)s)")
+    _add_common(parser)
+
+
+def run_distill(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Distil the run's guided teacher into a student of few steps without gradients."""
+    from clinfuse_platform.launch import launch
+
+    run, settings = _of_finished_run(arguments)
+    settings["config"]["student_steps"] = arguments.steps
+    model = launch("distill", "student", run, settings, _workers(arguments, settings["config"]["recipe"]))
+    return _result(run, model, "distill")
+
+
+def add_ensemble_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `clinfuse ensemble`."""
+    parser.add_argument("run", metavar="RUN", help="name or folder of a finished training run")
+    parser.add_argument("--members", type=int, default=3, metavar="K", help="members in all (%(default)s)")
+    parser.add_argument(
+        "--base",
+        choices=("student", "model"),
+        help="what the members are like (the student, if there is one)",
+    )
+    _add_common(parser)
+
+
+def run_ensemble(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Train further members beside the run's student (or teacher)."""
+    from clinfuse_platform.launch import launch
+
+    if arguments.members < 2:
+        raise ConfigError("too few members", expected="--members 2 or more", found=str(arguments.members))
+    run, settings = _of_finished_run(arguments)
+    base = arguments.base or ("student" if run.has_model("student") else "model")
+    if not run.has_model(base):
+        raise InputError(f"run {run.name} has no {base}", todo=f"make it first (clinfuse distill {run.name})")
+    settings |= {"base": str(run.path / base), "members": arguments.members, "base_key": _key_of(run, base)}
+    model = launch("ensemble", "ensemble", run, settings, _workers(arguments, settings["config"]["recipe"]))
+    return _result(run, model, "ensemble") | {"members": arguments.members}
+
+
+def add_calibrate_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `clinfuse calibrate`."""
+    parser.add_argument("model", metavar="MODEL", help="model folder, or RUN, RUN/student, RUN/ensemble")
+    parser.add_argument("--data", required=True, metavar="D.zarr", help="dataset with validation cases")
+    parser.add_argument("--preset", default="balanced", help="preset used on them (%(default)s)")
+    parser.add_argument("--storage", default="runs", metavar="DIR", help="where runs are kept (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the sampling noise (%(default)s)")
+
+
+def run_calibrate(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Fit the uncertainty's calibration on validation cases only and write it into the model folder."""
+    from clinfuse_platform.calibrate import calibrate_model
+
+    return calibrate_model(
+        arguments.model, arguments.data, arguments.preset, storage=arguments.storage, seed=arguments.seed
+    )
+
+
+def parse_settings(words: list[str]) -> dict[str, Any]:
+    """`--set key=value` words as a dict; values are read as YAML (numbers, lists, true and false).
+
+    Raises:
+        ConfigError: a word without '='.
+    """
+    import yaml
+
+    changes = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or not key:
+            raise ConfigError("not a setting", expected="--set key=value", found=repr(word))
+        changes[key.strip()] = yaml.safe_load(value)
+    return changes
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--storage", default="runs", metavar="DIR", help="where runs are kept (%(default)s)")
+    parser.add_argument(
+        "--workers", default="1", metavar="N", help="training workers; 1:4 is an elastic group"
+    )
+    parser.add_argument(
+        "--gpus-per-worker", type=float, metavar="G", help="default 1 for gpu recipes, else 0"
+    )
+    parser.add_argument(
+        "--cpus-per-worker", type=int, default=0, metavar="C", help="default: the cores shared"
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="change one option of the recipe"
+    )
+
+
+def _workers(arguments: argparse.Namespace, recipe_name: str) -> Workers:
+    from clinfuse_platform.launch import Workers
+
+    gpus = arguments.gpus_per_worker
+    if gpus is None:
+        gpus = 1.0 if recipe_name.startswith("gpu") else 0.0
+    return Workers.parse(arguments.workers, gpus, arguments.cpus_per_worker)
+
+
+def _of_finished_run(arguments: argparse.Namespace) -> tuple[Run, dict[str, Any]]:
+    """The run and the settings that its further jobs start from."""
+    from clinfuse.training import TrainConfig
+    from clinfuse_platform.runs import find_run
+
+    run = find_run(arguments.run, arguments.storage)
+    if not run.has_model("model"):
+        raise InputError(
+            f"run {run.name} has no trained model yet",
+            expected="a finished clinfuse train",
+            found=f"state {run.state('train')!r}",
+            todo="repeat the train command; it goes on where it stopped",
+        )
+    known = run.read_json("config.json")
+    config = TrainConfig.from_dict(known["config"]).changed(parse_settings(arguments.set))
+    settings = {"config": config.to_dict(), "data": known["data"], "data_hash": known["data_hash"]}
+    return run, settings | {"teacher": str(run.path / "model"), "teacher_key": _key_of(run, "model")}
+
+
+def _key_of(run: Run, kind: str) -> str:
+    """Hash of the model's weights, so that a job is done anew when what it builds on has changed."""
+    return str(run.read_json(f"{kind}/metadata.json").get("model_hash", ""))
+
+
+def _result(run: Run, model: Path, job: str) -> dict[str, Any]:
+    rows = run.metrics()
+    rows = rows[rows["job"] == job] if len(rows) else rows
+    last = {}
+    for phase, part in rows.groupby("phase") if len(rows) else ():
+        last[str(phase)] = {k: v for k, v in part.iloc[-1].items() if k not in ("job", "phase")}
+    state = run.read_json("state.json").get(job, {})
+    return {
+        "result": model,
+        "run": run.name,
+        "model_hash": _key_of(run, model.name),
+        "seconds": state.get("seconds"),
+        "last": last,
+        "research_use": RESEARCH_USE,
+    }
+
+
+TRAIN = Verb(
+    name="train",
+    help="Train lesion head and denoiser on a dataset, on one or many workers.",
+    add_arguments=add_train_arguments,
+    run=run_train,
+    needs_ray=True,
+)
+DISTILL = Verb(
+    name="distill",
+    help="Distil a run's guided teacher into a student of 1, 2 or 4 steps.",
+    add_arguments=add_distill_arguments,
+    run=run_distill,
+    needs_ray=True,
+)
+ENSEMBLE = Verb(
+    name="ensemble",
+    help="Train further members beside a run's student, for epistemic uncertainty.",
+    add_arguments=add_ensemble_arguments,
+    run=run_ensemble,
+    needs_ray=True,
+)
+CALIBRATE = Verb(
+    name="calibrate",
+    help="Calibrate a model's uncertainty on validation cases.",
+    add_arguments=add_calibrate_arguments,
+    run=run_calibrate,
+)
