@@ -113,7 +113,7 @@ def distance_by_axis(border: Tensor, spacing: Spacing) -> Tensor:
 def star(
     spacing: Spacing, tau_mm: float, reach_mm: float, cells: tuple[int, ...]
 ) -> tuple[tuple[Offset, ...], tuple[int, ...], tuple[float, ...]]:
-    """Where to look around a border point: all cells within τ, farther out 16 (2D) or 26 (3D) directions.
+    """Where to look around a border point: all cells within τ, farther out 16 (2D) or 98 (3D) directions.
 
     Args:
         spacing, tau_mm, reach_mm: mm.
@@ -131,10 +131,11 @@ def star(
     while radius < reach_mm:
         found.update(tuple(int(c) for c in np.rint(radius * ray / spacing)) for ray in _rays(len(spacing)))
         radius += max(step, 0.12 * radius)
-    fitting = [o for o in found if all(abs(c) < n for c, n in zip(o, cells, strict=True))]
+    seen = [o for o in found if _length(o, spacing) < reach_mm]
+    fitting = [o for o in seen if all(abs(c) < n for c, n in zip(o, cells, strict=True))]
     offsets = sorted(fitting, key=lambda o: (_length(o, spacing), o))
     shells, radii = _shells([_length(o, spacing) for o in offsets], step, tau_mm)
-    return tuple(offsets), shells, (*radii, max(reach_mm, radii[-1]))
+    return tuple(offsets), shells, (*radii, reach_mm)
 
 
 def _shells(lengths: list[float], step: float, tau_mm: float) -> tuple[tuple[int, ...], tuple[float, ...]]:
@@ -149,10 +150,8 @@ def _shells(lengths: list[float], step: float, tau_mm: float) -> tuple[tuple[int
 
 
 def _rays(spatial_dims: int) -> list[NDArray[np.float64]]:
-    steps = [v for v in itertools.product((-1, 0, 1), repeat=spatial_dims) if any(v)]
-    if spatial_dims == 2:
-        steps += [v for v in itertools.product((-2, -1, 1, 2), repeat=2) if abs(v[0] * v[1]) == 2]
-    return [np.array(v, float) / math.hypot(*v) for v in steps]
+    steps = itertools.product((-2, -1, 0, 1, 2), repeat=spatial_dims)
+    return [np.array(v, float) / math.hypot(*v) for v in steps if math.gcd(*v) == 1]
 
 
 def _length(offset: Offset, spacing: Spacing) -> float:

@@ -14,7 +14,7 @@ of what the exact metric counts on that level set:
 Exact, soft, gap: for a binary p the level sets coincide and the soft values differ from the exact ones by
 (i) the area element (equal in 2D, about 5 % in 3D), (ii) the linear edge of the tolerance band, one voxel wide
 just outside τ (soft NSD is higher by the share of border there), (iii) the 95th percentile, replaced by a mean
-over the percentiles 90 to 100 peaked at 95, (iv) reference-side distances beyond `REACH_MM`, held there. For a
+over the percentiles 92 to 98 peaked at 95, (iv) reference-side distances beyond `REACH_MM`, held there. For a
 blurred p the soft NSD is that of the blurred border: with an edge wider than 2τ it stays below the exact one.
 
 Legend: B batch; S spatial shape; C = Π(S+1) cells; N border cells of the reference; M neighbours; K shells.
@@ -37,7 +37,7 @@ REACH_MM = 20.0
 """Farthest distance from a reference border point at which a predicted border is looked for."""
 HD_SCALE_MM = 10.0
 """HD95 of this many mm gives an `hd95_loss` of 1/2."""
-PERCENTILES = (0.9, 1.0)
+PERCENTILES = (0.92, 0.98)
 """The range over which the 95th percentile is smoothed."""
 TIE_MM = 0.25
 """Softness of the maximum over the two directions of HD95."""
