@@ -189,10 +189,11 @@ def _sidecar(result: FusedMaps, case: Case, names: dict[str, str], image_format:
         "Description": "Fused image of two co-registered head images with its uncertainty",
         "IntendedUse": RESEARCH_USE,
         "Simulated": bool(case.attrs.get("simulated", False)),
-        "Modalities": list(case.modalities),
         "Files": names,
         "Units": units,
         "GeneratedBy": {"Name": "clinfuse", "Version": __version__},
+        "scaling": case.attrs.get("scaling"),
+        "mask_provenance": case.attrs.get("provenance"),
     }
     if facts["Simulated"]:
         facts["SimulatedNote"] = "simulated CT: made from an MR template, not measured"

@@ -66,8 +66,14 @@ def build_application(
 
 
 def viewer_page() -> str:
-    """The viewer: one self-contained page."""
-    return resources.files("clinfuse_serve").joinpath("viewer.html").read_text(encoding="utf-8")
+    """The viewer: one self-contained page, its style and scripts inline."""
+    folder = resources.files("clinfuse_serve").joinpath("viewer")
+
+    def text(name: str) -> str:
+        return folder.joinpath(name).read_text(encoding="utf-8")
+
+    script = "\n".join(text(name) for name in ("files.js", "draw.js", "app.js"))
+    return text("page.html").replace("/*STYLE*/", text("style.css")).replace("/*SCRIPT*/", script)
 
 
 def _add_information(app: FastAPI, service: FusionService) -> None:
