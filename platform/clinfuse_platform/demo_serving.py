@@ -27,21 +27,19 @@ def free_port() -> int:
 
 
 @contextmanager
-def serving(words: Sequence[str], *, address: str, port: int, log: Path) -> Iterator[str]:
+def serving(words: Sequence[str], *, address: str, log: Path) -> Iterator[str]:
     """Run `clinfuse serve …` until the block ends; yields the service's URL once it answers /healthz.
 
     Args:
-        words: the verb's arguments, without address and port.
+        words: the verb's arguments, `--port` with its number among them, without the address.
         address: the Ray session to deploy on.
-        port: loopback port.
         log: file for the child's output.
 
     Raises:
         ClinfuseError: the child ended, or did not answer in time; with the last lines of its output.
     """
-    url = f"http://127.0.0.1:{port}"
-    command = [sys.executable, "-m", "clinfuse_platform.cli", "serve", *words]
-    command += ["--port", str(port), "--address", address]
+    url = f"http://127.0.0.1:{words[words.index('--port') + 1]}"
+    command = [sys.executable, "-m", "clinfuse_platform.cli", "serve", *words, "--address", address]
     with log.open("wb") as sink:
         child = subprocess.Popen(command, stdout=sink, stderr=subprocess.STDOUT)
         try:
