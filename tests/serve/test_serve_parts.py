@@ -1,0 +1,269 @@
+"""Tokens, origins, limits, kept cases, presets that merge, metrics, uploads, parameters: no HTTP, no Ray."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import struct
+from pathlib import Path
+
+import pytest
+from clinfuse_serve import metrics, problems, security
+from clinfuse_serve.application import parse_params, viewer_page
+from clinfuse_serve.kept import KeptCase, KeptCases, case_token, check_roles
+from clinfuse_serve.limits import Limits
+from clinfuse_serve.monai_label import known_params, multipart
+from clinfuse_serve.preset_table import PresetTable
+from clinfuse_serve.schemas import FuseParams, Weights
+from clinfuse_serve.uploads import PNG_SIGNATURE, received, suffix_of
+from clinfuse_serve.verbs import parse_weights
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from clinfuse.case import Case
+from clinfuse.errors import ConfigError, InputError
+from clinfuse.presets import Preset, load_presets
+
+TOKEN = "a-token-of-20-letters"
+
+
+@pytest.mark.parametrize(
+    ("host", "loopback"),
+    [
+        ("127.0.0.1", True),
+        ("127.9.9.9", True),
+        ("localhost", True),
+        ("::1", True),
+        ("[::1]", True),
+        ("0.0.0.0", False),
+        ("::", False),
+        ("10.0.0.3", False),
+        ("example.org", False),
+        ("127.0.0.1.example.org", False),
+    ],
+)
+def test_only_loopback_needs_no_token(host: str, loopback: bool) -> None:
+    assert security.is_loopback(host) is loopback
+    security.require_token_beyond_loopback(host, TOKEN)
+    if loopback:
+        security.require_token_beyond_loopback(host, None)
+    else:
+        with pytest.raises(ConfigError, match="token"):
+            security.require_token_beyond_loopback(host, None)
+
+
+def test_token_file_is_read_and_weak_tokens_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text(f"{TOKEN}\nsecond line\n")
+    assert security.read_token(file) == TOKEN
+    for text in ("", "short", "with blank inside it all", "ümlaut-ümlaut-ümlaut"):
+        file.write_text(text)
+        with pytest.raises(ConfigError, match="token is not usable"):
+            security.read_token(file)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        security.read_token(tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("header", "right"),
+    [(f"Bearer {TOKEN}", True), (f"bearer {TOKEN}", True), (f"Basic {TOKEN}", False), (TOKEN, False)],
+)
+def test_authorization_header(header: str, right: bool) -> None:
+    assert security.authorized(header, security.token_digest(TOKEN)) is right
+    assert security.authorized(None, None)
+    assert not security.authorized(None, security.token_digest(TOKEN))
+    assert not security.authorized(f"Bearer {TOKEN}x", security.token_digest(TOKEN))
+
+
+def test_foreign_pages_and_names_are_seen() -> None:
+    assert not security.foreign_origin(None, "127.0.0.1:8000")
+    assert not security.foreign_origin("http://127.0.0.1:8000", "127.0.0.1:8000")
+    assert security.foreign_origin("http://evil.example", "127.0.0.1:8000")
+    assert security.foreign_origin("null", "127.0.0.1:8000")
+    assert not security.foreign_host("localhost:8000", True)
+    assert not security.foreign_host("[::1]:8000", True)
+    assert security.foreign_host("evil.example:8000", True)
+    assert not security.foreign_host("clinic.example:8000", False)
+
+
+def test_limits_are_bounded() -> None:
+    with pytest.raises(ConfigError, match="1 <= queue <= 10000"):
+        Limits(queue=0)
+
+
+def test_problems_say_what_was_expected_and_hide_the_unforeseen() -> None:
+    wrong = InputError("no bone", expected="bone", found="none", case="c1", todo="look")
+    body = json.loads(problems.from_error(wrong).body("r1"))
+    assert body == {
+        "type": "about:blank",
+        "title": "no bone",
+        "status": 422,
+        "expected": "bone",
+        "found": "none",
+        "todo": "look",
+        "case": "c1",
+        "instance": "urn:request:r1",
+    }
+    hidden = problems.from_error(RuntimeError("/home/someone/Smith^John.nii"))
+    assert hidden.status == 500 and b"Smith" not in hidden.body()
+    missing = problems.no_members(3, {1: "failed", 0: "down"})
+    assert [row["member"] for row in json.loads(missing.body())["missing"]] == [0, 1]
+    error = problems.ProblemError(missing)
+    assert pickle.loads(pickle.dumps(error)).problem == missing
+
+
+def test_kept_cases_forget_the_oldest_and_the_idle(tiny_case: Case) -> None:
+    now = [0.0]
+    size = KeptCase("a", tiny_case).bytes
+    kept = KeptCases(2 * size, 10, clock=lambda: now[0])
+    for token in "ab":
+        kept.put(KeptCase(token, tiny_case))
+    assert kept.get("a") is not None
+    kept.put(KeptCase("c", tiny_case))
+    assert kept.get("b") is None and kept.get("a") is not None and kept.bytes == 2 * size
+    now[0] = 11
+    assert kept.get("a") is None and len(kept) == 0
+    small = KeptCases(size - 1, 10)
+    small.put(KeptCase("d", tiny_case))
+    assert len(small) == 0
+
+
+def test_case_token_depends_on_bytes_roles_and_secret_only(tmp_path: Path) -> None:
+    one, two = tmp_path / "Smith^John.nii", tmp_path / "x.nii"
+    one.write_bytes(b"abc")
+    two.write_bytes(b"abc")
+    token = case_token(b"s", {"anatomy": one})
+    assert token == case_token(b"s", {"anatomy": two}) and token.isalnum()
+    assert token != case_token(b"t", {"anatomy": one}) != case_token(b"s", {"companion": one})
+    two.write_bytes(b"abd")
+    assert token != case_token(b"s", {"anatomy": two})
+
+
+def test_both_images_are_needed() -> None:
+    with pytest.raises(InputError, match="companion image is missing"):
+        check_roles({"anatomy": 1})
+
+
+CHANGES = st.lists(st.tuples(st.integers(0, 2), st.sampled_from("pqr"), st.integers(1, 9)), max_size=12)
+
+
+@settings(max_examples=60, deadline=None)
+@given(CHANGES, st.randoms())
+def test_replicas_agree_on_presets_whatever_the_order_of_news(changes, random) -> None:  # type: ignore[no-untyped-def]
+    tables = [PresetTable(load_presets(), str(k)) for k in range(3)]
+    news = [tables[k].change(Preset(name=name, beta=float(beta))) for k, name, beta in changes]
+    for table in tables:
+        mine = list(news)
+        random.shuffle(mine)
+        for change in mine:
+            table.merge(json.loads(json.dumps(change)))
+    assert tables[0].presets() == tables[1].presets() == tables[2].presets()
+    late = PresetTable(load_presets(), "late")
+    late.merge(tables[0].changes())
+    assert late.presets() == tables[0].presets()
+
+
+def test_preset_names_are_plain_words() -> None:
+    table = PresetTable(load_presets(), "0")
+    for name in ("", "A", "a b", "../x", "a" * 65):
+        with pytest.raises(ConfigError, match="name"):
+            table.change(Preset(name=name))
+
+
+def test_metrics_of_replicas_add_up() -> None:
+    one, two = metrics.Metrics(), metrics.Metrics()
+    for m, seconds in ((one, 0.02), (two, 0.2), (two, 400.0)):
+        m.count("clinfuse_requests_total", route="/v1/fuse", status="200")
+        m.observe("clinfuse_seconds", seconds, phase="fuse")
+        m.set("clinfuse_members_up", 3)
+    text = metrics.to_text(metrics.merge([one.snapshot(), json.loads(json.dumps(two.snapshot()))]))
+    assert 'clinfuse_requests_total{route="/v1/fuse",status="200"} 3' in text
+    assert "clinfuse_members_up 3" in text
+    assert 'clinfuse_seconds_bucket{phase="fuse",le="0.025"} 1' in text
+    assert 'clinfuse_seconds_bucket{phase="fuse",le="300"} 2' in text
+    assert 'clinfuse_seconds_bucket{phase="fuse",le="+Inf"} 3' in text
+    assert 'clinfuse_seconds_count{phase="fuse"} 3' in text
+    assert two.quantile("clinfuse_seconds", 0.5, 9.0, phase="fuse") == 0.25
+    assert two.quantile("clinfuse_seconds", 0.5, 9.0, phase="none") == 9.0
+
+
+def png_head(width: int, height: int) -> bytes:
+    return PNG_SIGNATURE + b"\x00\x00\x00\rIHDR" + struct.pack(">II", width, height)
+
+
+def test_uploads_are_told_apart_and_removed() -> None:
+    nifti = (348).to_bytes(4, "little") + bytes(344)
+    files = {"anatomy": io.BytesIO(nifti), "companion": io.BytesIO(b"\x1f\x8b" + bytes(9))}
+    with received(files, 100) as paths:
+        folder = paths["anatomy"].parent
+        assert {p.name for p in paths.values()} == {"anatomy.nii", "companion.nii.gz"}
+        assert paths["anatomy"].read_bytes() == nifti
+        assert folder.stat().st_mode & 0o077 == 0
+    assert not folder.exists()
+    assert suffix_of(png_head(2, 2), "anatomy") == ".png"
+    for data in (b"", b"GIF89a", b"%PDF-1.7", b"PK\x03\x04"):
+        with pytest.raises(InputError, match="not of a kind"), received({"brain": io.BytesIO(data)}, 9):
+            pass
+
+
+@pytest.mark.parametrize(("width", "height"), [(60000, 60000), (0, 5)])
+def test_a_picture_that_claims_too_much_is_refused(width: int, height: int) -> None:
+    file = io.BytesIO(png_head(width, height))
+    with pytest.raises(InputError, match="too large"), received({"anatomy": file}, 1 << 20):
+        pass
+
+
+def test_parameters_are_checked_and_named() -> None:
+    params = parse_params('{"preset": "stroke", "weights": {"beta": 2}, "seed": 5}')
+    assert params.weights.given() == {"beta": 2.0} and params.output == "image"
+    for text, field in (
+        ('{"steps": 0}', "steps"),
+        ('{"weights": {"alpha": -1}}', "weights.alpha"),
+        ('{"what": 1}', "what"),
+        ('{"weights": {"eta": NaN}}', ""),
+        ("[]", ""),
+        ("{", ""),
+    ):
+        with pytest.raises(problems.ProblemError) as caught:
+            parse_params(text)
+        assert caught.value.problem.status == 422
+        assert caught.value.problem.more["fields"][0]["field"].startswith(field)
+    with pytest.raises(ValidationError):
+        Weights(tau_mm=99)
+    assert FuseParams().model_dump_json(exclude_defaults=True) == "{}"
+
+
+def test_weights_on_the_command_line() -> None:
+    assert parse_weights(["beta=2", " tau_mm = 1.5"]) == {"beta": 2.0, "tau_mm": 1.5}
+    for word in ("beta", "beta=x", "=3"):
+        with pytest.raises(ConfigError, match="KEY=NUMBER"):
+            parse_weights([word])
+
+
+def test_monai_label_parameters_keep_what_is_known() -> None:
+    text = known_params('{"preset": ["stroke", "x"], "result_extension": ".nrrd", "seed": 3}', "case7")
+    assert parse_params(text) == FuseParams(preset="stroke", seed=3, example="case7", format="nifti")
+    with pytest.raises(InputError, match="not JSON"):
+        known_params("{", "")
+
+
+def test_multipart_reply_is_read_back_by_a_mime_parser() -> None:
+    from email.parser import BytesParser
+
+    body = multipart("b0", b'{"a": 1}', "x.nii.gz", b"\x1f\x8b\r\n\x00")
+    message = BytesParser().parsebytes(b"Content-Type: multipart/form-data; boundary=b0\r\n\r\n" + body)
+    params, file = message.get_payload()
+    assert json.loads(params.get_payload()) == {"a": 1}
+    assert file.get_filename() == "x.nii.gz" and file.get_payload(decode=True) == b"\x1f\x8b\r\n\x00"
+
+
+def test_page_is_self_contained_and_its_policy_names_its_code() -> None:
+    page = viewer_page()
+    assert "Research use only" in page and "Simulated CT" in page
+    assert "/*STYLE*/" not in page and "/*SCRIPT*/" not in page
+    for foreign in ("http://", "https://", "//cdn", "@import", "style=", "onclick="):
+        assert foreign not in page
+    policy = security.content_security_policy(page)
+    assert policy.count("'sha256-") == 2 and "unsafe" not in policy
