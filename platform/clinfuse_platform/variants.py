@@ -1,0 +1,134 @@
+"""A variant: one method with its settings, as it is applied to a case; what evaluate and ablate run side by side."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from clinfuse.case import Case, FloatArray
+from clinfuse.presets import Preset
+
+if TYPE_CHECKING:
+    from clinfuse.pipeline import FusionPipeline, FusionResult
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """How one line of the table comes about; JSON-able, so that it names its results.
+
+    Attributes:
+        label: the method's name in the table.
+        model: model folder, or "" for a baseline.
+        model_hash: of its weights.
+        baseline: name in clinfuse.baselines.BASELINES, or "".
+        preset: Preset.as_dict().
+        steps, guided, members, samples, jitters: see FusionPipeline.__call__.
+        masks: "stored", or "auto": brain and bone masks made anew from the images by clinfuse_prep.
+        jitter_mm: companion warped by a rigid and elastic jitter of this amplitude before fusing; 0 as stored.
+        seed: of noise and warps.
+    """
+
+    label: str
+    model: str = ""
+    model_hash: str = ""
+    baseline: str = ""
+    preset: Mapping[str, Any] = field(default_factory=dict)
+    steps: int | None = None
+    guided: bool | None = None
+    members: int | None = None
+    samples: int = 1
+    jitters: int = 0
+    masks: str = "stored"
+    jitter_mm: float = 0.0
+    seed: int = 0
+
+    def key(self, *context: str) -> str:
+        """Twelve hex digits that tell this variant, on this data, apart from every other."""
+        text = json.dumps([asdict(self), *context], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    def named_preset(self) -> Preset:
+        """The preset as an object, checked anew."""
+        values = dict(self.preset)
+        return Preset(name=str(values.pop("name")), **values)
+
+    def seen(self, case: Case) -> Case:
+        """The case as this method gets it: masks and misregistration changed as asked; the reference stays aside."""
+        if self.masks == "auto":
+            case = replace(case, **automatic_masks(case))
+        if self.jitter_mm > 0:
+            case = replace(case, companion=jittered(case, self.jitter_mm, self.seed))
+        return case
+
+    def fuse(self, case: Case, pipeline: FusionPipeline | None) -> tuple[FloatArray, FusionResult | None]:
+        """The fused image (D, H, W) in [0, 1], and for a model all that it says about it."""
+        seen = self.seen(case)
+        if pipeline is None:
+            from clinfuse.baselines import BASELINES
+
+            return BASELINES[self.baseline](seen, self.named_preset()), None
+        result = pipeline(
+            seen,
+            self.named_preset(),
+            steps=self.steps,
+            seed=self.seed,
+            members=self.members,
+            samples=self.samples,
+            jitters=self.jitters,
+            guided=self.guided,
+        )
+        return result.fused, result
+
+
+def jittered(case: Case, amplitude_mm: float, seed: int) -> FloatArray:
+    """The aligned companion (D, H, W) displaced by a drawn warp of about that many millimetres.
+
+    Rotation takes part with half a degree per millimetre, elastic displacement with half the amplitude.
+    """
+    import torch
+    from clinfuse.method.jitter import JitterConfig, apply, draw
+
+    source = case.companion if case.aligned_companion is None else case.aligned_companion
+    digest = hashlib.blake2b(f"{case.case_id} {seed}".encode(), digest_size=8).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
+    config = JitterConfig(
+        translation_mm=amplitude_mm, rotation_deg=amplitude_mm / 2, elastic_mm=amplitude_mm / 2
+    )
+    volume = torch.from_numpy(np.ascontiguousarray(source))[None, None]
+    warped = apply(draw(config, generator, 3), volume, case.spacing)[0, 0].clamp(0, 1)
+    return np.asarray(warped.numpy(), dtype=np.float32)
+
+
+def automatic_masks(case: Case) -> dict[str, Any]:
+    """Brain and bone masks made from the images alone, as clinfuse prep does where none is given.
+
+    The companion is taken back to HU by its stored scaling; without one in HU only the brain mask is made anew.
+    """
+    from clinfuse_prep.masks.bone import bone_from_ct
+    from clinfuse_prep.masks.brain import brain_from_ct
+    from clinfuse_prep.masks.brain_mr import brain_classical
+
+    scaling = dict(case.attrs.get("scaling", {})).get("companion", {})
+    if scaling.get("unit") != "HU":
+        brain = brain_classical(case.anatomy, case.spacing)
+        return {"brain": np.asarray(brain, dtype=np.uint8)}
+    hounsfield = case.companion * (scaling["high"] - scaling["low"]) + scaling["low"]
+    bone, _ = bone_from_ct(hounsfield.astype(np.float32), case.spacing, grey8=False)
+    brain = brain_from_ct(hounsfield.astype(np.float32), bone, case.spacing, grey8=False)
+    return {"brain": np.asarray(brain, dtype=np.uint8), "bone": np.asarray(bone, dtype=np.uint8)}
+
+
+def slab(case: Case, slices: int | None) -> Case:
+    """The axial slab of that many slices about the lesion's centre (else the brain's, else the volume's)."""
+    depth = case.shape[0]
+    if slices is None or slices >= depth:
+        return case
+    region = case.lesion if case.has_lesion else case.brain
+    centre = int(np.argwhere(region)[:, 0].mean()) if region.any() else depth // 2
+    start = min(max(0, centre - slices // 2), depth - slices)
+    return case.slices(start, start + slices)
