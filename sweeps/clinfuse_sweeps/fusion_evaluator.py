@@ -5,17 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from clinfuse.case import Case
+from clinfuse.case import Case, FloatArray
 from clinfuse.errors import ConfigError, InputError
-from clinfuse_sweeps.goals import Goal, Limit
+from clinfuse_sweeps.goals import GOALS, Goal, Limit
+from clinfuse_sweeps.pictures import SHOWN_CASES, cut_picture, strip, telling_slice
 from clinfuse_sweeps.slabs import cut
 from clinfuse_sweeps.space import Space
-from clinfuse_sweeps.studies import stream_seed
-from clinfuse_sweeps.trainable import Suggestion
+from clinfuse_sweeps.trainable import Suggestion, stream_seed
+
+if TYPE_CHECKING:
+    from clinfuse.method.jitter import JitterConfig
+
+# warps smaller than this, in mm, are far below a voxel: not drawn
+LEAST_JITTER_MM = 0.05
+# a rigid rotation of 1° moves the cortex (about 80 mm from the centre) by 1.4 mm
+DEGREES_PER_MM = 0.7
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +33,9 @@ class FusionSettings:
     Attributes:
         model: model folder, readable by every worker.
         spaces: by preset name; the suggestion's values are set into the space's preset.
-        steps: reverse steps of the sampler, or None for the preset's own.
+        steps: reverse steps of the sampler, or None for the model's own.
         members: members of an ensemble used, or None for all.
+        jitters: warped draws averaged with the unwarped one when the trial's jitter amplitude is not 0.
         seed: of the fusion's noise, per case: all trials see the same noise, so that only the values differ.
         threads: torch threads of one worker.
         device: "cpu" or "cuda".
@@ -37,6 +46,7 @@ class FusionSettings:
     spaces: Mapping[str, Space]
     steps: int | None = None
     members: int | None = None
+    jitters: int = 1
     seed: int = 0
     threads: int = 1
     device: str = "cpu"
@@ -60,11 +70,13 @@ class FusionEvaluator:
 
     def __init__(self, settings: FusionSettings, cases: Sequence[Case]) -> None:
         import torch
+
         from clinfuse.pipeline import FusionPipeline
 
         torch.set_num_threads(settings.threads)
         self.settings, self.slabs = settings, list(cases)
         self.pipeline = FusionPipeline.from_pretrained(settings.model, device=settings.device)
+        self.shown: dict[int, FloatArray] = {}
 
     @property
     def cases(self) -> int:
@@ -73,25 +85,53 @@ class FusionEvaluator:
 
     def score(self, suggestion: Suggestion, case: int) -> dict[str, float]:
         """Metrics of `clinfuse.evaluation.objectives` for the suggestion on one slab."""
-        from clinfuse.evaluation import objectives
+        from clinfuse.evaluation.objectives import objectives
 
-        slab, fused = self.slabs[case], self.fuse(suggestion, case)
+        fused = self.fuse(suggestion, case)
+        if case < SHOWN_CASES:
+            self.shown[case] = fused
         preset = self.settings.spaces[suggestion.preset].preset(suggestion.params)
-        found = objectives(slab, fused, self.pipeline.lesion_head, preset)
+        found = objectives(self.slabs[case], fused, self.pipeline.lesion_head, preset)
         return {name: float(value) for name, value in found.items()}
 
-    def fuse(self, suggestion: Suggestion, case: int) -> Any:
+    def fuse(self, suggestion: Suggestion, case: int) -> FloatArray:
         """The fused slab (D, H, W) in [0, 1]."""
-        settings, slab = self.settings, self.slabs[case]
-        preset = settings.spaces[suggestion.preset].preset(suggestion.params)
-        seed = stream_seed(settings.seed, "case", case)
-        result = self.pipeline(slab, preset, steps=settings.steps, seed=seed, members=settings.members)
-        return result.fused
+        from clinfuse.method.jitter import JitterConfig
+
+        settings = self.settings
+        amplitude = float(suggestion.params.get("jitter_mm", 0.0))
+        warped = amplitude >= LEAST_JITTER_MM and settings.jitters > 0
+        return self.pipeline(
+            self.slabs[case],
+            settings.spaces[suggestion.preset].preset(suggestion.params),
+            steps=settings.steps,
+            members=settings.members,
+            seed=stream_seed(settings.seed, "case", case),
+            jitters=settings.jitters if warped else 0,
+            jitter=jitter_of(amplitude) if warped else JitterConfig(),
+        ).fused
+
+    def finish(self, suggestion: Suggestion) -> None:
+        """Keep a picture of the trial's first cases, if pictures are wanted."""
+        shown = [(self.slabs[i], fused) for i, fused in sorted(self.shown.items())]
+        self.shown = {}
+        if self.settings.pictures is None or not shown:
+            return
+        png = strip([cut_picture(slab, fused, telling_slice(slab)) for slab, fused in shown])
+        path = Path(self.settings.pictures) / f"{suggestion.preset}-{suggestion.number:04d}.png"
+        path.write_bytes(png)
 
 
-def check_cases(
-    cases: Sequence[Case], goals: Sequence[Goal], limits: Sequence[Limit], known: Mapping[str, Goal]
-) -> None:
+def jitter_of(amplitude_mm: float) -> JitterConfig:
+    """The jitter whose rigid shift, rotation (at the cortex) and elastic warp are of this amplitude in mm."""
+    from clinfuse.method.jitter import JitterConfig
+
+    return JitterConfig(
+        translation_mm=amplitude_mm, rotation_deg=DEGREES_PER_MM * amplitude_mm, elastic_mm=amplitude_mm / 2
+    )
+
+
+def check_cases(cases: Sequence[Case], goals: Sequence[Goal], limits: Sequence[Limit]) -> None:
     """Refuse before any trial starts what no trial could measure.
 
     Raises:
@@ -105,7 +145,7 @@ def check_cases(
             found="none",
             todo="give another --split, or prepare more patients",
         )
-    for goal in (*goals, *(known[limit.metric] for limit in limits)):
+    for goal in (*goals, *(GOALS[limit.metric] for limit in limits)):
         if goal.roi and not any(np.any(getattr(case, goal.roi)) for case in cases):
             raise ConfigError(
                 f"{goal.name} cannot be measured",

@@ -15,6 +15,7 @@ import pandas as pd
 
 from clinfuse.console import say
 from clinfuse.errors import ClinfuseError, ConfigError
+from clinfuse_sweeps.goals import GOALS
 from clinfuse_sweeps.plan import Plan
 from clinfuse_sweeps.studies import JOURNAL, PresetSearch, PresetStudy, open_storage, sole_driver
 from clinfuse_sweeps.trainable import EvaluatorRecipe, TrialWorker
@@ -26,7 +27,7 @@ TUNE_SETTINGS = {
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",
     "RAY_AIR_NEW_OUTPUT": "0",
 }
-METRICS = ("brain_ssim", "bone_ssim", "lesion_dice", "lesion_hd95_mm", "seam", "seconds_per_case")
+METRICS = tuple(GOALS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +90,7 @@ def run_sweep(
         table = collect(plan, studies)
         write_table(table, folder / "trials.parquet")
         write_fronts(table, folder, plan.goals)
+        check_any_complete(table)
     return SweepResult(
         folder=folder,
         table=table,
@@ -99,19 +101,22 @@ def run_sweep(
 
 
 def collect(plan: Plan, studies: dict[str, PresetStudy]) -> pd.DataFrame:
-    """All trials of all presets from the journal.
+    """All trials of all presets from the journal."""
+    rows = []
+    for name, study in studies.items():
+        rows += journal_rows(study.study, preset=name, seed=plan.seed, limits=plan.limits)
+    return trials_table(rows, params=plan.params, metrics=METRICS, goals=plan.goals)
+
+
+def check_any_complete(table: pd.DataFrame) -> None:
+    """Refuse a table without one completed trial.
 
     Raises:
         ClinfuseError: every trial failed; the first error is shown.
     """
-    rows = []
-    for name, study in studies.items():
-        rows += journal_rows(study.study, preset=name, seed=plan.seed, limits=plan.limits)
-    table = trials_table(rows, params=plan.params, metrics=METRICS, goals=plan.goals)
-    if len(table) and not (table["state"] == "complete").any():
-        first = next((row["error"] for row in rows if row["error"]), "unknown")
-        raise ClinfuseError(f"all {len(table)} trials failed; the first one said: {first}")
-    return table
+    if not (table["state"] == "complete").any():
+        first = next((text for text in table["error"] if text), "no trial was run")
+        raise ClinfuseError(f"none of {len(table)} trials was completed; the first one said: {first}")
 
 
 def _tune(
@@ -188,11 +193,8 @@ class _Progress:
     def _line(self, config: dict[str, Any], record: dict[str, Any]) -> str:
         metrics = record.get("metrics", {})
         shown = " ".join(f"{name} {metrics[name]:.3f}" for name in self.plan.objectives if name in metrics)
-        what = (
-            shown
-            if record.get("state") == "complete"
-            else f"{record.get('state')}: {record.get('error', '')}"
-        )
+        state = record.get("state", "failed")
+        what = shown if state == "complete" else f"{state}: {record.get('error', '')}"
         left = (time.monotonic() - self.start) / self.done * (self.total - self.done)
-        lost = f", {self.failed} failed" if self.failed else ""
-        return f"  trial {self.done}/{self.total}{lost}  {config['preset']}  {what}  about {left:.0f} s left"
+        lost = f" ({self.failed} failed)" if self.failed else ""
+        return f"  {self.done}/{self.total}{lost} {config['preset']}: {what}, {left:.0f} s left"

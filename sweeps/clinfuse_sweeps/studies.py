@@ -10,7 +10,6 @@ everything else (quotas, sampler state, tables) from it. Promises:
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -28,6 +27,7 @@ from ray.tune.search.optuna import OptunaSearch
 from clinfuse.errors import ClinfuseError
 from clinfuse_sweeps.plan import Plan
 from clinfuse_sweeps.space import Space
+from clinfuse_sweeps.trainable import stream_seed
 from clinfuse_sweeps.trials import RECORD
 
 JOURNAL = "journal.log"
@@ -70,11 +70,6 @@ def make_sampler(name: str, seed: int, *, trials: int, starts: int) -> Any:
     if name == "nsga3":
         return optuna.samplers.NSGAIIISampler(seed=seed, population_size=population)
     return optuna.samplers.RandomSampler(seed=seed)
-
-
-def stream_seed(seed: int, preset: str, number: int) -> int:
-    """A 32-bit seed that depends on the sweep's seed, the preset and the trial's number alone."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/{preset}/{number}".encode()).digest()[:4], "little")
 
 
 class PresetStudy(OptunaSearch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import time
@@ -30,6 +31,11 @@ class Suggestion:
     params: Mapping[str, float]
 
 
+def stream_seed(seed: int, name: str, number: int) -> int:
+    """A 32-bit seed that depends on these three alone, the same on every machine."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{name}/{number}".encode()).digest()[:4], "little")
+
+
 class Evaluator(Protocol):
     """What a worker holds: it can score a suggestion on each of its cases.
 
@@ -44,6 +50,10 @@ class Evaluator(Protocol):
 
     def score(self, suggestion: Suggestion, case: int) -> dict[str, float]:
         """Metrics of the suggestion on one case, by index."""
+        ...
+
+    def finish(self, suggestion: Suggestion) -> None:
+        """Called once after the last case of a trial that did not fail."""
         ...
 
 
@@ -106,6 +116,8 @@ class TrialWorker(tune.Trainable):
         try:
             while len(self.scores) < upto:
                 self.scores.append(self.evaluator.score(self.suggestion, len(self.scores)))
+            if len(self.scores) >= total:
+                self.evaluator.finish(self.suggestion)
         except Exception as problem:
             error = describe(problem)
         self.seconds += time.perf_counter() - start

@@ -1,0 +1,59 @@
+"""A sweep problem with a known answer: ZDT1, to prove the machinery without a model.
+
+The searched values, as fractions x₁ … xₙ of their ranges, give f₁ = x₁, g = 1 + 9·mean(x₂ … xₙ),
+f₂ = g·(1 − √(f₁/g)). The best front is f₂ = 1 − √f₁, reached when x₂ … xₙ are all at their lowest.
+Reported as brain_ssim = 1 − f₁ and bone_ssim = 1 − f₂.
+
+Reference: Zitzler, Deb, Thiele 2000.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from clinfuse.errors import InputError
+from clinfuse_sweeps.space import Space
+from clinfuse_sweeps.trainable import Suggestion
+
+# area that the true front dominates up to (f₁, f₂) = (1, 1): ∫₀¹ √x dx
+TRUE_HYPERVOLUME = 2 / 3
+
+
+@dataclass(frozen=True)
+class Zdt1:
+    """Recipe and evaluator in one.
+
+    Attributes:
+        spaces: by preset name.
+        cases: how many equal cases a trial visits.
+        seconds: pretended work per case.
+        failing: trial numbers that raise.
+    """
+
+    spaces: Mapping[str, Space]
+    cases: int = 1
+    seconds: float = 0.0
+    failing: frozenset[int] = field(default_factory=frozenset)
+
+    def __call__(self) -> Zdt1:
+        """As a recipe: itself."""
+        return self
+
+    def score(self, suggestion: Suggestion, case: int) -> dict[str, float]:
+        """1 − f₁ and 1 − f₂ of the suggestion; the case does not matter."""
+        if self.seconds:
+            time.sleep(self.seconds)
+        if suggestion.number in self.failing:
+            raise InputError("this trial is meant to fail")
+        space = self.spaces[suggestion.preset]
+        x = [axis.fraction(suggestion.params[axis.name]) for axis in space.axes]
+        f1 = min(max(x[0], 0.0), 1.0)
+        g = 1 + 9 * sum(x[1:]) / max(len(x) - 1, 1)
+        f2 = g * (1 - math.sqrt(f1 / g))
+        return {"brain_ssim": 1 - f1, "bone_ssim": 1 - f2, "lesion_dice": math.nan, "seam": g}
+
+    def finish(self, suggestion: Suggestion) -> None:
+        """Nothing to keep."""

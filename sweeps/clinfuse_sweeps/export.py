@@ -1,0 +1,96 @@
+"""Turn a chosen trial into a preset file with provenance, ready for `--presets-file` and PUT /v1/presets."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from clinfuse import RESEARCH_USE, __version__
+from clinfuse.errors import ConfigError
+from clinfuse.presets import Preset, dump_presets
+from clinfuse_sweeps.compare import Comparison, Entry, Sweep
+from clinfuse_sweeps.trials import write_text
+
+DIGITS = 4  # significant; the search does not know more
+
+
+def export_preset(
+    comparison: Comparison,
+    sweeps: Sequence[Sweep],
+    preset: str,
+    folder: Path,
+    *,
+    trial: str | None = None,
+    name: str | None = None,
+) -> Path:
+    """Write `<name>.yaml` with the chosen trial's values and `<name>.provenance.json` beside it.
+
+    Args:
+        comparison: holds the preset.
+        sweeps: the folders it came from.
+        preset: whose trial.
+        folder: where to write.
+        trial: trial id; default the knee.
+        name: of the new preset; default the preset's own, which it then replaces when loaded.
+
+    Returns:
+        Path of the YAML file.
+
+    Raises:
+        ConfigError: the comparison does not hold the preset, or it has no such (completed) trial.
+    """
+    entry = next((e for e in comparison.entries if e.preset == preset), None)
+    if entry is None:
+        held = ", ".join(e.preset for e in comparison.entries)
+        raise ConfigError("the comparison does not hold this preset", expected=f"one of {held}", found=preset)
+    row = _chosen(entry, trial)
+    sweep = next(s for s in sweeps if str(s.folder) == row["folder"])
+    space = sweep.plan.spaces[preset]
+    values = {axis.name: axis.clip(float(f"{float(row[axis.name]):.{DIGITS}g}")) for axis in space.axes}
+    chosen = replace(space.preset(values), name=name or preset, description=_description(entry, row))
+    path = folder / f"{chosen.name}.yaml"
+    head = f"# {RESEARCH_USE}\n# Found by clinfuse sweep, trial {row['trial_id']}; see {path.stem}.provenance.json\n"
+    write_text(head + dump_presets({chosen.name: chosen}), path)
+    provenance = _provenance(chosen, comparison, sweep, row)
+    write_text(json.dumps(provenance, indent=1), path.with_suffix(".provenance.json"))
+    return path
+
+
+def _chosen(entry: Entry, trial: str | None) -> pd.Series:
+    if trial is None:
+        if entry.knee is None:
+            raise ConfigError(f"{entry.label} has no knee", found="no trial keeps the constraints")
+        return entry.knee
+    rows = entry.table[(entry.table["trial_id"] == trial) & (entry.table["state"] == "complete")]
+    if rows.empty:
+        front = ", ".join(entry.table.loc[entry.table["on_front"], "trial_id"].head(6))
+        raise ConfigError(f"{entry.label} has no completed trial of this name", expected=front, found=trial)
+    return rows.iloc[0]
+
+
+def _description(entry: Entry, row: pd.Series) -> str:
+    what = "the knee of its front" if row["knee"] else "chosen from a sweep"
+    return f"{entry.description} Tuned: {what} (trial {row['trial_id']})."
+
+
+def _provenance(preset: Preset, comparison: Comparison, sweep: Sweep, row: pd.Series) -> dict[str, Any]:
+    metrics = {g.name: float(row[g.name]) for g in comparison.goals}
+    facts: Mapping[str, Any] = sweep.plan.facts
+    return {
+        "preset": preset.as_dict(),
+        "trial": row["trial_id"],
+        "sweep": sweep.folder.name,
+        "sampler": sweep.plan.sampler,
+        "seed": sweep.plan.seed,
+        "jitter_mm": float(row["jitter_mm"]) if "jitter_mm" in row else 0.0,
+        "metrics_on_validation": metrics,
+        "constraints": [str(limit) for limit in sweep.plan.limits],
+        "facts": dict(facts),
+        "software": f"clinfuse {__version__}",
+        "notice": RESEARCH_USE,
+    }

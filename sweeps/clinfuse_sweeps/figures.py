@@ -1,0 +1,221 @@
+"""Pictures of fronts: presets in objective space, parallel coordinates, progress, importance; SVG or PNG."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from clinfuse.report.plots import COLOURS, INK, STYLE, to_svg
+from clinfuse_sweeps.compare import Comparison, Entry
+from clinfuse_sweeps.fronts import attainment, hypervolume, staircase
+from clinfuse_sweeps.goals import Goal, losses
+
+MARKERS = "osD^vPX*"
+POINT_ID = "trial:"  # an SVG element with this in its id is one trial; the page's script finds it so
+PNG_STYLE: Any = {key: ("#1b1f24" if value == INK else value) for key, value in STYLE.items()}
+
+
+def to_png(figure: Figure) -> bytes:
+    """The figure as PNG on white, 150 dpi."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150, facecolor="white")
+    return buffer.getvalue()
+
+
+def fronts_figure(comparison: Comparison, pair: tuple[Goal, Goal] | None = None) -> Figure:
+    """All presets on common axes: trials pale, front as a staircase, knee starred, the preset's own place ringed.
+
+    Args:
+        comparison: what to draw.
+        pair: the two goals on x and y; default the first two.
+    """
+    x, y = pair or (comparison.goals[0], comparison.goals[1])
+    figure = Figure(figsize=(7.6, 5.4), layout="constrained")
+    axes = figure.add_subplot()
+    for number, entry in enumerate(comparison.entries):
+        draw_entry(axes, entry, x, y, number)
+    _decorate(axes, x, y)
+    axes.legend(fontsize=8.5, loc="best")
+    return figure
+
+
+def small_multiples(comparison: Comparison, pair: tuple[Goal, Goal] | None = None) -> Figure:
+    """A panel per preset on common axes; the other presets' fronts stay visible in grey."""
+    x, y = pair or (comparison.goals[0], comparison.goals[1])
+    count = len(comparison.entries)
+    columns = min(count, 3)
+    rows = -(-count // columns)
+    figure = Figure(figsize=(3.9 * columns, 3.5 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
+    for number, entry in enumerate(comparison.entries):
+        axes = grid[number]
+        for other in comparison.entries:
+            if other is not entry:
+                _stairs(axes, other, x, y, colour="#8a8a8a", alpha=0.5, width=1.0)
+        draw_entry(axes, entry, x, y, number)
+        _decorate(axes, x, y)
+        axes.set_title(entry.label, color=_colour(number))
+    for axes in grid[count:]:
+        axes.set_visible(False)
+    return figure
+
+
+def draw_entry(axes: Any, entry: Entry, x: Goal, y: Goal, number: int) -> None:
+    """One preset's trials, front, knee and own place; front points are single artists so a page can find them."""
+    colour, marker = _colour(number), MARKERS[number % len(MARKERS)]
+    table = entry.table[entry.table["state"] == "complete"]
+    rest = table[~table["on_front"]]
+    kept = rest[rest["feasible"]]
+    broken = rest[~rest["feasible"]]
+    axes.plot(kept[x.name], kept[y.name], marker, color=colour, alpha=0.3, markersize=4, linestyle="none")
+    axes.plot(broken[x.name], broken[y.name], "x", color=colour, alpha=0.35, markersize=4, linestyle="none")
+    if len(entry.runs) > 1:
+        _band(axes, entry, x, y, colour)
+    _stairs(axes, entry, x, y, colour=colour, alpha=0.9, width=1.6)
+    for row in table[table["on_front"]].to_dict("records"):
+        (point,) = axes.plot(row[x.name], row[y.name], marker, color=colour, markersize=6.5)
+        point.set_gid(f"{POINT_ID}{entry.label}:{row['trial_id']}")
+    own, knee = entry.own, entry.knee
+    if own is not None:
+        axes.plot(own[x.name], own[y.name], "o", mfc="none", mec=colour, mew=1.6, markersize=13)
+    if knee is not None:
+        axes.plot(knee[x.name], knee[y.name], "*", color=colour, mec=INK, mew=0.8, markersize=16)
+    axes.plot([], [], color=colour, marker=marker, label=entry.label)
+
+
+def _stairs(axes: Any, entry: Entry, x: Goal, y: Goal, *, colour: str, alpha: float, width: float) -> None:
+    front = entry.table[entry.table["on_front"]]
+    corners = staircase(losses(front.to_dict("records"), (x, y)))
+    if len(corners):
+        signs = [-1 if goal.direction == "max" else 1 for goal in (x, y)]
+        axes.plot(*(corners * signs).T, color=colour, alpha=alpha, linewidth=width)
+
+
+def _band(axes: Any, entry: Entry, x: Goal, y: Goal, colour: str) -> None:
+    """From what every run attains to what the luckiest run attains."""
+    runs = [losses(run[run["feasible"]].to_dict("records"), (x, y)) for run in entry.runs]
+    signs = np.array([-1 if goal.direction == "max" else 1 for goal in (x, y)])
+    corners = [staircase(attainment(runs, level)) * signs for level in (1.0, 1 / len(runs))]
+    if all(len(c) for c in corners):
+        outline = np.concatenate([corners[0], corners[1][::-1]])
+        axes.fill(outline[:, 0], outline[:, 1], color=colour, alpha=0.12, linewidth=0)
+
+
+def _decorate(axes: Any, x: Goal, y: Goal) -> None:
+    axes.set_xlabel(x.axis)
+    axes.set_ylabel(y.axis)
+    axes.grid(alpha=0.2, color=INK)
+    for goal, axis in ((x, axes.xaxis), (y, axes.yaxis)):
+        axis.set_major_locator(MaxNLocator(6))
+        axis.set_inverted(goal.direction == "min")
+
+
+def _colour(number: int) -> str:
+    return COLOURS[number % len(COLOURS)]
+
+
+def parallel_coordinates(comparison: Comparison, params: Sequence[str]) -> Figure:
+    """Searched values and goals of every feasible trial, an axis each; the front in colour, the knee bold.
+
+    Values run from the smallest to the largest seen (logarithmically if they span more than a decade).
+    """
+    names = [*params, *(goal.name for goal in comparison.goals)]
+    tables = [entry.table[entry.table["feasible"]] for entry in comparison.entries]
+    everything = pd.concat(tables)
+    names = [name for name in names if everything[name].nunique() > 1]
+    scaled = {name: _scaler(everything[name]) for name in names}
+    figure = Figure(figsize=(max(8.0, 1.05 * len(names)), 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    for number, (entry, table) in enumerate(zip(comparison.entries, tables, strict=True)):
+        colour = _colour(number)
+        for row in table.sort_values(["knee", "on_front"]).to_dict("records"):
+            heights = [scaled[name](row[name]) for name in names]
+            width, alpha = (2.8, 1.0) if row["knee"] else (1.3, 0.7) if row["on_front"] else (0.6, 0.12)
+            axes.plot(heights, color=colour, linewidth=width, alpha=alpha)
+        axes.plot([], [], color=colour, linewidth=2, label=entry.label)
+    for place, name in enumerate(names):
+        axes.axvline(place, color=INK, linewidth=0.7, alpha=0.5)
+        low, high = float(everything[name].min()), float(everything[name].max())
+        for height, value in ((-0.06, low), (1.06, high)):
+            axes.text(place, height, f"{value:.3g}", ha="center", va="center", fontsize=8)
+    labels = {goal.name: goal.label.replace(" ", "\n", 1) for goal in comparison.goals}
+    axes.set_xticks(range(len(names)), [labels.get(name, name) for name in names])
+    axes.tick_params(axis="x", length=0, pad=12)
+    axes.set(ylim=(-0.12, 1.12), xlim=(-0.3, len(names) - 0.7), yticks=[])
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    axes.legend(fontsize=8.5, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.02))
+    return figure
+
+
+def _scaler(values: pd.Series) -> Any:
+    low, high = float(values.min()), float(values.max())
+    if low > 0 and high / low > 10:
+        return lambda v: np.log(v / low) / np.log(high / low)
+    return lambda v: (v - low) / (high - low)
+
+
+def progress_figure(comparison: Comparison) -> Figure:
+    """Hypervolume after each trial, a line per run: has the search come to rest?"""
+    figure = Figure(figsize=(5.2, 3.2), layout="constrained")
+    axes = figure.add_subplot()
+    for number, entry in enumerate(comparison.entries):
+        for index, run in enumerate(entry.runs):
+            steps, volumes = growth(run, comparison)
+            label = entry.label if index == 0 else None
+            axes.step(steps, volumes, where="post", color=_colour(number), linewidth=1.6, label=label)
+    axes.set(xlabel="trials", ylabel="hypervolume", ylim=(0, None))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.2, color=INK)
+    axes.legend(fontsize=8.5)
+    return figure
+
+
+def growth(run: pd.DataFrame, comparison: Comparison, points: int = 60) -> tuple[list[int], list[float]]:
+    """Trials so far and their hypervolume, at most `points` times."""
+    values = losses(run.to_dict("records"), comparison.goals)
+    values[~run["feasible"].to_numpy(dtype=bool)] = np.nan
+    steps = sorted({round(s) for s in np.linspace(1, len(run), min(points, len(run)))})
+    return steps, [hypervolume(values[:step], comparison.reference) for step in steps]
+
+
+def importance_figure(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Figure:
+    """Bars per preset: how much each searched value explains of each goal.
+
+    Args:
+        found: preset label → goal label → value name → share.
+    """
+    goals = list(dict.fromkeys(goal for shares in found.values() for goal in shares))
+    figure = Figure(figsize=(3.6 * len(found) + 0.8, 3.4), layout="constrained")
+    grid = figure.subplots(1, len(found), squeeze=False, sharex=True)[0]
+    for axes, (label, by_goal) in zip(grid, found.items(), strict=True):
+        names = sorted(next(iter(by_goal.values())), key=lambda n: sum(s.get(n, 0) for s in by_goal.values()))
+        height = 0.8 / len(goals)
+        for index, goal in enumerate(goals):
+            places = np.arange(len(names)) + (0.5 * (len(goals) - 1) - index) * height
+            shares = [by_goal.get(goal, {}).get(name, 0.0) for name in names]
+            axes.barh(places, shares, height=height, color=_colour(index + 4), label=goal)
+        axes.set_yticks(range(len(names)), names)
+        axes.set_title(label)
+        axes.set_xlabel("share of variance explained")
+    grid[0].legend(fontsize=8, loc="lower right")
+    return figure
+
+
+def svg(draw: Any, *arguments: Any) -> str:
+    """Draw in the page's ink and return inline SVG."""
+    with matplotlib.rc_context(STYLE):
+        return to_svg(draw(*arguments))
+
+
+def png(draw: Any, *arguments: Any) -> bytes:
+    """Draw in dark ink and return PNG bytes on white."""
+    with matplotlib.rc_context(PNG_STYLE):
+        return to_png(draw(*arguments))
