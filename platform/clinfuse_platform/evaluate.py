@@ -103,7 +103,7 @@ class Evaluator:
 
 
 def run_jobs(jobs: Sequence[Job], data: str, *, actors: int = 0) -> pd.DataFrame:
-    """All rows of all jobs; those whose part exists are read, the others computed.
+    """All rows of all jobs; a part that exists is read, the others are computed, equal settings once.
 
     Args:
         jobs: see `Job`.
@@ -112,18 +112,17 @@ def run_jobs(jobs: Sequence[Job], data: str, *, actors: int = 0) -> pd.DataFrame
     """
     from clinfuse.console import progress
 
-    rows: Rows = []
-    missing = []
-    for job in jobs:
-        kept = read_part(job.part)
-        rows.extend(kept) if kept is not None else missing.append(job)
-    for done in progress(_on_actors(missing, data, actors), total=len(missing), label="cases"):
-        rows.extend(done)
-    return ordered(pd.DataFrame(rows), [job.variant.label for job in jobs])
+    parts: dict[str, Rows | None] = {job.part: read_part(job.part) for job in jobs}
+    missing = {job.part: job for job in jobs if parts[job.part] is None}
+    computed = _on_actors(list(missing.values()), data, actors)
+    for part, rows in progress(computed, total=len(missing), label="cases"):
+        parts[part] = rows
+    table = [{**row, "method": job.variant.label} for job in jobs for row in parts[job.part] or ()]
+    return ordered(pd.DataFrame(table), [job.variant.label for job in jobs])
 
 
-def _on_actors(jobs: Sequence[Job], data: str, actors: int) -> Iterable[Rows]:
-    """Rows of each job as they come; every actor has at most one job in flight."""
+def _on_actors(jobs: Sequence[Job], data: str, actors: int) -> Iterable[tuple[str, Rows]]:
+    """Part and rows of each job as they come; every actor has at most one job in flight."""
     if not jobs:
         return
     import ray
@@ -140,9 +139,9 @@ def _on_actors(jobs: Sequence[Job], data: str, actors: int) -> Iterable[Rows]:
         (done,), _ = ray.wait(list(busy), num_returns=1)
         actor, job = busy.pop(done)
         try:
-            yield ray.get(done)
+            yield job.part, ray.get(done)
         except ray.exceptions.RayError as error:
-            yield _lost(job, error)
+            yield job.part, _lost(job, error)
             ray.kill(actor)
             actor = remote.remote(data, threads, device)
         idle.append(actor)

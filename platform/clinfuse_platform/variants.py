@@ -48,8 +48,9 @@ class Variant:
     seed: int = 0
 
     def key(self, *context: str) -> str:
-        """Twelve hex digits that tell this variant, on this data, apart from every other."""
-        text = json.dumps([asdict(self), *context], sort_keys=True)
+        """Twelve hex digits that tell these settings, on this data, apart from all others; the label is no part."""
+        settings = {name: value for name, value in asdict(self).items() if name != "label"}
+        text = json.dumps([settings, *context], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def named_preset(self) -> Preset:
@@ -91,6 +92,7 @@ def jittered(case: Case, amplitude_mm: float, seed: int) -> FloatArray:
     Rotation takes part with half a degree per millimetre, elastic displacement with half the amplitude.
     """
     import torch
+
     from clinfuse.method.jitter import JitterConfig, apply, draw
 
     source = case.companion if case.aligned_companion is None else case.aligned_companion

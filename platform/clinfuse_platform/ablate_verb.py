@@ -1,0 +1,67 @@
+"""`clinfuse ablate`: the proposal's six ablations of one model, as table and figures."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from clinfuse import RESEARCH_USE
+from clinfuse.verbs import Verb
+from clinfuse_platform.evaluate_verb import add_common_arguments, cases_of, jobs_of, model_of, preset_of
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `clinfuse ablate`."""
+    parser.add_argument("model", metavar="MODEL", help="model folder or run; the teacher, as a rule")
+    parser.add_argument("--preset", default="balanced", help="clinical preset to start from (%(default)s)")
+    parser.add_argument("--only", default="", metavar="A,B", help="some of guidance, weights, masks, …")
+    parser.add_argument("--steps", type=int, default=10, help="reverse steps but in 'steps' (%(default)s)")
+    add_common_arguments(parser)
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Run the ablations; `lost` counts cases that failed."""
+    from clinfuse.console import say
+    from clinfuse_platform.ablate_report import write_ablations
+    from clinfuse_platform.ablations import chosen, labelled
+    from clinfuse_platform.evaluate import failed_cases, run_jobs
+    from clinfuse_platform.variants import Variant
+
+    out = Path(arguments.out or "ablations")
+    ablations = chosen([name.strip() for name in arguments.only.split(",") if name.strip()])
+    folder, model_hash = model_of(arguments.model, arguments.storage)
+    base = Variant(
+        label="base",
+        model=str(folder),
+        model_hash=model_hash,
+        preset=preset_of(arguments.preset, str(folder)).as_dict(),
+        steps=arguments.steps,
+        seed=arguments.seed,
+    )
+    variants = [variant for ablation in ablations for variant in labelled(ablation, base)]
+    case_ids = cases_of(arguments)
+    jobs = [replace(job, picture="") for job in jobs_of(variants, case_ids, arguments, out)]
+    say(
+        f"  {len({job.part for job in jobs})} fusions for {len(ablations)} ablations on {len(case_ids)} cases"
+    )
+    rows = run_jobs(jobs, arguments.data, actors=arguments.actors)
+    files = write_ablations(rows, ablations, out)
+    return {
+        "result": files["report"],
+        **{name: path for name, path in files.items() if name != "report"},
+        "ablations": [ablation.name for ablation in ablations],
+        "cases": len(case_ids),
+        "lost": failed_cases(rows),
+        "research_use": RESEARCH_USE,
+    }
+
+
+ABLATE = Verb(
+    name="ablate",
+    help="Run the six ablations of a model: guidance, weights, masks, modulation, steps, jitter.",
+    add_arguments=add_arguments,
+    run=run,
+    needs_ray=True,
+)

@@ -1,0 +1,116 @@
+"""The proposal's six ablations as variants of one model: what is changed, in which levels, everything else equal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from clinfuse.errors import ConfigError
+from clinfuse.presets import Preset
+from clinfuse_platform.variants import Variant
+
+STEPS = (1, 2, 4, 10, 20, 50)
+JITTER_MM = (0.0, 1.0, 2.0, 4.0)
+WEIGHTS = {
+    "1:1:1": (1.0, 1.0, 1.0),
+    "3:1:1": (3.0, 1.0, 1.0),
+    "1:3:1": (1.0, 3.0, 1.0),
+    "1:1:3": (1.0, 1.0, 3.0),
+    "0:1:1": (0.0, 1.0, 1.0),
+    "1:0:1": (1.0, 0.0, 1.0),
+    "1:1:0": (1.0, 1.0, 0.0),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ablation:
+    """One question put to the model.
+
+    Attributes:
+        name: on the command line and in the table.
+        question: one sentence for the page.
+        ordered: whether levels are numbers along an axis.
+        variants: the base variant → label of each level and its variant.
+    """
+
+    name: str
+    question: str
+    ordered: bool
+    variants: Callable[[Variant], Mapping[str, Variant]]
+
+
+def _with_preset(base: Variant, **changes: Any) -> Variant:
+    values = dict(base.preset)
+    preset = Preset(name=str(values.pop("name")), **values).changed(**changes)
+    return replace(base, preset=preset.as_dict())
+
+
+def _weights(base: Variant) -> dict[str, Variant]:
+    return {
+        label: _with_preset(base, alpha=alpha, beta=beta, gamma=gamma)
+        for label, (alpha, beta, gamma) in WEIGHTS.items()
+    }
+
+
+ABLATIONS: dict[str, Ablation] = {
+    ablation.name: ablation
+    for ablation in (
+        Ablation(
+            name="guidance",
+            question="What does ROI and uncertainty guidance add (Eq. 1)?",
+            ordered=False,
+            variants=lambda base: {"off": replace(base, guided=False), "on": replace(base, guided=True)},
+        ),
+        Ablation(
+            name="weights",
+            question="How do the region weights α:β:γ move the result (Eq. 2)?",
+            ordered=False,
+            variants=_weights,
+        ),
+        Ablation(
+            name="masks",
+            question="What do automatic masks cost against the stored (curated or corrected) ones?",
+            ordered=False,
+            variants=lambda base: {"stored": base, "automatic": replace(base, masks="auto")},
+        ),
+        Ablation(
+            name="modulation",
+            question="What does modulating guidance by uncertainty add (Eq. 4)?",
+            ordered=False,
+            variants=lambda base: {"off (κ = 0)": _with_preset(base, kappa=0.0), "on": base},
+        ),
+        Ablation(
+            name="steps",
+            question="How many reverse steps are needed?",
+            ordered=True,
+            variants=lambda base: {str(steps): replace(base, steps=steps) for steps in STEPS},
+        ),
+        Ablation(
+            name="jitter",
+            question="What does misregistration of so many millimetres cost?",
+            ordered=True,
+            variants=lambda base: {f"{mm:g}": replace(base, jitter_mm=mm) for mm in JITTER_MM},
+        ),
+    )
+}
+
+
+def chosen(names: Sequence[str]) -> list[Ablation]:
+    """The ablations of those names, or all six.
+
+    Raises:
+        ConfigError: an unknown name.
+    """
+    unknown = [name for name in names if name not in ABLATIONS]
+    if unknown:
+        raise ConfigError("no such ablation", expected=", ".join(ABLATIONS), found=", ".join(unknown))
+    return [ABLATIONS[name] for name in names or ABLATIONS]
+
+
+def labelled(ablation: Ablation, base: Variant) -> list[Variant]:
+    """The ablation's variants, labelled "name: level"."""
+    return [
+        replace(variant, label=f"{ablation.name}: {level}")
+        for level, variant in ablation.variants(base).items()
+    ]
