@@ -136,7 +136,8 @@ class Warp:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Warp:
         """The warp that `to_dict` described."""
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        numbers: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**numbers)
 
 
 def draw(config: JitterConfig, generator: torch.Generator, spatial_dims: int) -> Warp:
