@@ -62,7 +62,23 @@ def build_application(
     _add_information(app, service)
     _add_fuse(app, service)
     monai_label.add_routes(app, service)
+    _describe_params(app)
     return app
+
+
+def _describe_params(app: FastAPI) -> None:
+    """Put FuseParams into the contract: OpenAPI sees the form field `params` as text only."""
+    plain = app.openapi
+
+    def described() -> dict[str, Any]:
+        schema = plain()
+        made = FuseParams.model_json_schema(ref_template="#/components/schemas/{model}")
+        parts = schema["components"]["schemas"]
+        parts |= made.pop("$defs", {})
+        parts["FuseParams"] = made
+        return schema
+
+    app.openapi = described  # type: ignore[method-assign]
 
 
 def viewer_page() -> str:

@@ -222,7 +222,11 @@ class Aggregator:
 
 def build(settings: Settings, aggregators: int) -> serve.Application:
     """The application graph: K members under the aggregator's replicas."""
-    calm: dict[str, Any] = {"health_check_period_s": 2, "health_check_timeout_s": 30, "graceful_shutdown_timeout_s": 5}
+    calm: dict[str, Any] = {
+        "health_check_period_s": 2,
+        "health_check_timeout_s": 30,
+        "graceful_shutdown_timeout_s": 5,
+    }
     member: serve.Deployment = serve.deployment(
         num_replicas=1, max_ongoing_requests=8, ray_actor_options=_resources(settings.device), **calm
     )(Member)

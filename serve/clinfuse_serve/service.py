@@ -18,6 +18,7 @@ from clinfuse.outputs import encode_fused, jsonable
 from clinfuse.presets import Preset
 from clinfuse_serve.backend import Backend, Order
 from clinfuse_serve.examples import Examples
+from clinfuse_serve.fuse import came_as_picture
 from clinfuse_serve.kept import KeptCase, KeptCases, case_token, check_roles
 from clinfuse_serve.limits import Limits
 from clinfuse_serve.metrics import Metrics
@@ -293,7 +294,7 @@ class FusionService:
             config=PrepConfig(max_voxels=self.limits.voxels),
             case_id=token,
         )
-        return KeptCase(token, case, "png" if files["anatomy"].suffix == ".png" else "nifti")
+        return KeptCase(token, case, "png" if came_as_picture(case) else "nifti")
 
     @contextmanager
     def _phase(self, name: str, seconds: dict[str, float], start: float | None = None) -> Iterator[None]:

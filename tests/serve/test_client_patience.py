@@ -72,9 +72,10 @@ def test_a_refusal_is_final_and_keeps_its_reasons() -> None:
     body = json.dumps(problem).encode()
     with (
         server([(422, {"Content-Type": "application/problem+json"}, body)]) as (url, seen),
-        Client(url) as client,pytest.raises(
-        ServiceError, match="empty brain mask; expected brain; found nothing; to do look"
-    ) as caught
+        Client(url) as client,
+        pytest.raises(
+            ServiceError, match="empty brain mask; expected brain; found nothing; to do look"
+        ) as caught,
     ):
         client.presets()
     assert len(seen) == 1 and caught.value.status == 422 and caught.value.problem == problem
@@ -84,7 +85,8 @@ def test_a_refusal_is_final_and_keeps_its_reasons() -> None:
 def test_the_applications_own_500_is_final() -> None:
     with (
         server([(500, {"Content-Type": "application/problem+json"}, b"{}")]) as (url, seen),
-        Client(url) as client,pytest.raises(ServiceError, match="HTTP 500")
+        Client(url) as client,
+        pytest.raises(ServiceError, match="HTTP 500"),
     ):
         client.presets()
     assert len(seen) == 1
