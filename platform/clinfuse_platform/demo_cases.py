@@ -1,11 +1,9 @@
-"""The demo's test cases: fused by the ensemble into files, and which patient of the cohort each one is."""
+"""The demo's files: volumes read back on the RAS+ grid, and which patient of the cohort a test case is."""
 
 from __future__ import annotations
 
 import csv
-import time
 from pathlib import Path
-from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -13,29 +11,6 @@ from clinfuse_prep.store import CaseStore
 from numpy.typing import NDArray
 
 from clinfuse.errors import InputError
-
-PRESET = "balanced"
-
-
-def fuse_test_cases(model: Path, store: Path, out: Path) -> dict[str, Any]:
-    """Fuse every test case with all members and write fused, uncertainty, interval and sidecar to out/<case id>.
-
-    Returns:
-        preset, and of each case its id, lesion kind, seconds and file paths.
-    """
-    from clinfuse.outputs import write_fused
-    from clinfuse.pipeline import FusionPipeline
-
-    pipeline, cases = FusionPipeline.from_pretrained(model), CaseStore(store)
-    done = []
-    for case_id in cases.case_ids(split="test"):
-        case = cases.read(case_id)
-        start = time.monotonic()
-        result = pipeline(case, PRESET)
-        seconds = time.monotonic() - start
-        files = write_fused(result, case, out / case_id)
-        done.append({"case_id": case_id, "seconds": seconds, "files": {k: str(p) for k, p in files.items()}})
-    return {"preset": PRESET, "members": len(pipeline.members), "cases": done, "result": str(out)}
 
 
 def read_volume(path: str | Path) -> NDArray[np.float32]:

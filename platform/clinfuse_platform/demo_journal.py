@@ -60,6 +60,18 @@ class Journal:
         """The finished step of that title."""
         return next((record for record in self.records if record.title == title), None)
 
+    def result(self, title: str) -> Mapping[str, Any]:
+        """What the finished step of that title returned; KeyError if it was not done."""
+        done = self.find(title)
+        if done is None:
+            raise KeyError(title)
+        return done.result
+
+    @property
+    def machine(self) -> dict[str, Any]:
+        """What the steps ran on."""
+        return {"cpus": os.cpu_count(), "system": platform.system(), "processor": platform.machine()}
+
     def do(
         self, title: str, command: str, work: Callable[[], Mapping[str, Any]], memory: MemorySampler
     ) -> Mapping[str, Any]:
@@ -98,7 +110,7 @@ class Journal:
         data = {
             "notice": RESEARCH_USE,
             "software": f"clinfuse {__version__}",
-            "machine": {"cpus": os.cpu_count(), "system": platform.system(), "processor": platform.machine()},
+            "machine": self.machine,
             "settings": dict(self.settings),
             "seconds": round(self.seconds, 3),
             "peak_gb": round(self.peak_gb, 4),
