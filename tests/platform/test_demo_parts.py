@@ -100,9 +100,9 @@ def test_size_comes_from_the_recipe_and_impossible_ones_are_refused(tmp_path: Pa
 
 def test_a_service_that_does_not_come_up_says_why(tmp_path: Path) -> None:
     log = tmp_path / "serve.log"
-    words = [str(tmp_path / "no_model"), "--port", str(free_port())]
+    words = ["--port", str(free_port()), "--no-such-option"]
     with (
-        pytest.raises(ClinfuseError, match="the service ended with code"),
+        pytest.raises(ClinfuseError, match="the service ended with code 2.*no-such-option"),
         serving(words, address="127.0.0.1:1", log=log),
     ):
         pass
