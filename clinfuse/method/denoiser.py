@@ -50,7 +50,7 @@ class DenoiserConfig:
     encoder_channels: int = 8
     head: str = "anchored"
     residual_scale: float = 0.3
-    anchor_std: float = 0.05
+    anchor_std: float = 0.02
 
     def __post_init__(self) -> None:
         checks = {
@@ -182,8 +182,25 @@ class Denoiser(nn.Module):
 
     def _posterior_mean(self, anchor: Tensor, x_t: Tensor, alpha_bar: Tensor) -> Tensor:
         a = alpha_bar.reshape(-1, *[1] * (x_t.ndim - 1)).to(x_t)
-        trust = self.config.anchor_std**2 / (noise_ratio(a) ** 2 + self.config.anchor_std**2)
+        trust = self._trust(a)
         return (1 - trust) * anchor + trust * x_t / a.sqrt().clamp_min(1e-4)
+
+    def _trust(self, alpha_bar: Tensor) -> Tensor:
+        """s²/(σ_t² + s²), the weight of x_t against the anchor."""
+        return self.config.anchor_std**2 / (noise_ratio(alpha_bar) ** 2 + self.config.anchor_std**2)
+
+    def direct_gain(self, timesteps: Tensor) -> Tensor:
+        """∂x̂₀/∂x_t without the network's own dependence on x_t, (B,): what the cheap gradient takes for it."""
+        a = self.alpha_bar[timesteps]
+        if self.config.head == "epsilon":
+            return a.rsqrt().clamp_max(100)
+        if self.config.head == "v":
+            return a.sqrt()
+        return (
+            self._trust(a) / a.sqrt().clamp_min(1e-4)
+            if self.config.head == "anchored"
+            else torch.ones_like(a)
+        )
 
 
 def pad_to_multiple(image: Tensor, multiple: int) -> tuple[Tensor, tuple[slice, ...]]:

@@ -34,7 +34,8 @@ class GuidanceConfig:
     """How gradients enter the reverse step.
 
     Attributes:
-        gradient: "exact" (through the denoiser to x_t) or "cheap" (taken at the denoised estimate).
+        gradient: "exact" (through the denoiser to x_t) or "cheap" (taken at the denoised estimate, carried to x_t
+            without the network's own dependence on it; no backward pass through the network).
         clip: largest change of one subband coefficient per step, Haar units, > 0.
         start: share of the reverse steps, counted from the noisy end, that stay unguided, 0 to 1.
     """
@@ -110,8 +111,9 @@ def guided_step(
         std = predicted_std(estimates, levels)
         doubt = mean_uncertainty(std, guide.head_mask)
         points = [x_t] if exact else [e.x_0 for e in estimates]
-        grad_roi = _gradient(loss, points, fused)
-        grad_u = _gradient(doubt, points, fused)
+        gain = None if exact else denoisers[0].direct_gain(timesteps)
+        grad_roi = _gradient(loss, points, gain)
+        grad_u = _gradient(doubt, points, gain)
     change = _weighted_change(grad_roi, grad_u, std.detach(), guide, levels)
     return GuidedStep(
         estimate=Estimate(*(part.detach() for part in estimate)),
@@ -122,13 +124,17 @@ def guided_step(
     )
 
 
-def _gradient(loss: Tensor, points: list[Tensor], fused: Tensor) -> Tensor:
-    """∇ of the per-voxel sum of a (B,) mean loss; over several members' estimates the gradients add up."""
+def _gradient(loss: Tensor, points: list[Tensor], gain: Tensor | None) -> Tensor:
+    """∇ of the per-voxel sum of a (B,) mean loss.
+
+    With a gain the gradients at the members' estimates are added up and carried to x_t by that factor per sample.
+    """
     if not loss.requires_grad:
         return torch.zeros_like(points[0])
-    voxels = fused[0].numel()
+    voxels = points[0][0].numel()
     parts = torch.autograd.grad(loss.sum() * voxels, points, retain_graph=True, allow_unused=True)
-    return sum((p for p in parts if p is not None), torch.zeros_like(points[0]))
+    total = sum((p for p in parts if p is not None), torch.zeros_like(points[0]))
+    return total if gain is None else total * gain.reshape(-1, *[1] * (total.ndim - 1))
 
 
 def _weighted_change(grad_roi: Tensor, grad_u: Tensor, std: Tensor, guide: Guide, levels: int) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from clinfuse.method.filters import gaussian_blur
 
-LEVELS = 3
+LEVELS = 1
 SALIENCY_SHARE = 0.03
 FINDING_SIGMAS = (4.0, 9.0)
 FINDING_MIN_CONTRAST = 0.006

@@ -37,10 +37,10 @@ class RoiTerms:
 
     def means(self) -> dict[str, float]:
         """Batch means by name, for logs; lesion terms over the samples that have a lesion (absent: no entry)."""
-        logs = {"brain": float(self.brain.mean()), "bone": float(self.bone.mean())}
+        logs = {"brain": float(self.brain.detach().mean()), "bone": float(self.bone.detach().mean())}
         if bool(self.lesion_present.any()):
             here = self.lesion_present
-            logs |= {k: float(getattr(self, k)[here].mean()) for k in ("dice", "nsd", "hd")}
+            logs |= {k: float(getattr(self, k).detach()[here].mean()) for k in ("dice", "nsd", "hd")}
         return logs
 
 

@@ -27,6 +27,7 @@ class TrainConfig:
         lesion_steps, denoiser_steps, member_steps: optimiser steps of lesion head, denoiser, each further member.
         learning_rate: peak of a cosine decay with warm-up, AdamW.
         roi_weight: λ_roi of Eq. 3.
+        seam_weight: of the seam penalty beside L_ROI.
         variance_weight: weight of the log-variance likelihood (aleatoric uncertainty).
         residual_weight: penalty on what is in neither source.
         jitter_share: share of crops whose companion is warped while the target stays aligned, 0 to 1.
@@ -47,6 +48,7 @@ class TrainConfig:
     member_steps: int = 20
     learning_rate: float = 2e-3
     roi_weight: float = 0.05
+    seam_weight: float = 10.0
     variance_weight: float = 0.01
     residual_weight: float = 0.02
     jitter_share: float = 0.5

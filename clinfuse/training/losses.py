@@ -18,6 +18,7 @@ from clinfuse.method.jitter import apply, draw
 from clinfuse.method.lesion_head import LesionHead, segmentation_loss
 from clinfuse.method.prior import fusion_prior
 from clinfuse.method.roi_loss import RoiWeights, composite, roi_reference, roi_terms
+from clinfuse.method.seam_loss import seam_loss
 from clinfuse.training.config import TrainConfig
 
 Batch = dict[str, Tensor]
@@ -45,7 +46,7 @@ def denoiser_loss(config: TrainConfig, lesion_head: LesionHead | None) -> LossFn
     """Eq. 3: E‖ε − ε_θ‖² + λ_roi·E[L_ROI], with the log-variance likelihood and the residual penalty.
 
     ‖ε − ε̂‖² equals SNR·‖x₀ − x̂₀‖²; the weight is held within [0.2, 5] (min-SNR, Hang et al., ICCV 2023), and L_ROI
-    counts with (1 + 3ᾱ_t)/4, so that very noisy t do not dominate.
+    counts with (1 + 3ᾱ_t)/4, so that very noisy t do not dominate; a seam penalty stands beside it.
     """
     alpha_bars = alphas_cumprod(config.diffusion)
     levels = config.denoiser.levels
@@ -167,4 +168,6 @@ def _roi(
     spacing = tuple(batch["spacing"][0].tolist())
     reference = roi_reference(batch["anatomy"], batch["aligned"], masks(batch), spacing, config.tau_mm)
     terms = roi_terms(fused, reference, lesion_head)
-    return composite(terms, RoiWeights.from_vector(vector)), terms.means()
+    seam = seam_loss(fused, batch["anatomy"], batch["aligned"])
+    value = composite(terms, RoiWeights.from_vector(vector)) + config.seam_weight * seam
+    return value, terms.means() | {"seam": float(seam.detach().mean())}
