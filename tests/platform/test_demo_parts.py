@@ -102,7 +102,7 @@ def test_a_service_that_does_not_come_up_says_why(tmp_path: Path) -> None:
     log = tmp_path / "serve.log"
     words = ["--port", str(free_port()), "--no-such-option"]
     with (
-        pytest.raises(ClinfuseError, match="the service ended with code 2.*no-such-option"),
+        pytest.raises(ClinfuseError, match=r"the service ended with code 2.*no-such-option"),
         serving(words, address="127.0.0.1:1", log=log),
     ):
         pass
