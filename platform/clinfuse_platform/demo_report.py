@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from html import escape
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
 from clinfuse_prep.store import CaseStore
 
 from clinfuse import RESEARCH_USE
+from clinfuse.evaluation.uncertain import error_and_regions
+from clinfuse.metrics.uncertainty import reliability
+from clinfuse.presets import load_presets
 from clinfuse.report import (
     Curve,
     Section,
@@ -20,6 +26,7 @@ from clinfuse.report import (
     metric_table,
     page,
     panel_figure,
+    reliability_diagram,
     step_bars,
     table,
 )
@@ -39,6 +46,7 @@ SHOWN_METRICS = (
     ("hd95", "lesion"),
     ("seam", "borders"),
 )
+UNCERTAINTY_METRICS = ("ece", "brier", "coverage", "ause_ratio", "spearman")
 METHOD_NAMES = {
     "mean": "mean of both",
     "max": "voxel-wise maximum",
@@ -55,7 +63,7 @@ def write_report(journal: Journal, store: Path) -> Path:
         Section("In short", _summary(journal, store)),
         Section("Test cases", _cases(journal, store)),
         Section("Against trivial baselines", _metrics(journal)),
-        Section("Uncertainty", _calibration(journal)),
+        Section("Uncertainty", _calibration(journal, store)),
         Section("Training", _training(journal)),
         Section("Fronts of two presets", _fronts(journal)),
         Section("Teacher and student", _latency(journal)),
@@ -99,8 +107,7 @@ def _cases(journal: Journal, store: Path) -> str:
     )
     for case_id in cases.case_ids("test"):
         case = cases.read(case_id)
-        (picture,) = (journal.folder / "evaluate" / "images").glob(f"*-{case_id}.npz")
-        panel = case_panel(**with_picture(case, picture))
+        panel = case_panel(**with_picture(case, picture_of(journal, case_id)))
         kind = case.attrs.get("lesion_kind", "")
         html += panel_figure(panel, f"Test case {case_id}{', ' + kind if kind else ''}.")
     return html
@@ -121,10 +128,63 @@ def _metrics(journal: Journal) -> str:
     return note + metric_table(summary, columns=shown, labels=METHOD_NAMES)
 
 
-def _calibration(journal: Journal) -> str:
-    result = dict(journal.result("calibrate"))
-    shown = {k: v for k, v in result.items() if isinstance(v, int | float | str) and k != "result"}
-    return facts(shown)
+def _calibration(journal: Journal, store: Path) -> str:
+    folder = journal.folder / "runs" / "demo" / "ensemble"
+    calibration = json.loads((folder / "calibration.json").read_text(encoding="utf-8"))
+    tolerance = float(calibration["tolerance"])
+    curves, count = reliability_curves(journal, store, tolerance)
+    caption = (
+        f"Test cases, voxels by predicted probability that the error exceeds {tolerance:g} (image units; error against "
+        "the target from the pair without misregistration). Fitted on validation cases only. Bars: share of voxels."
+    )
+    summary = pd.read_parquet(journal.folder / "evaluate" / "summary.parquet")
+    there = set(zip(summary["metric"], summary["roi"], strict=True))
+    shown = [
+        (m, r) for r in ("head", "brain", "bone", "lesion") for m in UNCERTAINTY_METRICS if (m, r) in there
+    ]
+    models = summary[~summary["method"].isin(METHOD_NAMES)]
+    words = (
+        f"<p>Intervals should cover {100 * calibration['coverage']:.0f} % of the voxels. Fitted on "
+        f"{calibration['cases']} validation case(s), so this is a demonstration of the machinery, not a guarantee.</p>"
+    )
+    numbers = uncertainty_table(models[models["metric"].isin(UNCERTAINTY_METRICS)]) if shown else ""
+    return words + numbers + figure(reliability_diagram(curves, counts=count), caption)
+
+
+def uncertainty_table(summary: pd.DataFrame) -> str:
+    """Regions as rows, uncertainty metrics as columns."""
+    wide = summary.pivot_table(index="roi", columns="metric", values="mean", sort=False)
+    return table(wide.reset_index().rename(columns={"roi": "region"}))
+
+
+def reliability_curves(
+    journal: Journal, store: Path, tolerance: float
+) -> tuple[dict[str, tuple[list[float], list[float]]], list[float]]:
+    """Predicted against observed on the test cases, by region, and the count of voxels per bin of the whole head."""
+    cases, preset = CaseStore(store), load_presets()["balanced"]
+    doubts: dict[str, list[Any]] = {}
+    events: dict[str, list[Any]] = {}
+    for case_id in cases.case_ids("test"):
+        picture = with_picture(cases.read(case_id), picture_of(journal, case_id))
+        error, regions = error_and_regions(picture["case"], picture["fused"], preset)
+        for name, mask in regions.items():
+            doubts.setdefault(name, []).append(picture["uncertainty"][mask])
+            events.setdefault(name, []).append(error[mask] > tolerance)
+    curves: dict[str, tuple[list[float], list[float]]] = {}
+    count: list[float] = []
+    for name, parts in doubts.items():
+        doubt, event = np.concatenate(parts), np.concatenate(events[name])
+        found = reliability(np.clip(doubt, 0, 1), event, bins=10)
+        full = found.count > max(30, 0.001 * doubt.size)
+        curves[name] = (found.predicted[full].tolist(), found.observed[full].tolist())
+        count = count or found.count[full].tolist()
+    return curves, count
+
+
+def picture_of(journal: Journal, case_id: str) -> Path:
+    """The file with the ensemble's fused image and uncertainty that the evaluation kept of a case."""
+    (picture,) = (journal.folder / "evaluate" / "images").glob(f"*-{case_id}.npz")
+    return picture
 
 
 def _training(journal: Journal) -> str:
