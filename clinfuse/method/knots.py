@@ -1,0 +1,82 @@
+"""A monotone piecewise-linear map kept as its knots, fitted by isotonic regression; numpy and torch alike."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.isotonic import IsotonicRegression
+from torch import Tensor
+
+from clinfuse.errors import InputError
+
+BINS = 200
+"""Samples are averaged in at most this many bins of equal count, so that no single voxel makes a step."""
+
+
+@dataclass(frozen=True)
+class Knots:
+    """y(x), linear between knots and constant beyond the first and last.
+
+    Attributes:
+        x: knots, strictly ascending.
+        y: values, never descending.
+
+    Raises:
+        InputError: different lengths, no knot, non-finite, or out of order.
+    """
+
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        sound = len(self.x) == len(self.y) > 0 and all(map(math.isfinite, (*self.x, *self.y)))
+        rising = all(a < b for a, b in zip(self.x, self.x[1:], strict=False))
+        if not sound or not rising or any(a > b for a, b in zip(self.y, self.y[1:], strict=False)):
+            raise InputError(
+                "the knots do not make a monotone map",
+                expected="as many finite x as y, x ascending, y never descending",
+                found=f"{len(self.x)} x and {len(self.y)} y",
+            )
+
+    def __call__(self, values: NDArray[Any]) -> NDArray[np.float64]:
+        """y at values of any shape."""
+        return np.asarray(np.interp(values, self.x, self.y))
+
+    def torch(self, values: Tensor) -> Tensor:
+        """y at values of any shape; the gradient is the slope between the knots, 0 beyond them."""
+        x, y = (torch.tensor(v, device=values.device, dtype=values.dtype) for v in (self.x, self.y))
+        if len(x) == 1:
+            return values * 0 + y[0]
+        inside = values.clamp(x[0], x[-1])
+        right = torch.searchsorted(x, inside.detach().contiguous()).clamp(1, len(x) - 1)
+        left = right - 1
+        share = (inside - x[left]) / (x[right] - x[left])
+        return torch.lerp(y[left], y[right], share)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Knots:
+        """The map stored as {"x": […], "y": […]}."""
+        return cls(tuple(map(float, values["x"])), tuple(map(float, values["y"])))
+
+
+def isotonic(x: NDArray[Any], y: NDArray[Any], weight: NDArray[Any]) -> Knots:
+    """The monotone map that is closest to y in weighted squares.
+
+    Args:
+        x, y, weight: (n,) each, weight > 0.
+
+    Reference: Zadrozny and Elkan 2002 (isotonic calibration).
+    """
+    order = np.argsort(x, kind="stable")
+    groups = np.array_split(order, min(BINS, len(order)))
+    total = np.array([weight[g].sum() for g in groups])
+    means = np.array([[np.average(v[g], weights=weight[g]) for g in groups] for v in (x, y)])
+    fit = IsotonicRegression().fit(means[0], means[1], sample_weight=total)
+    knots_x, first = np.unique(fit.X_thresholds_, return_index=True)
+    return Knots(tuple(map(float, knots_x)), tuple(map(float, fit.y_thresholds_[first])))
