@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clinfuse import RESEARCH_USE, __version__
 from clinfuse.case import Case, FloatArray
+from clinfuse.combine import FusionResult, MemberSample, ModelFacts, combine_samples
 from clinfuse.errors import ConfigError
 from clinfuse.method.calibration import Calibration
 from clinfuse.method.denoiser import Denoiser, Inputs, pad_to_multiple
@@ -26,51 +26,14 @@ from clinfuse.method.jitter import JitterConfig, apply, draw
 from clinfuse.method.lesion_head import LesionHead
 from clinfuse.method.roi_loss import roi_reference
 from clinfuse.method.sampler import sample
-from clinfuse.method.uncertainty import HALF_SATURATION, saturating
+from clinfuse.method.uncertainty import saturating
 from clinfuse.presets import Preset, find_preset, load_presets
 
 SLICE_BATCH = 16
 HEAD_LEVEL = 0.03
 Progress = Callable[[int, int], None]
 
-
-@dataclass(frozen=True, kw_only=True)
-class MemberSample:
-    """One member's answer: fused (D, H, W) in [0, 1], aleatoric variance (D, H, W), and which draw it was."""
-
-    fused: FloatArray
-    variance: FloatArray
-    residual_energy: float
-    member: int
-    sample: int
-    jitter: int
-    steps: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class FusionResult:
-    """The fused image and what is known of its error, all (D, H, W) float32.
-
-    Attributes:
-        fused: F in [0, 1].
-        uncertainty: calibrated probability-like doubt in [0, 1]; without calibration std/(std + 0.05), said in info.
-        interval: half width of the 90 % conformal interval in image units, or None without calibration.
-        aleatoric, epistemic, registration: variances in image units².
-        info: the JSON sidecar's content.
-    """
-
-    fused: FloatArray
-    uncertainty: FloatArray
-    interval: FloatArray | None
-    aleatoric: FloatArray
-    epistemic: FloatArray
-    registration: FloatArray
-    info: dict[str, Any]
-
-    @property
-    def std(self) -> FloatArray:
-        """Total predicted standard deviation, image units."""
-        return np.sqrt(self.aleatoric + self.epistemic + self.registration, dtype=np.float32)
+__all__ = ["FusionPipeline", "FusionResult", "MemberSample"]
 
 
 @dataclass
@@ -237,69 +200,8 @@ class FusionPipeline:
             samples: answers that arrived; at least one.
             asked: members asked; fewer answering marks the result degraded.
         """
-        if not samples:
-            raise ConfigError("no member answered", expected="at least one sample", found="none")
-        preset = self.resolve_preset(preset)
-        samples = sorted(samples, key=lambda s: (s.member, s.sample, s.jitter))
-        fused = np.mean([s.fused for s in samples], axis=0, dtype=np.float32)
-        aleatoric = np.mean([s.variance for s in samples], axis=0, dtype=np.float32)
-        registration = _within(samples, lambda s: (s.member, s.sample))
-        aleatoric = aleatoric + _within([s for s in samples if s.jitter == 0], lambda s: (s.member,))
-        epistemic = _between(samples, lambda s: s.member)
-        std = np.sqrt(aleatoric + epistemic + registration)
-        members = sorted({s.member for s in samples})
-        return FusionResult(
-            fused=np.clip(fused, 0, 1),
-            uncertainty=self._uncertainty(std),
-            interval=None if self.calibration is None else self.calibration.interval(std, _rois(case)),
-            aleatoric=aleatoric,
-            epistemic=epistemic,
-            registration=registration,
-            info=self._info(samples, members, asked, case, preset, seed),
-        )
-
-    def _uncertainty(self, std: FloatArray) -> FloatArray:
-        if self.calibration is not None:
-            return np.asarray(self.calibration.uncertainty(std), dtype=np.float32)
-        return (std / (std + HALF_SATURATION)).astype(np.float32)
-
-    def _info(
-        self,
-        samples: Sequence[MemberSample],
-        members: list[int],
-        asked: int,
-        case: Case,
-        preset: Preset,
-        seed: int,
-    ) -> dict[str, Any]:
-        calibrated = self.calibration is not None
-        return {
-            "case_id": case.case_id,
-            "model_hash": self.model_hash,
-            "model_kind": self.kind,
-            "preset": preset.name,
-            "weights": {k: v for k, v in preset.as_dict().items() if k not in ("name", "description")},
-            "seed": seed,
-            "steps": samples[0].steps,
-            "draws": len(samples),
-            "members_asked": asked,
-            "members_answered": len(members),
-            "members": members,
-            "degraded": len(members) < asked,
-            "residual_energy": float(np.mean([s.residual_energy for s in samples])),
-            "lesion_reference": "present" if case.has_lesion else "absent",
-            "units": {
-                "fused": "relative intensity, 0 to 1",
-                "uncertainty": "calibrated, 0 to 1" if calibrated else "uncalibrated std/(std + 0.05)",
-                "interval": "half width of the conformal interval, relative intensity"
-                if calibrated
-                else None,
-            },
-            "modalities": list(case.modalities),
-            "simulated_companion": bool(case.attrs.get("simulated", False)),
-            "software": f"clinfuse {__version__}",
-            "notice": RESEARCH_USE,
-        }
+        facts = ModelFacts(kind=self.kind, model_hash=self.model_hash, calibration=self.calibration)
+        return combine_samples(samples, case, self.resolve_preset(preset), facts, asked=asked, seed=seed)
 
     def _jittered(self, case: Case, index: int, seed: int, config: JitterConfig) -> Tensor:
         companion = torch.from_numpy(case.companion)[None, None]
@@ -372,22 +274,3 @@ def _seed(*parts: int) -> int:
     """A 63-bit seed from integers, the same on every machine."""
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
-
-
-def _rois(case: Case) -> dict[str, Any]:
-    return dict(case.masks)
-
-
-def _groups(samples: Sequence[MemberSample], key: Callable[[MemberSample], Any]) -> list[FloatArray]:
-    names = sorted({key(s) for s in samples})
-    return [np.stack([s.fused for s in samples if key(s) == name]) for name in names]
-
-
-def _within(samples: Sequence[MemberSample], key: Callable[[MemberSample], Any]) -> FloatArray:
-    """Mean over groups of the variance inside each group."""
-    return np.mean([g.var(axis=0) for g in _groups(samples, key)], axis=0, dtype=np.float32)
-
-
-def _between(samples: Sequence[MemberSample], key: Callable[[MemberSample], Any]) -> FloatArray:
-    """Variance of the groups' means."""
-    return np.var([g.mean(axis=0) for g in _groups(samples, key)], axis=0, dtype=np.float32)
