@@ -23,6 +23,10 @@ KEPT_CHECKPOINTS = 2
 RESTARTS = 5
 
 
+class TrainingError(ClinfuseError):
+    """A training job stopped for a reason that a restart does not mend."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Workers:
     """How many training workers, and what each gets.
@@ -148,13 +152,12 @@ def noted_failure(run: Run, job: str) -> ClinfuseError | None:
     if not file.exists():
         return None
     note = json.loads(file.read_text(encoding="utf-8"))
-    return InputError(
-        note.get("problem", "training failed"),
-        expected=note.get("expected", ""),
-        found=note.get("found", ""),
-        case=note.get("case"),
-        todo=note.get("todo", ""),
-    )
+    where = note.pop("traceback", "")
+    problem = note.pop("problem", "training failed")
+    error = InputError(problem, **note) if note else TrainingError(problem)
+    if where:
+        error.add_note(f"On the worker:\n{where}")
+    return error
 
 
 def our_words(error: BaseException) -> str:

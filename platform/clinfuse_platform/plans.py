@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 def train_plan(work: Work) -> Plan:
     """Lesion head first, then frozen beside the denoiser (Eq. 3); exports the guided teacher."""
-    from clinfuse.pipeline import FusionPipeline
     from clinfuse.training import build_denoiser, build_lesion_head, denoiser_loss, lesion_head_loss
 
     config = _config(work)
@@ -45,6 +44,8 @@ def train_plan(work: Work) -> Plan:
     )
 
     def export(done: Modules, folder: Path) -> None:
+        from clinfuse.pipeline import FusionPipeline
+
         FusionPipeline(
             members=[done["denoiser"].cpu()],
             lesion_head=done["lesion_head"].cpu(),

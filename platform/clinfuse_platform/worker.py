@@ -10,6 +10,7 @@ import json
 import math
 import tempfile
 import time
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 REPORT_SECONDS = 3.0
 FIRST_REPORT_STEPS = 5
+PASSING = (RuntimeError, OSError)  # torch and gloo report lost peers as RuntimeError
 
 
 def failure_file(run: UPath, job: str) -> UPath:
@@ -43,8 +45,9 @@ def progress_file(run: UPath, job: str) -> UPath:
 def train_worker(settings: dict[str, Any]) -> None:
     """Ray Train's entry: the whole job on one worker.
 
-    An error of ours, or a loss that is not finite, would come again after every restart: it is noted in the run
-    folder, and restarted workers return at once instead of repeating it.
+    What a restart cannot mend (wrong settings or data, a loss that is not finite, a mistake in the code) is noted
+    in the run folder, and restarted workers return at once instead of repeating it. Lost connections, which a
+    worker sees when another dies, and storage that does not answer are left to Ray Train, which restarts.
     """
     import ray.train
     import ray.train.torch
@@ -62,18 +65,51 @@ def train_worker(settings: dict[str, Any]) -> None:
         world_size=context.get_world_size(),
         device=str(ray.train.torch.get_device()),
     )
+    plan = _plan_of(work, run)
+    if plan is None:
+        return
     try:
-        _run_phases(_plan_of(work), work, run)
-    except (ClinfuseError, FloatingPointError) as error:
-        note = error.as_dict() if isinstance(error, InputError) else {"problem": str(error)}
-        write_atomic(failure_file(run, job), json.dumps(note).encode("utf-8"))
+        _run_phases(plan, work, run)
+    except Exception as error:
+        if isinstance(error, ClinfuseError) or not isinstance(error, PASSING):
+            note_failure(run, job, error)
         raise
 
 
-def _plan_of(work: Work) -> Plan:
-    from clinfuse_platform.plans import PLANS
+def note_failure(run: UPath, job: str, error: Exception) -> None:
+    """Keep the error where the waiting command finds it."""
+    if isinstance(error, InputError):
+        note: dict[str, Any] = error.as_dict()
+    elif isinstance(error, ClinfuseError | FloatingPointError):
+        note = {"problem": str(error)}
+    else:
+        text = "".join(traceback.format_exception(error))
+        note = {"problem": f"{type(error).__name__}: {error}", "traceback": text}
+    write_atomic(failure_file(run, job), json.dumps(note).encode("utf-8"))
 
-    return PLANS[work.job](work)
+
+def _plan_of(work: Work, run: UPath) -> Plan | None:
+    """This worker's plan, or None on all workers if one of them could not make its own (noted)."""
+    plan, failed = None, False
+    try:
+        from clinfuse_platform.plans import PLANS
+
+        plan = PLANS[work.job](work)
+    except Exception as error:
+        note_failure(run, work.job, error)
+        failed = True
+    return None if _any_worker(failed, work) else plan
+
+
+def _any_worker(flag: bool, work: Work) -> bool:
+    if work.world_size == 1:
+        return flag
+    import torch
+    import torch.distributed
+
+    tensor = torch.tensor([int(flag)], device=work.device)
+    torch.distributed.all_reduce(tensor)
+    return bool(tensor.item())
 
 
 def _run_phases(plan: Plan, work: Work, run: UPath) -> None:
