@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from sklearn.isotonic import IsotonicRegression
-from torch import Tensor
 
 from clinfuse.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 BINS = 200
 """Samples are averaged in at most this many bins of equal count, so that no single voxel makes a step."""
@@ -50,6 +50,8 @@ class Knots:
 
     def torch(self, values: Tensor) -> Tensor:
         """y at values of any shape; the gradient is the slope between the knots, 0 beyond them."""
+        import torch
+
         x, y = (torch.tensor(v, device=values.device, dtype=values.dtype) for v in (self.x, self.y))
         if len(x) == 1:
             return values * 0 + y[0]
@@ -77,6 +79,8 @@ def isotonic(x: NDArray[Any], y: NDArray[Any], weight: NDArray[Any]) -> Knots:
     groups = np.array_split(order, min(BINS, len(order)))
     total = np.array([weight[g].sum() for g in groups])
     means = np.array([[np.average(v[g], weights=weight[g]) for g in groups] for v in (x, y)])
+    from sklearn.isotonic import IsotonicRegression
+
     fit = IsotonicRegression().fit(means[0], means[1], sample_weight=total)
     knots_x, first = np.unique(fit.X_thresholds_, return_index=True)
     return Knots(tuple(map(float, knots_x)), tuple(map(float, fit.y_thresholds_[first])))
