@@ -89,6 +89,7 @@ class Evaluator:
             job.variant.label,
             preset=job.variant.named_preset(),
             lesion_head=None if head is None else head.lesion_head,
+            result=result,
             **options,
         )
 

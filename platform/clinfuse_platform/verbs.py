@@ -92,6 +92,10 @@ def add_calibrate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", required=True, metavar="D.zarr", help="dataset with validation cases")
     parser.add_argument("--preset", default="balanced", help="preset used on them (%(default)s)")
     parser.add_argument("--storage", default="runs", metavar="DIR", help="where runs are kept (%(default)s)")
+    parser.add_argument("--slices", type=int, metavar="N", help="only N axial slices of each case")
+    parser.add_argument(
+        "--steps", type=int, metavar="N", help="reverse steps (default: as the model is used)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the sampling noise (%(default)s)")
 
 
@@ -100,7 +104,13 @@ def run_calibrate(arguments: argparse.Namespace) -> dict[str, Any]:
     from clinfuse_platform.calibrate import calibrate_model
 
     return calibrate_model(
-        arguments.model, arguments.data, arguments.preset, storage=arguments.storage, seed=arguments.seed
+        arguments.model,
+        arguments.data,
+        arguments.preset,
+        storage=arguments.storage,
+        slices=arguments.slices,
+        steps=arguments.steps,
+        seed=arguments.seed,
     )
 
 
