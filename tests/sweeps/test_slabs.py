@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from clinfuse_sweeps.fusion_evaluator import check_cases
-from clinfuse_sweeps.goals import GOALS, find_goals
+from clinfuse_sweeps.goals import find_goals
 from clinfuse_sweeps.slabs import choose_slab, cut
 
 from clinfuse.case import Case
@@ -42,8 +42,8 @@ def test_absent_lesion_and_short_cases(tiny_case: Case) -> None:
 
 def test_objectives_without_their_roi_are_refused_before_the_start(tiny_case: Case) -> None:
     bare = replace(tiny_case, lesion=np.zeros_like(tiny_case.lesion))
-    check_cases([bare], find_goals(["brain_ssim", "bone_ssim"]), [], GOALS)
+    check_cases([bare], find_goals(["brain_ssim", "bone_ssim"]), [])
     with pytest.raises(ConfigError, match="lesion_dice cannot be measured"):
-        check_cases([bare], find_goals(["brain_ssim", "lesion_dice"]), [], GOALS)
+        check_cases([bare], find_goals(["brain_ssim", "lesion_dice"]), [])
     with pytest.raises(InputError, match="no validation cases"):
-        check_cases([], find_goals(["brain_ssim", "bone_ssim"]), [], GOALS)
+        check_cases([], find_goals(["brain_ssim", "bone_ssim"]), [])

@@ -1,0 +1,203 @@
+"""Sweeps on real Ray with a problem of known answer: run, failures, kill of the driver, resume, compare, export."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from clinfuse_sweeps.analytic import Zdt1
+from clinfuse_sweeps.compare import compare, open_sweep
+from clinfuse_sweeps.fronts import hypervolume
+from clinfuse_sweeps.goals import Limit, losses
+from clinfuse_sweeps.plan import Plan
+from clinfuse_sweeps.runner import SweepResult, run_sweep
+from clinfuse_sweeps.space import space_around
+from clinfuse_sweeps.studies import sole_driver
+
+from clinfuse.errors import ClinfuseError, ConfigError
+from clinfuse.presets import load_presets
+
+pytestmark = pytest.mark.ray
+PRESETS = load_presets()
+SPACES = {name: space_around(PRESETS[name]) for name in ("balanced", "bone_tumor")}
+PER_PRESET = 8
+
+
+@pytest.fixture(scope="module")
+def ray_session() -> Iterator[None]:
+    from clinfuse_platform.session import session
+
+    with session():
+        yield
+
+
+@pytest.fixture(scope="module")
+def finished(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> SweepResult:
+    """Two presets, a failing trial each, one constraint."""
+    plan = Plan(
+        spaces=SPACES,
+        trials=PER_PRESET,
+        slots=2,
+        limits=(Limit(metric="brain_ssim", sense=">=", bound=0.2),),
+        facts={"cases": ["a"], "model_hash": "0"},
+    )
+    folder = tmp_path_factory.mktemp("sweep")
+    return run_sweep(plan, Zdt1(SPACES, cases=2, failing=frozenset({2})), folder)
+
+
+def test_every_trial_is_a_row_and_failures_do_not_stop_the_sweep(finished: SweepResult) -> None:
+    table = pd.read_parquet(finished.folder / "trials.parquet")
+    pd.testing.assert_frame_equal(table, finished.table)
+    assert table.groupby("preset").size().to_dict() == dict.fromkeys(SPACES, PER_PRESET)
+    assert table["trial_id"].is_unique
+    failed = table[table["state"] == "failed"]
+    assert failed["number"].tolist() == [2, 2]
+    assert failed["error"].str.contains("meant to fail").all()
+    assert not failed["on_front"].any()
+    done = table[table["state"] == "complete"]
+    assert (done["cases"] == 2).all() and (done["seconds"] > 0).all()
+    assert done["lesion_dice"].isna().all()  # the problem has no lesion: absent, not zero
+
+
+def test_first_trials_are_the_preset_and_its_neighbours(finished: SweepResult) -> None:
+    rows = finished.table[finished.table["preset"] == "balanced"].sort_values("number")
+    assert rows["origin"].tolist() == ["preset", *["neighbour"] * 3, *["search"] * 4]
+    for row, point in zip(rows.to_dict("records"), SPACES["balanced"].starts(), strict=False):
+        assert {name: row[name] for name in point} == pytest.approx(point)
+
+
+def test_metrics_are_those_of_the_problem(finished: SweepResult) -> None:
+    alpha = SPACES["balanced"].axes[0]
+    rows = finished.table[(finished.table["preset"] == "balanced") & (finished.table["state"] == "complete")]
+    for row in rows.to_dict("records"):
+        assert row["brain_ssim"] == pytest.approx(1 - alpha.fraction(row["alpha"]))
+
+
+def test_constraint_keeps_trials_off_the_front(finished: SweepResult) -> None:
+    table = finished.table
+    broken = (table["brain_ssim"] < 0.2) & (table["state"] == "complete")
+    assert not table.loc[broken, "feasible"].any()
+    front = table[table["on_front"]]
+    assert (front["brain_ssim"] >= 0.2).all()
+    for preset in SPACES:
+        written = pd.read_parquet(finished.folder / "fronts" / f"{preset}.parquet")
+        assert sorted(written["trial_id"]) == sorted(front.loc[front["preset"] == preset, "trial_id"])
+        assert written["knee"].sum() == 1
+
+
+def test_a_finished_folder_is_not_overwritten_and_resume_adds_only_what_is_asked(
+    finished: SweepResult, ray_session: None
+) -> None:
+    plan = open_sweep(finished.folder).plan
+    with pytest.raises(ConfigError, match="--resume"):
+        run_sweep(plan, Zdt1(SPACES), finished.folder)
+    again = run_sweep(plan, Zdt1(SPACES, cases=2), finished.folder, resume=True)
+    pd.testing.assert_frame_equal(again.table, finished.table)
+    assert again.compute_seconds == 0
+
+
+def test_two_drivers_are_kept_apart(finished: SweepResult, ray_session: None) -> None:
+    with sole_driver(finished.folder), pytest.raises(ClinfuseError, match="another driver"):
+        run_sweep(open_sweep(finished.folder).plan, Zdt1(SPACES), finished.folder, resume=True)
+
+
+def test_same_seed_same_sweep(finished: SweepResult, ray_session: None, tmp_path: Path) -> None:
+    plan = open_sweep(finished.folder).plan
+    again = run_sweep(plan, Zdt1(SPACES, cases=2, failing=frozenset({2})), tmp_path / "again")
+    names = [*plan.params, "brain_ssim", "bone_ssim", "state", "on_front"]
+    pd.testing.assert_frame_equal(again.table[names], finished.table[names])
+
+
+def test_sweep_of_which_nothing_completes_says_why(ray_session: None, tmp_path: Path) -> None:
+    plan = Plan(spaces={"balanced": SPACES["balanced"]}, trials=2)
+    with pytest.raises(ClinfuseError, match="meant to fail"):
+        run_sweep(plan, Zdt1(SPACES, failing=frozenset({0, 1})), tmp_path)
+    assert (pd.read_parquet(tmp_path / "trials.parquet")["state"] == "failed").all()
+
+
+DRIVER = """
+import sys
+from pathlib import Path
+from clinfuse.presets import load_presets
+from clinfuse_platform.session import session
+from clinfuse_sweeps.analytic import Zdt1
+from clinfuse_sweeps.plan import Plan
+from clinfuse_sweeps.runner import run_sweep
+from clinfuse_sweeps.space import space_around
+
+spaces = {name: space_around(load_presets()[name]) for name in ("balanced", "bone_tumor")}
+with session():
+    run_sweep(Plan(spaces=spaces, trials=8, slots=2), Zdt1(spaces, seconds=0.3), Path(sys.argv[1]))
+"""
+
+
+def test_killed_driver_loses_no_finished_trial_and_repeats_none(ray_session: None, tmp_path: Path) -> None:
+    from clinfuse_sweeps.studies import open_storage
+
+    folder = tmp_path / "killed"
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    driver = subprocess.Popen([sys.executable, "-c", DRIVER, str(folder)], env=environment)
+    deadline = time.monotonic() + 120
+    while _finished_trials(folder) < 3 and driver.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    import optuna
+
+    storage = open_storage(folder)
+    before = {
+        (name, t.number): (t.params, t.values)
+        for name in SPACES
+        for t in optuna.load_study(study_name=name, storage=storage).trials
+        if t.state.name == "COMPLETE"
+    }
+    assert len(before) >= 3
+    plan = Plan(spaces=SPACES, trials=PER_PRESET, slots=2)
+    result = run_sweep(plan, Zdt1(SPACES), folder, resume=True)
+    done = result.table[result.table["state"] == "complete"]
+    assert done.groupby("preset").size().to_dict() == dict.fromkeys(SPACES, PER_PRESET)
+    assert not done.duplicated(["preset", *plan.params]).any()
+    for (name, number), (params, values) in before.items():
+        row = done[(done["preset"] == name) & (done["number"] == number)].iloc[0]
+        assert {k: row[k] for k in params} == pytest.approx(params)
+        assert [row["brain_ssim"], row["bone_ssim"]] == pytest.approx(values)
+    interrupted = result.table[result.table["state"] == "interrupted"]
+    for row in interrupted.to_dict("records"):  # what was running was tried again with the same values
+        twin = done[(done["preset"] == row["preset"]) & (done["alpha"] == row["alpha"])]
+        assert len(twin) == 1
+
+
+def _finished_trials(folder: Path) -> int:
+    """Trials told as complete, read from the journal's lines without opening the storage."""
+    journal = folder / "journal.log"
+    if not journal.exists():
+        return 0
+    count = 0
+    for line in journal.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        count += entry.get("state") == 1 and bool(entry.get("values"))
+    return count
+
+
+def test_comparison_of_the_finished_sweep(finished: SweepResult) -> None:
+    sweep = open_sweep(finished.folder)
+    comparison = compare([sweep])
+    assert [entry.label for entry in comparison.entries] == list(SPACES)
+    for entry, row in zip(comparison.entries, comparison.numbers.to_dict("records"), strict=True):
+        values = losses(entry.table[entry.table["feasible"]].to_dict("records"), comparison.goals)
+        assert row["hypervolume"] == pytest.approx(hypervolume(values, comparison.reference))
+        assert row["low"] <= row["high"] <= row["hypervolume"] + 1e-12
+        assert row["failed"] == 1
+    assert np.diag(comparison.coverage).tolist() == [1.0, 1.0]
