@@ -11,7 +11,8 @@ from clinfuse.case import Case
 from clinfuse.presets import Preset
 
 if TYPE_CHECKING:
-    from clinfuse.pipeline import FusionPipeline, MemberSample
+    from clinfuse.combine import MemberSample
+    from clinfuse.pipeline import FusionPipeline
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,6 +20,7 @@ from clinfuse_serve.security import (
     require_token_beyond_loopback,
     token_digest,
 )
+from clinfuse_serve.served_model import read_model
 
 APP = "clinfuse"
 
@@ -105,7 +106,6 @@ def start(
     settings = Settings(
         app=app,
         model=str(Path(model_dir).resolve()) if "://" not in str(model_dir) else str(model_dir),
-        model_name=Path(model_dir).name,
         members=count,
         threads=threads or max(1, (os.cpu_count() or 1) // count),
         limits=limits or Limits(),
@@ -139,9 +139,7 @@ def _run(settings: Any, aggregators: int, own: bool) -> None:
 
 def checked_members(model_dir: str | Path, members: int | None) -> int:
     """How many members to serve; reads the model folder, so a wrong one fails before Ray starts anything."""
-    from clinfuse.pipeline import FusionPipeline
-
-    there = len(FusionPipeline.from_pretrained(model_dir).members)
+    there = read_model(model_dir).members
     if members is not None and not 1 <= members <= there:
         raise ConfigError(
             "the model does not have that many members",

@@ -27,7 +27,7 @@ from clinfuse_serve.limits import Limits
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-    from clinfuse.pipeline import MemberSample
+    from clinfuse.combine import MemberSample
 
 AGGREGATOR = "Aggregator"
 LOOK_S = 0.5
@@ -41,7 +41,6 @@ class Settings:
     Attributes:
         app: name of the Serve application.
         model: model folder.
-        model_name: shown to clients.
         members: how many members.
         threads: torch threads per member.
         limits: bounds of each aggregator replica.
@@ -54,7 +53,6 @@ class Settings:
 
     app: str
     model: str
-    model_name: str
     members: int
     threads: int
     limits: Limits
@@ -185,22 +183,18 @@ class Aggregator:
     """The HTTP front: parses, prepares, asks the members, combines, answers."""
 
     def __init__(self, settings: Settings, *members: DeploymentHandle) -> None:
-        import torch
-
-        from clinfuse.pipeline import FusionPipeline
         from clinfuse_serve.examples import Examples
+        from clinfuse_serve.served_model import read_model
         from clinfuse_serve.service import FusionService
 
-        torch.set_num_threads(1)
         self._private = tempfile.TemporaryDirectory(prefix="clinfuse-serve-")
         tempfile.tempdir = self._private.name
         self.settings = settings
         self.service = FusionService(
-            FusionPipeline.from_pretrained(settings.model),
+            read_model(settings.model),
             RayBackend(settings.app, members),
             settings.limits,
             secret=settings.secret,
-            model_name=settings.model_name,
             examples=Examples(settings.examples),
             replica=f"{os.getpid()}-{time.time_ns()}",
         )

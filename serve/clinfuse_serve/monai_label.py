@@ -47,13 +47,16 @@ def add_routes(app: FastAPI, service: FusionService) -> None:
         file: Upload = None,
         label: Upload = None,
         companion: Upload = None,
+        brain: Upload = None,
+        bone: Upload = None,
         lesion: Upload = None,
     ) -> Response:
         """Fuse, and answer as MONAI Label does."""
         if model != MODEL:
             raise ProblemError(Problem(status=404, title="no such model", expected=MODEL))
         wanted = parse_params(known_params(params, image if file is None else ""))
-        uploads = {"anatomy": file, "companion": companion or label, "lesion": lesion}
+        uploads = {"anatomy": file, "companion": companion or label, "brain": brain, "bone": bone}
+        uploads["lesion"] = lesion
         answer = await fuse_uploads(service, wanted, uploads)
         reply = service.reply(answer)
         facts = {

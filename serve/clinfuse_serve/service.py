@@ -34,9 +34,10 @@ from clinfuse_serve.schemas import (
     ModelRow,
     PresetRow,
 )
+from clinfuse_serve.served_model import ServedModel
 
 if TYPE_CHECKING:
-    from clinfuse.pipeline import FusionPipeline, FusionResult
+    from clinfuse.combine import FusionResult
 
 UNSURE = 0.5
 
@@ -70,28 +71,26 @@ class FusionService:
     """The aggregator's work; one object per replica.
 
     Args:
-        pipeline: used for `combine`, presets and facts; members run in the backend.
+        model: identity, presets and calibration; members run in the backend.
         backend: where members run.
         limits: bounds of this replica.
         secret: key of case tokens, equal on all replicas of one service.
-        model_name: shown to clients.
         examples: cases offered for trying out.
     """
 
     def __init__(
         self,
-        pipeline: FusionPipeline,
+        model: ServedModel,
         backend: Backend,
         limits: Limits,
         *,
         secret: bytes,
-        model_name: str = "clinfuse",
         examples: Examples | None = None,
         replica: str = "0",
     ) -> None:
-        self.pipeline, self.backend, self.limits = pipeline, backend, limits
-        self.secret, self.model_name, self.examples = secret, model_name, examples or Examples()
-        self.presets = PresetTable(pipeline.presets, replica)
+        self.model, self.backend, self.limits = model, backend, limits
+        self.secret, self.examples = secret, examples or Examples()
+        self.presets = PresetTable(model.presets, replica)
         self.kept = KeptCases(limits.kept_bytes, limits.kept_s)
         self.metrics = Metrics()
         self.gate = Gate(limits, self.metrics)
@@ -127,7 +126,7 @@ class FusionService:
                 raise ProblemError(no_members(len(members), gathered.missing))
             with self._phase("combine", seconds):
                 result = await asyncio.to_thread(
-                    self.pipeline.combine,
+                    self.model.combine,
                     gathered.samples,
                     kept.case,
                     order.preset,
@@ -207,13 +206,13 @@ class FusionService:
         """The model that is served."""
         up = await self.backend.up()
         return ModelRow(
-            name=self.model_name,
-            kind=self.pipeline.kind,
-            model_hash=self.pipeline.model_hash,
+            name=self.model.name,
+            kind=self.model.kind,
+            model_hash=self.model.model_hash,
             members=len(up),
             members_up=sum(up),
-            calibrated=self.pipeline.calibration is not None,
-            metadata=jsonable(self.pipeline.metadata),
+            calibrated=self.model.calibration is not None,
+            metadata=jsonable(self.model.metadata),
         )
 
     async def example_rows(self) -> list[ExampleRow]:

@@ -88,6 +88,7 @@ def local_service(model_dir: Path) -> Iterator[Callable[..., str]]:
     import uvicorn
     from clinfuse_serve.application import build_application
     from clinfuse_serve.backend import LocalBackend
+    from clinfuse_serve.served_model import read_model
     from clinfuse_serve.service import FusionService
 
     from clinfuse.pipeline import FusionPipeline
@@ -102,9 +103,10 @@ def local_service(model_dir: Path) -> Iterator[Callable[..., str]]:
 
         def run() -> None:
             async def serve() -> None:
-                pipeline = FusionPipeline.from_pretrained(model_dir)
-                backend = LocalBackend(pipeline)
-                service = FusionService(pipeline, backend, limits or Limits(), secret=b"k", **service_options)
+                backend = LocalBackend(FusionPipeline.from_pretrained(model_dir))
+                service = FusionService(
+                    read_model(model_dir), backend, limits or Limits(), secret=b"k", **service_options
+                )
                 app = build_application(service, digest=digest, loopback_only=digest is None)
                 server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error"))
                 servers.append((server, threading.current_thread()))

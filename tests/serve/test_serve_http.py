@@ -37,6 +37,10 @@ def post(
     return httpx.post(f"{url}/v1/fuse", timeout=120, trust_env=False, **form, **options)
 
 
+def masks_of(pair: Pair) -> dict[str, Any]:
+    return {roi: pair[roi] for roi in ("brain", "bone", "lesion") if roi in pair}
+
+
 def direct(model_dir: Path, pair: Pair, **options: Any) -> Any:
     """The same pair through the pipeline itself."""
     from clinfuse_prep.prepare import prepare_pair
@@ -75,11 +79,10 @@ def test_same_seed_same_bytes_and_another_seed_another_image(local_service: Star
 
 def test_bundle_holds_all_maps_and_the_sidecar(local_service: Start, nifti_pair: Pair) -> None:
     with Client(local_service()) as client:
-        masks = {roi: nifti_pair[roi] for roi in ("brain", "bone", "lesion")}
         reply = client.fuse(
             nifti_pair["anatomy"],
             nifti_pair["companion"],
-            masks=masks,
+            masks=masks_of(nifti_pair),
             weights={"beta": 3.0},
             members=2,
             inputs=True,
@@ -251,9 +254,9 @@ def test_presets_change_hot(local_service: Start, nifti_pair: Pair) -> None:
         assert {"balanced", "stroke"} <= {row.name for row in client.presets()}
         client.put_preset(Preset(name="ours", description="A test.", beta=9.0))
         assert (
-            client.describe(nifti_pair["anatomy"], nifti_pair["companion"], preset="ours").info["weights"][
-                "beta"
-            ]
+            client.describe(
+                nifti_pair["anatomy"], nifti_pair["companion"], masks=masks_of(nifti_pair), preset="ours"
+            ).info["weights"]["beta"]
             == 9.0
         )
     url = client.url
@@ -268,7 +271,7 @@ def test_information_and_metrics(local_service: Start, nifti_pair: Pair) -> None
         health, model = client.health(), client.models()[0]
         assert (health.status, health.members_up, health.missing) == ("ok", 3, [])
         assert model.kind == "student" and len(model.model_hash) == 16 and not model.calibrated
-        client.describe(nifti_pair["anatomy"], nifti_pair["companion"])
+        client.describe(nifti_pair["anatomy"], nifti_pair["companion"], masks=masks_of(nifti_pair))
         text = client.metrics()
     assert 'clinfuse_requests_total{route="/v1/fuse",status="200"} 1' in text
     assert 'clinfuse_seconds_count{phase="fuse"} 1' in text and "clinfuse_members_up 3" in text
@@ -307,7 +310,8 @@ def test_monai_label_shape(local_service: Start, nifti_pair: Pair) -> None:
     assert {"name", "version", "labels", "models", "trainers", "strategies", "scoring", "datastore"} <= set(
         info
     )
-    files = {"file": nifti_pair["anatomy"].read_bytes(), "label": nifti_pair["companion"].read_bytes()}
+    files = {role: path.read_bytes() for role, path in masks_of(nifti_pair).items()}
+    files |= {"file": nifti_pair["anatomy"].read_bytes(), "label": nifti_pair["companion"].read_bytes()}
     options: dict[str, Any] = {
         "data": {"params": '{"preset": "stroke", "result_dtype": "x"}'},
         "trust_env": False,
