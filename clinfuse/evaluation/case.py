@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 from torch import nn
@@ -11,12 +13,19 @@ from clinfuse.case import Case, FloatArray
 from clinfuse.evaluation.lesions import segment_lesion
 from clinfuse.evaluation.objectives import check_fused, reference_companion, sources
 from clinfuse.evaluation.rows import RowMaker
+from clinfuse.evaluation.uncertain import UncertainResult, uncertainty_rows
+from clinfuse.metrics.field import FIELD, content_slices, field_metrics, to_greys
+from clinfuse.metrics.fmi import FEATURES, fmi
+from clinfuse.metrics.fsim import fsim_to_sources, roi_fsim
 from clinfuse.metrics.lesion import LesionScores, lesion_scores
 from clinfuse.metrics.roi import outside_sources, roi_psnr, roi_ssim
 from clinfuse.metrics.seam import seam_index
 from clinfuse.presets import Preset
 
 Rows = list[dict[str, Any]]
+Table = list[tuple[str, str, Callable[[], float]]]
+FIELD_SLICES = 48
+FMI_SLICES = 6
 
 
 def evaluate_case(
@@ -26,8 +35,11 @@ def evaluate_case(
     *,
     preset: Preset,
     lesion_head: nn.Module | None = None,
+    result: UncertainResult | None = None,
     metrics: Literal["roi", "all"] = "roi",
     seconds: float = math.nan,
+    field_slices: int | None = FIELD_SLICES,
+    fmi_slices: int | None = FMI_SLICES,
 ) -> Rows:
     """Measure one fused volume.
 
@@ -40,8 +52,12 @@ def evaluate_case(
         method: the method's name in the table.
         preset: its name goes into the rows, its τ into the surface Dice.
         lesion_head: segments the lesion in F; without it there are no lesion rows.
-        metrics: "roi" the clinical ones.
+        result: the pipeline's result with its uncertainty; without it there are no uncertainty rows.
+        metrics: "roi" the clinical ones; "all" also whole-image FSIM, SSIM and PSNR and the fusion field's.
         seconds: what the method took to fuse the case.
+        field_slices: at most so many evenly spaced slices with content enter the field's metrics and the
+            whole-image FSIM; None is all of them.
+        fmi_slices: the same for FMI, which costs most.
 
     Returns:
         Rows with the columns of `clinfuse.evaluation.rows.COLUMNS`.
@@ -51,26 +67,70 @@ def evaluate_case(
     """
     f = check_fused(case, fused)
     maker = RowMaker(case_id=case.case_id, method=method, preset=preset.name, seconds=seconds)
-    rows = _roi_rows(maker, case, f)
+    rows = _measure(maker, _roi_table(case, f))
     if lesion_head is not None:
         rows += _lesion_rows(maker, case, f, preset, lesion_head)
+    if result is not None:
+        doubt = result
+        rows += maker.guarded(
+            [("uncertainty", "head")], lambda: uncertainty_rows(maker, case, f, preset, doubt)
+        )
+    if metrics == "all":
+        rows += _measure(maker, _whole_table(case, f, field_slices, fmi_slices))
+        rows += _field_rows(maker, case, f, field_slices)
     return rows
 
 
-def _roi_rows(maker: RowMaker, case: Case, f: FloatArray) -> Rows:
+def _measure(maker: RowMaker, table: Table) -> Rows:
+    rows: Rows = []
+    for metric, roi, measure in table:
+        rows += maker.guarded([(metric, roi)], partial(_one_row, maker, metric, roi, measure))
+    return rows
+
+
+def _one_row(maker: RowMaker, metric: str, roi: str, measure: Callable[[], float]) -> Rows:
+    return [maker.row(metric, roi, measure())]
+
+
+def _roi_table(case: Case, f: FloatArray) -> Table:
     companion = reference_companion(case)
     borders = (case.brain, case.bone)
-    table = [
+    return [
         ("ssim", "brain", lambda: roi_ssim(f, case.anatomy, case.brain)),
+        ("fsim", "brain", lambda: roi_fsim(f, case.anatomy, case.brain)),
         ("ssim", "bone", lambda: roi_ssim(f, companion, case.bone)),
         ("psnr", "bone", lambda: roi_psnr(f, companion, case.bone)),
         ("seam", "borders", lambda: seam_index(f, sources(case), borders)),
         ("outside", "whole", lambda: outside_sources(f, *sources(case))),
     ]
-    rows: Rows = []
-    for metric, roi, measure in table:
-        rows += maker.guarded([(metric, roi)], lambda m=metric, r=roi, v=measure: [maker.row(m, r, v())])  # type: ignore[misc]
-    return rows
+
+
+def _whole_table(case: Case, f: FloatArray, field_slices: int | None, fmi_slices: int | None) -> Table:
+    """Whole-image similarity, the mean over both sources."""
+    pair = (case.anatomy, reference_companion(case))
+
+    def feature_similarity() -> float:
+        keep = content_slices(to_greys(pair[0]), to_greys(pair[1]), field_slices)
+        if not keep.size:
+            return math.nan
+        return sum(fsim_to_sources(f[keep], [source[keep] for source in pair])) / 2
+
+    table: Table = [
+        ("ssim", "whole", lambda: (roi_ssim(f, pair[0]) + roi_ssim(f, pair[1])) / 2),
+        ("psnr", "whole", lambda: (roi_psnr(f, pair[0]) + roi_psnr(f, pair[1])) / 2),
+        ("fsim", "whole", feature_similarity),
+    ]
+    for feature in FEATURES:
+        table.append((f"FMI_{feature}", "whole", partial(fmi, f, *pair, feature, slices=fmi_slices)))
+    return table
+
+
+def _field_rows(maker: RowMaker, case: Case, f: FloatArray, slices: int | None) -> Rows:
+    def compute() -> Rows:
+        values = field_metrics(f, case.anatomy, reference_companion(case), slices=slices)
+        return [maker.row(name, "whole", value) for name, value in values.items()]
+
+    return maker.guarded([(name, "whole") for name in FIELD], compute)
 
 
 def _lesion_rows(maker: RowMaker, case: Case, f: FloatArray, preset: Preset, head: nn.Module) -> Rows:
