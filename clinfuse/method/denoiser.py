@@ -50,7 +50,7 @@ class DenoiserConfig:
     encoder_channels: int = 8
     head: str = "anchored"
     residual_scale: float = 0.3
-    anchor_std: float = 0.02
+    anchor_std: float = 0.01
 
     def __post_init__(self) -> None:
         checks = {

@@ -17,8 +17,8 @@ from clinfuse.errors import GeometryError
 @lru_cache(maxsize=8)
 def _hadamard(dims: int) -> Tensor:
     """The symmetric orthogonal (2^d, 2^d) matrix of one Haar level."""
-    pair = torch.tensor([[1.0, 1.0], [1.0, -1.0]]) / 2**0.5
-    matrix = torch.ones(1, 1)
+    pair = torch.tensor([[1.0, 1.0], [1.0, -1.0]], dtype=torch.float64) / 2**0.5
+    matrix = torch.ones(1, 1, dtype=torch.float64)
     for _ in range(dims):
         matrix = torch.kron(matrix, pair)
     return matrix

@@ -15,6 +15,7 @@ from clinfuse.method.filters import gaussian_blur
 
 LEVELS = 1
 SALIENCY_SHARE = 0.03
+SHARPNESS = 3
 FINDING_SIGMAS = (4.0, 9.0)
 FINDING_MIN_CONTRAST = 0.006
 FINDING_GREY = 0.85
@@ -44,8 +45,8 @@ def companion_weight(
 ) -> Tensor:
     """How much of the companion each voxel shows, (B, 1, *S) in [0, 1].
 
-    α and β weigh the soft brain and bone masks against each other where they meet; outside both, and in the lesion,
-    the brighter and more structured source wins smoothly.
+    α and β weigh the soft brain and bone masks against each other where they meet, and the two sources' saliency
+    (the brighter and more structured one wins smoothly) outside both and in the lesion.
     """
     share = vector[:, :3].reshape(-1, 3, *[1] * (anatomy.ndim - 2))
     alpha, beta, gamma = share[:, 0:1], share[:, 1:2], share[:, 2:3]
@@ -53,8 +54,8 @@ def companion_weight(
     in_brain, in_bone, in_lesion = soft[:, 0:1], soft[:, 1:2], soft[:, 2:3]
     salient_m, salient_c = _saliency(anatomy), _saliency(companion)
     open_share = SALIENCY_SHARE + 0.5 * gamma * in_lesion
-    for_c = (beta + 0.02) * in_bone**2 + open_share * salient_c
-    for_m = (alpha + 0.02) * in_brain**2 + open_share * salient_m
+    for_c = (beta + 0.02) * (in_bone**2 + open_share * salient_c)
+    for_m = (alpha + 0.02) * (in_brain**2 + open_share * salient_m)
     return for_c / (for_c + for_m + 1e-6)
 
 
@@ -62,7 +63,7 @@ def _saliency(image: Tensor) -> Tensor:
     """Brightness plus local contrast, sharpened so that the more salient source dominates."""
     local = gaussian_blur(image, 1.0)
     contrast = gaussian_blur((image - local).abs(), 1.0)
-    return (local + 4 * contrast + 1e-3) ** 4
+    return (local + 4 * contrast + 1e-3) ** SHARPNESS
 
 
 def findings(companion: Tensor, brain: Tensor, bone: Tensor) -> Tensor:

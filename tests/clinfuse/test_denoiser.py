@@ -1,0 +1,87 @@
+"""The anchored denoiser: bounded by its sources, one code path for 2D and 3D, exact posterior mean."""
+
+import pytest
+import torch
+
+from clinfuse.errors import ConfigError
+from clinfuse.method.denoiser import (
+    Denoiser,
+    DenoiserConfig,
+    Inputs,
+    pad_to_multiple,
+    to_image,
+    to_latent,
+)
+from clinfuse.method.diffusion import DiffusionConfig, add_noise, estimate_from, implied_noise
+
+SMALL = {"channels": (8, 16), "encoder_channels": 2}
+
+
+def inputs(dims: int, size: int = 16, batch: int = 2) -> Inputs:
+    generator = torch.Generator().manual_seed(0)
+    shape = (batch, 1, *[size] * dims)
+    masks = (torch.rand((batch, 3, *[size] * dims), generator=generator) > 0.5).float()
+    images = torch.rand((2, *shape), generator=generator)
+    return Inputs(images[0], images[1], masks, torch.full((batch, 6), 1 / 3))
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("levels", [1, 2])
+def test_untrained_estimate_lies_between_its_sources(dims: int, levels: int) -> None:
+    denoiser = Denoiser(
+        DenoiserConfig(spatial_dims=dims, levels=levels, anchor_std=0.0, **SMALL), DiffusionConfig()
+    )
+    c = inputs(dims)
+    z = denoiser.encode(c)
+    x_t = torch.randn(z.z_anatomy.shape, generator=torch.Generator().manual_seed(1))
+    estimate = denoiser.denoise(x_t, torch.tensor([999, 10]), z)
+    low, high = torch.minimum(z.z_anatomy, z.z_companion), torch.maximum(z.z_anatomy, z.z_companion)
+    rho = denoiser.config.residual_scale
+    assert bool(((estimate.x_0 >= low - rho - 1e-5) & (estimate.x_0 <= high + rho + 1e-5)).all())
+    assert estimate.log_variance.shape == estimate.x_0.shape
+    torch.testing.assert_close(to_image(to_latent(c.anatomy, levels), levels), c.anatomy)
+
+
+def test_posterior_mean_follows_the_noise() -> None:
+    config = DenoiserConfig(anchor_std=0.1, **SMALL)
+    denoiser = Denoiser(config, DiffusionConfig()).requires_grad_(False)
+    c = inputs(2)
+    z = denoiser.encode(c)
+    x_0 = torch.zeros_like(z.z_anatomy)
+    gaps = []
+    for t in (0, 200, 900):
+        timesteps = torch.tensor([t, t])
+        alpha_bar = denoiser.alpha_bar[timesteps]
+        estimate = denoiser.denoise(alpha_bar.sqrt().reshape(-1, 1, 1, 1) * x_0, timesteps, z)
+        gaps.append(float(estimate.x_0.abs().mean()))
+        variance = (1 - alpha_bar[0]) / alpha_bar[0]
+        expected = float(0.01 / (0.01 + variance) / alpha_bar[0].sqrt())
+        assert float(denoiser.direct_gain(timesteps)[0]) == pytest.approx(expected, rel=1e-4)
+    assert gaps[0] < gaps[1] < gaps[2]
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v", "x0"])
+def test_prediction_kinds_recover_x0(kind: str) -> None:
+    generator = torch.Generator().manual_seed(3)
+    x_0, noise = torch.randn((2, 4, 1, 8, 8), generator=generator)
+    alpha_bar = torch.tensor([0.9, 0.5, 0.2, 0.05])
+    x_t = add_noise(x_0, noise, alpha_bar)
+    a = alpha_bar.reshape(-1, 1, 1, 1)
+    prediction = {"epsilon": noise, "v": a.sqrt() * noise - (1 - a).sqrt() * x_0, "x0": x_0}[kind]
+    torch.testing.assert_close(estimate_from(prediction, x_t, alpha_bar, kind), x_0, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(implied_noise(x_t, x_0, alpha_bar), noise, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 13, 20), (1, 2, 7, 9, 16)])
+def test_padding_is_undone(shape: tuple[int, ...]) -> None:
+    image = torch.rand(shape)
+    padded, undo = pad_to_multiple(image, 8)
+    assert all(n % 8 == 0 for n in padded.shape[2:])
+    torch.testing.assert_close(padded[undo], image)
+
+
+def test_impossible_configuration_is_refused() -> None:
+    with pytest.raises(ConfigError, match="spatial_dims"):
+        DenoiserConfig(spatial_dims=4)
+    with pytest.raises(ConfigError, match="sampler"):
+        DiffusionConfig(sampler="euler")

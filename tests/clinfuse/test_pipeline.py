@@ -1,0 +1,130 @@
+"""FusionPipeline: deterministic, exact round trip through its folder, refuses what is not a model."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from clinfuse import RESEARCH_USE
+from clinfuse.case import Case
+from clinfuse.errors import ConfigError, ModelFolderError
+from clinfuse.pipeline import FusionPipeline
+from clinfuse.presets import load_presets
+from clinfuse.training import build_denoiser, build_lesion_head, recipe
+
+SMALL = {"crop": (16, 16), "denoiser.channels": (8, 16), "lesion_head.channels": (4, 8)}
+
+
+def make(kind: str = "student", members: int = 2, **changes: object) -> FusionPipeline:
+    config = recipe("cpu-debug", **{**SMALL, **changes})
+    return FusionPipeline(
+        members=[build_denoiser(config, member=i) for i in range(members)],
+        lesion_head=build_lesion_head(config),
+        diffusion=config.diffusion,
+        kind=kind,
+        student_steps=2,
+        metadata={"recipe": config.recipe},
+    )
+
+
+def test_result_has_the_case_s_shape_and_tells_its_story(tiny_case: Case) -> None:
+    result = make()(tiny_case, "bone_tumor", seed=4, jitters=1)
+    for name in ("fused", "uncertainty", "aleatoric", "epistemic", "registration"):
+        values = getattr(result, name)
+        assert values.shape == tiny_case.shape
+        assert values.dtype == np.float32
+        assert np.isfinite(values).all()
+    assert result.fused.min() >= 0
+    assert result.fused.max() <= 1
+    assert result.registration.max() > 0
+    assert result.interval is None
+    info = result.info
+    assert info["preset"] == "bone_tumor"
+    assert info["weights"]["beta"] == load_presets()["bone_tumor"].beta
+    assert (info["seed"], info["steps"], info["members_answered"], info["degraded"]) == (4, 2, 2, False)
+    assert info["notice"] == RESEARCH_USE
+    assert "uncalibrated" in info["units"]["uncertainty"]
+
+
+def test_same_seed_same_image_and_slab_equals_whole(tiny_case: Case) -> None:
+    pipeline = make(members=1)
+    whole = pipeline(tiny_case, seed=1).fused
+    np.testing.assert_array_equal(whole, pipeline(tiny_case, seed=1).fused)
+    assert np.abs(whole - pipeline(tiny_case, seed=2).fused).max() > 1e-4
+    slab = pipeline(tiny_case.slices(3, 6), seed=1).fused
+    np.testing.assert_allclose(slab, whole[3:6], atol=1e-5)
+
+
+def test_combining_members_equals_the_call(tiny_case: Case) -> None:
+    pipeline = make()
+    parts = [pipeline.sample_member(tiny_case, m, "balanced", seed=7) for m in (1, 0)]
+    combined = pipeline.combine(parts, tiny_case, "balanced", asked=2, seed=7)
+    np.testing.assert_allclose(combined.fused, pipeline(tiny_case, "balanced", seed=7).fused, atol=1e-6)
+    lonely = pipeline.combine(parts[:1], tiny_case, "balanced", asked=2, seed=7)
+    assert lonely.info["degraded"]
+    assert lonely.epistemic.max() == 0
+
+
+def test_guided_teacher_uses_the_preset_s_steps(tiny_case: Case) -> None:
+    teacher = make("teacher", members=1)
+    preset = load_presets()["balanced"].changed(steps=3)
+    slab = tiny_case.slices(4, 7)
+    result = teacher(slab, preset)
+    assert result.info["steps"] == 3
+    assert not np.array_equal(result.fused, teacher(slab, preset, guided=False).fused)
+
+
+def test_volumes_run_through_the_same_path(tiny_case: Case) -> None:
+    changes = {"denoiser.spatial_dims": 3, "lesion_head.spatial_dims": 3, "crop": (16, 16, 16)}
+    result = make("teacher", members=1, **changes)(tiny_case, load_presets()["balanced"].changed(steps=2))
+    assert result.fused.shape == tiny_case.shape
+
+
+@pytest.mark.parametrize("members", [1, 2])
+def test_round_trip_is_exact(tiny_case: Case, tmp_path: Path, members: int) -> None:
+    pipeline = make(members=members)
+    folder = pipeline.save_pretrained(tmp_path / "model")
+    again = FusionPipeline.from_pretrained(folder)
+    assert again.model_hash == pipeline.model_hash
+    assert again.presets == pipeline.presets
+    slab = tiny_case.slices(4, 7)
+    np.testing.assert_array_equal(again(slab).fused, pipeline(slab).fused)
+    assert not [p for p in tmp_path.rglob("*") if p.suffix in (".pkl", ".pt", ".pth", ".bin")]
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+def test_saving_again_replaces_the_folder(tmp_path: Path) -> None:
+    folder = make(members=2).save_pretrained(tmp_path / "model")
+    make(members=1).save_pretrained(folder)
+    assert len(FusionPipeline.from_pretrained(folder).members) == 1
+    assert not (folder / "members").exists()
+
+
+def test_corrupted_or_foreign_folders_are_refused(tmp_path: Path) -> None:
+    folder = make(members=1).save_pretrained(tmp_path / "model")
+    with pytest.raises(ModelFolderError, match="no model here"):
+        FusionPipeline.from_pretrained(tmp_path)
+    weights = folder / "denoiser" / "model.safetensors"
+    good = weights.read_bytes()
+    weights.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    with pytest.raises(ModelFolderError, match="was changed"):
+        FusionPipeline.from_pretrained(folder)
+    weights.unlink()
+    with pytest.raises(ModelFolderError, match="missing"):
+        FusionPipeline.from_pretrained(folder)
+    (folder / "model_index.json").write_text('{"_class_name": "OtherPipeline"}')
+    with pytest.raises(ModelFolderError, match="not a clinfuse model"):
+        FusionPipeline.from_pretrained(folder)
+
+
+def test_impossible_calls_are_refused(tiny_case: Case) -> None:
+    with pytest.raises(ConfigError, match="members"):
+        make()(tiny_case, members=5)
+    with pytest.raises(ConfigError, match="no such preset"):
+        make()(tiny_case, "nonsense")
+
+
+def test_simulated_companion_is_said(tiny_case: Case) -> None:
+    case = replace(tiny_case, attrs={"simulated": True})
+    assert make(members=1)(case.slices(0, 2)).info["simulated_companion"]

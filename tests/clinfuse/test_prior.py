@@ -1,0 +1,73 @@
+"""The fusion prior: MRI in brain, CT in bone, blood survives, presets move the border, slices are independent."""
+
+import torch
+
+from clinfuse.method.prior import companion_weight, findings, fusion_prior
+from clinfuse.method.ssim import ssim_loss
+from clinfuse.presets import load_presets
+
+VECTOR = torch.tensor([load_presets()["balanced"].vector])
+
+
+def head(size: int = 64) -> dict[str, torch.Tensor]:
+    """A disc of brain in a ring of bone, (1, 1, size, size)."""
+    axis = torch.arange(size) - (size - 1) / 2
+    radius = (axis[:, None] ** 2 + axis[None] ** 2).sqrt()[None, None] / (size / 2)
+    noise = 0.02 * torch.randn(radius.shape, generator=torch.Generator().manual_seed(0))
+    brain, bone = (radius < 0.6).float(), ((radius > 0.68) & (radius < 0.85)).float()
+    anatomy = (0.5 * brain + 0.3 * ((radius > 0.88) & (radius < 0.95)) + noise).clamp(0, 1)
+    companion = (0.8 * bone + 0.1 * brain + 0.5 * noise).clamp(0, 1)
+    return {
+        "anatomy": anatomy,
+        "companion": companion,
+        "brain": brain,
+        "bone": bone,
+        "lesion": torch.zeros_like(brain),
+    }
+
+
+def test_looks_like_its_sources_in_their_regions() -> None:
+    case = head()
+    fused = fusion_prior(**case, vector=VECTOR)
+    assert ssim_loss(fused, case["anatomy"], case["brain"]) < 0.05
+    assert ssim_loss(fused, case["companion"], case["bone"]) < 0.08
+    assert float(fused.min()) >= 0
+    assert float(fused.max()) <= 1
+
+
+def test_equal_sources_stay_as_they_are() -> None:
+    case = head()
+    case["companion"] = case["anatomy"]
+    case["brain"] = torch.zeros_like(case["brain"])
+    torch.testing.assert_close(fusion_prior(**case, vector=VECTOR), case["anatomy"], atol=1e-5, rtol=0)
+
+
+def test_blood_in_brain_survives() -> None:
+    case = head()
+    blood = torch.zeros_like(case["brain"])
+    blood[..., 28:34, 28:34] = 1
+    case["companion"] = case["companion"] + 0.1 * blood
+    shown = findings(case["companion"], case["brain"], case["bone"])
+    assert float(shown[blood > 0].mean()) > 0.7
+    assert float(shown[(blood == 0)].mean()) < 0.02
+    fused = fusion_prior(**case, vector=VECTOR)
+    inside, around = fused[blood > 0].mean(), fused[(blood == 0) & (case["brain"] > 0)].mean()
+    assert float(inside - around) > 0.1
+
+
+def test_beta_gives_bone_more_room() -> None:
+    case = head()
+    presets = load_presets()
+    bony = companion_weight(**case, vector=torch.tensor([presets["bone_tumor"].vector]))
+    soft = companion_weight(**case, vector=torch.tensor([presets["stroke"].vector]))
+    gap = (case["bone"] == 0) & (case["brain"] == 0)
+    assert float((bony - soft).min()) >= -1e-4
+    assert float((bony - soft)[gap].max()) > 0.1
+
+
+def test_sample_does_not_see_its_neighbours() -> None:
+    case = head()
+    other = {k: v.flip(-1) for k, v in case.items()}
+    both = {k: torch.cat([case[k], other[k]]) for k in case}
+    together = fusion_prior(**both, vector=VECTOR.expand(2, -1))
+    torch.testing.assert_close(together[:1], fusion_prior(**case, vector=VECTOR), atol=1e-6, rtol=0)

@@ -1,0 +1,203 @@
+"""Algorithm 1: guidance lowers L_ROI on a real pair; its special cases are exact; it never diverges."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from clinfuse.method.denoiser import Denoiser, DenoiserConfig, Inputs, to_image
+from clinfuse.method.diffusion import SAMPLERS, DiffusionConfig, make_scheduler, noise_like
+from clinfuse.method.guidance import GuidanceConfig, Guide, guided_step
+from clinfuse.method.lesion_head import LesionHead, LesionHeadConfig
+from clinfuse.method.roi_loss import RoiReference, RoiWeights, composite, roi_reference, roi_terms
+from clinfuse.method.sampler import Sampled, sample
+from clinfuse.method.uncertainty import effective_strength
+from clinfuse.presets import Preset
+
+PRESET = Preset(name="test", eta=0.02, eta_u=0.0, kappa=4.0, steps=4)
+STEPS = 4
+
+
+def denoiser(**changes: object) -> Denoiser:
+    torch.manual_seed(0)
+    config = DenoiserConfig(**{"channels": (8, 16), "encoder_channels": 2, "anchor_std": 0.2, **changes})  # type: ignore[arg-type]
+    model = Denoiser(config, DiffusionConfig())
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.02 * torch.randn(parameter.shape))
+    return model.eval().requires_grad_(False)
+
+
+def made_inputs(dims: int = 2, batch: int = 2, size: int = 16) -> Inputs:
+    generator = torch.Generator().manual_seed(5)
+    images = torch.rand((2, batch, 1, *[size] * dims), generator=generator)
+    masks = torch.zeros(batch, 3, *[size] * dims)
+    masks[:, 0, ..., 2:8] = 1
+    masks[:, 1, ..., 10:14] = 1
+    masks[:, 2, ..., 4:6, 4:6] = 1
+    return Inputs(images[0], images[1], masks, torch.tensor([PRESET.vector]).expand(batch, -1))
+
+
+def lesion_head(dims: int = 2) -> LesionHead:
+    torch.manual_seed(1)
+    return LesionHead(LesionHeadConfig(spatial_dims=dims, channels=(4, 8))).freeze()
+
+
+def reference_of(inputs: Inputs, tau_mm: float = 2.0) -> RoiReference:
+    spacing = (1.0, 1.5, 2.0)[-(inputs.anatomy.ndim - 2) :]
+    return roi_reference(inputs.anatomy, inputs.companion, inputs.masks, spacing, tau_mm)
+
+
+def guide_for(inputs: Inputs, preset: Preset = PRESET, **config: object) -> Guide:
+    return Guide(
+        reference=reference_of(inputs),
+        lesion_head=lesion_head(inputs.anatomy.ndim - 2),
+        preset=preset,
+        head_mask=torch.ones_like(inputs.anatomy),
+        config=GuidanceConfig(**config),  # type: ignore[arg-type]
+    )
+
+
+def run(
+    model: Denoiser,
+    inputs: Inputs,
+    guide: Guide | None,
+    steps: int = STEPS,
+    seed: int = 0,
+    sampler: str = "ddim",
+) -> Sampled:
+    generators = [torch.Generator().manual_seed(seed + i) for i in range(len(inputs.anatomy))]
+    diffusion = DiffusionConfig(sampler=sampler)
+    return sample([model], inputs, diffusion=diffusion, steps=steps, generators=generators, guide=guide)
+
+
+def loss_of(fused: Tensor, guide: Guide) -> float:
+    terms = roi_terms(fused, guide.reference, guide.lesion_head)
+    return float(composite(terms, RoiWeights.of(guide.preset)).mean())
+
+
+@pytest.mark.parametrize("sampler", sorted(SAMPLERS))
+def test_no_strength_is_the_unguided_sampler_exactly(sampler: str) -> None:
+    model, inputs = denoiser(), made_inputs()
+    guide = guide_for(inputs, PRESET.changed(eta=0.0, eta_u=0.0))
+    guided, plain = run(model, inputs, guide, sampler=sampler), run(model, inputs, None, sampler=sampler)
+    assert torch.equal(guided.fused, plain.fused)
+
+
+def test_kappa_zero_is_half_the_strength_everywhere() -> None:
+    """Eq. 4 at κ = 0, against Algorithm 1 written out with autograd and a uniform η/2."""
+    model, inputs = denoiser(), made_inputs()
+    preset = PRESET.changed(kappa=0.0)
+    guide = guide_for(inputs, preset, clip=1e6)
+    scheduler = make_scheduler(DiffusionConfig(), STEPS)
+    encoded = model.encode(inputs)
+    x_t = noise_like(tuple(encoded.z_anatomy.shape), [torch.Generator().manual_seed(i) for i in range(2)])
+    for t in scheduler.timesteps:
+        x_t = x_t.detach().requires_grad_()
+        estimate = model.denoise(x_t, torch.full((2,), int(t)), encoded)
+        terms = roi_terms(to_image(estimate.x_0, 1), guide.reference, guide.lesion_head)
+        loss = composite(terms, RoiWeights.of(preset)).sum() * x_t[0].numel()
+        (gradient,) = torch.autograd.grad(loss, x_t)
+        x_t = scheduler.step(estimate.x_0, t, x_t).prev_sample - preset.eta / 2 * gradient
+    expected = to_image(x_t.detach(), 1).clamp(0, 1)
+    torch.testing.assert_close(run(model, inputs, guide).fused, expected, atol=1e-5, rtol=0)
+
+
+def test_effective_strength_follows_equation_4() -> None:
+    uncertainty = torch.tensor([0.0, 0.25, 1.0])
+    expected = 0.8 * torch.sigmoid(3.0 * uncertainty)
+    torch.testing.assert_close(effective_strength(uncertainty, 0.8, 3.0), expected)
+    torch.testing.assert_close(effective_strength(uncertainty, 0.8, 0.0), torch.full((3,), 0.4))
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_guidance_lowers_the_roi_loss(dims: int) -> None:
+    model, inputs = denoiser(spatial_dims=dims), made_inputs(dims)
+    guide = guide_for(inputs)
+    assert loss_of(run(model, inputs, guide).fused, guide) < loss_of(run(model, inputs, None).fused, guide)
+
+
+@pytest.mark.real
+def test_guidance_lowers_the_roi_loss_on_a_real_pair(data_root: Path) -> None:
+    folder = data_root / "aanlib" / "MRI-CT" / "case_28"
+    images = [
+        torch.from_numpy(np.asarray(Image.open(folder / kind / "28011.png").convert("L"), np.float32) / 255)
+        for kind in ("MRI", "CT")
+    ]
+    anatomy, companion = (i[None, None] for i in images)
+    bone = (companion > 0.75).float()
+    brain = ((anatomy > 0.15) & (companion > 0.1) & (bone == 0)).float()
+    masks = torch.cat([brain, bone, torch.zeros_like(bone)], dim=1)
+    inputs = Inputs(anatomy, companion, masks, torch.tensor([PRESET.vector]))
+    guide = guide_for(inputs, PRESET.changed(eta=0.05))
+    model = denoiser()
+    guided, plain = run(model, inputs, guide, steps=8), run(model, inputs, None, steps=8)
+    assert loss_of(guided.fused, guide) < 0.98 * loss_of(plain.fused, guide)
+
+
+def test_uncertainty_guidance_lowers_the_predicted_uncertainty() -> None:
+    model, inputs = denoiser(), made_inputs()
+    doubts: dict[float, float] = {}
+    for eta_u in (0.0, 2.0):
+        guide = guide_for(inputs, PRESET.changed(eta=0.0, eta_u=eta_u))
+        seen: list[float] = []
+        sample(
+            [model],
+            inputs,
+            diffusion=DiffusionConfig(),
+            steps=20,
+            generators=[torch.Generator().manual_seed(i) for i in range(2)],
+            guide=guide,
+            callback=lambda _i, _n, step, seen=seen: seen.append(float(step.uncertainty.mean())),
+        )
+        doubts[eta_u] = seen[-1]
+    assert doubts[2.0] < doubts[0.0]
+
+
+def test_cheap_gradient_points_the_same_way() -> None:
+    model, inputs = denoiser(), made_inputs()
+    encoded = [model.encode(inputs)]
+    x_t = torch.randn(encoded[0].z_anatomy.shape, generator=torch.Generator().manual_seed(2))
+    timesteps = torch.full((2,), 40)
+    exact = guided_step([model], x_t, timesteps, encoded, guide_for(inputs, clip=1e6)).change
+    cheap = guided_step(
+        [model], x_t, timesteps, encoded, guide_for(inputs, clip=1e6, gradient="cheap")
+    ).change
+    cosine = torch.nn.functional.cosine_similarity(exact.flatten(), cheap.flatten(), dim=0)
+    assert float(cosine) > 0.8
+
+
+def test_far_too_strong_guidance_stays_finite_and_warns() -> None:
+    model, inputs = denoiser(), made_inputs()
+    guide = guide_for(inputs, PRESET.changed(eta=50.0, eta_u=50.0), clip=0.05)
+    with pytest.warns(RuntimeWarning, match="clipped"):
+        done = run(model, inputs, guide)
+    assert bool(torch.isfinite(done.fused).all())
+
+
+def test_case_does_not_see_its_neighbours() -> None:
+    model, inputs = denoiser(), made_inputs()
+    alone = Inputs(*(part[:1] for part in inputs))
+    together = run(model, inputs, guide_for(inputs)).fused[:1]
+    torch.testing.assert_close(run(model, alone, guide_for(alone)).fused, together, atol=1e-5, rtol=0)
+
+
+def test_members_are_averaged_and_disagree() -> None:
+    inputs = made_inputs()
+    first = denoiser()
+    torch.manual_seed(9)
+    second = denoiser()
+    with torch.no_grad():
+        for parameter in second.parameters():
+            parameter.mul_(1.5)
+    encoded = [first.encode(inputs), second.encode(inputs)]
+    x_t = torch.randn(encoded[0].z_anatomy.shape, generator=torch.Generator().manual_seed(2))
+    timesteps = torch.full((2,), 300)
+    one = guided_step([first], x_t, timesteps, encoded[:1], guide_for(inputs))
+    two = guided_step([first, second], x_t, timesteps, encoded, guide_for(inputs))
+    other = guided_step([second], x_t, timesteps, encoded[1:], guide_for(inputs))
+    torch.testing.assert_close(two.estimate.x_0, (one.estimate.x_0 + other.estimate.x_0) / 2)
+    assert float(two.uncertainty.mean()) > min(float(one.uncertainty.mean()), float(other.uncertainty.mean()))

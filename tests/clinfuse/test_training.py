@@ -1,0 +1,124 @@
+"""Training: losses fall, a resumed run continues exactly, configurations are checked."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from clinfuse.case import Case
+from clinfuse.errors import ConfigError, ModelFolderError
+from clinfuse.presets import load_presets
+from clinfuse.training import (
+    Batch,
+    TrainConfig,
+    TrainState,
+    build_denoiser,
+    build_lesion_head,
+    denoiser_loss,
+    fit,
+    lesion_head_loss,
+    recipe,
+    student_loss,
+)
+from clinfuse.training.distill import teacher_targets
+from clinfuse.training.losses import draw_vectors
+
+
+@pytest.fixture
+def config() -> TrainConfig:
+    changes = {
+        "crop": (16, 16),
+        "batch_size": 2,
+        "denoiser.channels": (8, 16),
+        "lesion_head.channels": (4, 8),
+    }
+    return recipe("cpu-debug", **{**changes, "teacher_steps": 2, "distill_batches": 2})
+
+
+@pytest.fixture
+def batch(tiny_case: Case) -> Batch:
+    """Two axial 32×24 crops of the tiny case."""
+
+    def crop(array: object) -> torch.Tensor:
+        return torch.as_tensor(array, dtype=torch.float32)[5:7, :, 2:26][:, None]
+
+    names = {"anatomy": "anatomy", "companion": "companion", "aligned": "companion"}
+    images = {k: crop(getattr(tiny_case, v)) for k, v in names.items()}
+    masks = {roi: crop(mask) for roi, mask in tiny_case.masks.items()}
+    return images | masks | {"spacing": torch.tensor([[1.5, 2.0]] * 2)}
+
+
+def test_losses_fall(config: TrainConfig, batch: Batch) -> None:
+    head = build_lesion_head(config)
+    logs = fit(head, lesion_head_loss(config), lambda _: batch, steps=60, learning_rate=1e-2)
+    assert logs[-1]["segmentation"] < 0.9 * logs[0]["segmentation"]
+    head.freeze()
+    denoiser = build_denoiser(config)
+    logs = fit(denoiser, denoiser_loss(config, head), lambda _: batch, steps=30, learning_rate=5e-3)
+    assert sum(row["simple"] for row in logs[-8:]) < 0.7 * sum(row["simple"] for row in logs[:8])
+    assert {"brain", "bone", "dice", "nsd", "hd", "seam", "loss"} <= set(logs[-1])
+
+
+def test_student_learns_from_the_guided_teacher(config: TrainConfig, batch: Batch) -> None:
+    teacher = build_denoiser(config).requires_grad_(False)
+    for parameter in teacher.parameters():
+        parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    presets = list(load_presets().values())[:2]
+    targets = teacher_targets(teacher, None, lambda _: batch, config, presets=presets, seed=3)
+    assert [t["teacher"].shape for t in targets] == [batch["anatomy"].shape] * 2
+    assert not torch.equal(targets[0]["vector"], targets[1]["vector"])
+    student = build_denoiser(config, member=1)
+    loss = student_loss(config, teacher, None)
+    logs = fit(student, loss, lambda step: targets[step % 2], steps=20, learning_rate=5e-3)
+    assert logs[-1]["consistency"] < logs[0]["consistency"]
+
+
+def test_resumed_run_equals_an_unbroken_one(config: TrainConfig, batch: Batch, tmp_path: Path) -> None:
+    def run(steps: int, start: Path | None = None, save: Path | None = None) -> torch.nn.Module:
+        denoiser = build_denoiser(config)
+
+        def on_step(step: int, _logs: dict[str, float], state: TrainState) -> None:
+            if save is not None and step == 3:
+                state.save(save)
+
+        loss = denoiser_loss(config, None)
+        fit(denoiser, loss, lambda _: batch, steps=steps, learning_rate=1e-3, start=start, on_step=on_step)
+        return denoiser
+
+    whole = run(6, save=tmp_path)
+    resumed = run(6, start=tmp_path)
+    for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_broken_checkpoint_is_refused(config: TrainConfig, batch: Batch, tmp_path: Path) -> None:
+    (tmp_path / "state.json").write_text("{")
+    with pytest.raises(ModelFolderError, match="checkpoint"):
+        fit(
+            build_denoiser(config),
+            denoiser_loss(config, None),
+            lambda _: batch,
+            steps=1,
+            learning_rate=1,
+            start=tmp_path,
+        )
+
+
+def test_configuration_round_trip_and_changes() -> None:
+    for name in ("cpu-debug", "cpu-small", "gpu-2d", "gpu-3d"):
+        config = recipe(name)
+        assert TrainConfig.from_dict(config.to_dict()) == config
+    assert recipe("cpu-debug", **{"denoiser.anchor_std": 0.3}).denoiser.anchor_std == 0.3
+    with pytest.raises(ConfigError, match="no such recipe"):
+        recipe("gpu-4d")
+    with pytest.raises(ConfigError, match="no such training option"):
+        recipe("cpu-debug", nonsense=1)
+    with pytest.raises(ConfigError, match="crop"):
+        recipe("cpu-debug", crop=(17, 16))
+
+
+def test_preset_vectors_fill_both_simplices() -> None:
+    vectors = draw_vectors(4000, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(vectors[:, :3].sum(dim=1), torch.ones(4000))
+    torch.testing.assert_close(vectors.mean(dim=0), torch.full((6,), 1 / 3), atol=0.02, rtol=0)
+    torch.testing.assert_close(vectors.var(dim=0), torch.full((6,), 1 / 18), atol=0.01, rtol=0)
