@@ -14,18 +14,19 @@ from typing import Any
 from clinfuse import RESEARCH_USE, __version__
 from clinfuse.console import say
 from clinfuse.errors import ConfigError
-from clinfuse_platform.memory import MemorySampler
+from clinfuse_platform.memory import MemorySampler, tree_cpu_seconds
 
 NAME = "demo.json"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """One finished step: its title, the command that does the same, wall seconds, peak GB, the verb's result."""
+    """One finished step: title, the command that does the same, wall and processor seconds, peak GB, result."""
 
     title: str
     command: str
     seconds: float
+    cpu_seconds: float
     peak_gb: float
     result: Mapping[str, Any]
 
@@ -92,15 +93,17 @@ class Journal:
         say(f"[bold]{title}[/bold]")
         for line in command.splitlines():
             say(f"  $ {line}")
-        start, since = time.monotonic(), memory.now
+        start, since, used = time.monotonic(), memory.now, tree_cpu_seconds()
         result = jsonable(work())
         memory.sample()
-        seconds = time.monotonic() - start
+        seconds, used = time.monotonic() - start, tree_cpu_seconds() - used
         peak = memory.peak(since)
-        say(f"  {seconds:.1f} s, at most {peak:.2f} GB")
+        say(f"  {seconds:.1f} s ({used:.1f} s of processor time), at most {peak:.2f} GB")
         self.memory.extend((self.seconds + at - since, gb) for at, gb in memory.samples if at >= since)
         self.records.append(
-            Record(title=title, command=command, seconds=seconds, peak_gb=peak, result=result)
+            Record(
+                title=title, command=command, seconds=seconds, cpu_seconds=used, peak_gb=peak, result=result
+            )
         )
         self.save()
         return result

@@ -245,7 +245,12 @@ def _steps(journal: Journal) -> str:
     caption = "Steps one after the other, and memory of all processes together (PSS, sampled every 2 s)."
     bars = figure(step_bars(seconds, journal.memory, limit_gb=MEMORY_LIMIT_GB), caption)
     rows = [
-        {"step": r.title, "seconds": round(r.seconds, 1), "peak GB": round(r.peak_gb, 2)}
+        {
+            "step": r.title,
+            "seconds": f"{r.seconds:.1f}",
+            "processor s": f"{r.cpu_seconds:.1f}",
+            "peak GB": f"{r.peak_gb:.2f}",
+        }
         for r in journal.records
     ]
     commands = "".join(

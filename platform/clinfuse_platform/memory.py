@@ -1,4 +1,4 @@
-"""Memory of a job and all the processes it started: sampled in a thread, shared pages counted once."""
+"""Memory and processor time of a job with all the processes it started; shared pages are counted once."""
 
 from __future__ import annotations
 
@@ -26,6 +26,19 @@ def tree_bytes(root: int | None = None) -> int:
         except psutil.Error:  # ended meanwhile, or not ours
             continue
         total += getattr(info, "pss", info.uss)
+    return total
+
+
+def tree_cpu_seconds(root: int | None = None) -> float:
+    """Processor time used so far by a process and its descendants, those that ended included, in seconds."""
+    process = psutil.Process(os.getpid() if root is None else root)
+    total = 0.0
+    for member in [process, *process.children(recursive=True)]:
+        try:
+            times = member.cpu_times()
+        except psutil.Error:
+            continue
+        total += times.user + times.system + times.children_user + times.children_system
     return total
 
 
