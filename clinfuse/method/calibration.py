@@ -12,19 +12,18 @@ case-balanced quantile at level (1 − a)(n + 1)/n, n the effective number of vo
 as the number of cases K grows, with an error of order 1/√K × the spread of coverage between cases. The
 guaranteed factor puts mass 1/(K + 1) at infinity (level (1 − a)(K + 1)/K) and covers at least 1 − a for any
 distribution of cases, but does not exist for K < (1 − a)/a (9 cases at 90 %) and is wide for few cases.
-References: Lei et al. 2018 (locally weighted conformal), arXiv:1604.04173; Lee, Barber and Willett 2023
-(hierarchical conformal), arXiv:2306.06342.
+References: Lei et al. 2018 (locally weighted conformal), arXiv:1604.04173; Dunn, Wasserman and Ramdas 2018
+(case-balanced pooling), arXiv:1809.07441; Lee, Barber and Willett 2023 (the guarantee), arXiv:2306.06342.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from clinfuse.errors import ConfigError, GeometryError, InputError
 from clinfuse.method.conformal import (
@@ -38,8 +37,13 @@ from clinfuse.method.conformal import (
 )
 from clinfuse.method.knots import Knots, isotonic
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 MIN_VOXELS = 50
 """A region with fewer voxels in all fitting cases gets no factor of its own."""
+EPSILON = 1 / 510
+"""ε: half a grey level of an 8-bit image. A constant, as a fitted ε would void the guarantee."""
 FORMAT = "clinfuse-calibration-1"
 
 FloatArray = NDArray[np.float32]
@@ -187,13 +191,13 @@ def fit_calibration(
     """
     _check(std, error, rois, tolerance, coverage, case_ids)
     names = list(case_ids) if case_ids is not None else [str(i) for i in range(len(std))]
+    number = {name: i for i, name in enumerate(dict.fromkeys(names))}
     parts = [
-        subsample(s, e, r, names[i], np.random.default_rng((seed, i)))
+        subsample(s, e, r, number[names[i]], np.random.default_rng((seed, i)))
         for i, (s, e, r) in enumerate(zip(std, error, rois, strict=True))
     ]
     sample = balanced(parts)
-    epsilon = 1e-4 + 0.1 * float(np.average(sample.std, weights=sample.weight))
-    score = sample.error / (sample.std + epsilon)
+    score = sample.error / (sample.std + EPSILON)
     event = (sample.error > tolerance).astype(float)
     by_region: dict[str, dict[str, Any]] = {k: dict.fromkeys(REGIONS) for k in ("event", "size", "q", "safe")}
     notes = []
@@ -202,17 +206,17 @@ def fit_calibration(
         if here.sum() < MIN_VOXELS:
             notes.append(f"{name}: {int(here.sum())} voxels, too few: the pooled maps and factor hold there")
             continue
-        weight, case = case_weights(sample.weight[here], sample.case[here])
+        weight, cases = case_weights(sample.weight[here], sample.case[here])
         by_region["event"][name] = isotonic(sample.std[here], event[here], weight)
         by_region["size"][name] = isotonic(sample.std[here], sample.error[here], weight)
         by_region["q"][name] = conformal(score[here], weight, coverage)
-        by_region["safe"][name] = hierarchical(score[here], weight, coverage, len(case))
+        by_region["safe"][name] = hierarchical(score[here], weight, coverage, cases)
         if by_region["safe"][name] is None:
-            notes.append(f"{name}: {len(case)} cases, too few for a guaranteed factor at {coverage:g}")
+            notes.append(f"{name}: {cases} cases, too few for a guaranteed factor at {coverage:g}")
     return Calibration(
         tolerance=float(tolerance),
         coverage=float(coverage),
-        epsilon=epsilon,
+        epsilon=EPSILON,
         event=isotonic(sample.std, event, sample.weight),
         magnitude=isotonic(sample.std, sample.error, sample.weight),
         event_by_region=by_region["event"],
@@ -220,7 +224,7 @@ def fit_calibration(
         factors=by_region["q"],
         pooled_factor=conformal(score, sample.weight, coverage),
         guaranteed_factors=by_region["safe"],
-        cases=len(set(names)),
+        cases=len(number),
         voxels={name: int((sample.region == label).sum()) for label, name in enumerate(REGIONS)},
         notes=tuple(notes),
     )

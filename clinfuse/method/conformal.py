@@ -39,12 +39,12 @@ def regions(shape: tuple[int, ...], rois: Mapping[str, NDArray[Any]]) -> NDArray
 
 @dataclass(frozen=True, kw_only=True)
 class VoxelSample:
-    """Voxels drawn from the cases: raw std, |error|, region, case and weight, each (n,)."""
+    """Voxels drawn from the cases: raw std, |error|, region, case number and weight, each (n,)."""
 
     std: NDArray[np.float64]
     error: NDArray[np.float64]
     region: NDArray[np.uint8]
-    case: NDArray[np.str_]
+    case: NDArray[np.intp]
     weight: NDArray[np.float64]
 
 
@@ -52,7 +52,7 @@ def subsample(
     std: NDArray[Any],
     error: NDArray[Any],
     rois: Mapping[str, NDArray[Any]],
-    case: str,
+    case: int,
     rng: np.random.Generator,
 ) -> VoxelSample:
     """Up to `VOXELS_PER_CASE` voxels of each region; a weight is the number of voxels that one stands for."""
@@ -82,10 +82,11 @@ def balanced(parts: Sequence[VoxelSample]) -> VoxelSample:
     return VoxelSample(**joined)
 
 
-def case_weights(weight: NDArray[Any], case: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[Any]]:
-    """Weights with equal sums per case, summing to 1, and the cases' names."""
-    names, index = np.unique(case, return_inverse=True)
-    return weight / np.bincount(index, weights=weight)[index] / len(names), names
+def case_weights(weight: NDArray[Any], case: NDArray[np.intp]) -> tuple[NDArray[np.float64], int]:
+    """Weights with equal sums per case, summing to 1, and the number of cases with any."""
+    totals = np.bincount(case, weights=weight)
+    count = int((totals > 0).sum())
+    return weight / totals[case] / count, count
 
 
 def conformal(score: NDArray[Any], weight: NDArray[Any], coverage: float) -> float:

@@ -57,7 +57,9 @@ def border_mass(image: Tensor, spacing: Spacing) -> Tensor:
         slopes = [*(_pairwise_mean(part, axis) for part in slopes), slope]
         if axis < len(spacing):
             mean = _pairwise_mean(mean, axis)
-    squared = torch.stack([part.square() for part in slopes]).sum(dim=0)
+    squared = slopes[0].square()
+    for part in slopes[1:]:
+        squared = squared + part.square()
     flat = FLAT * volume / voxel_size(spacing)
     return torch.sqrt(squared + flat**2) - flat
 
@@ -143,7 +145,7 @@ def _shells(lengths: list[float], step: float, tau_mm: float) -> tuple[tuple[int
     for i, length in enumerate(lengths[1:], start=1):
         after = lengths[i + 1] if i + 1 < len(lengths) else math.inf
         tolerance_ends = length <= tau_mm * (1 + 1e-6) < after
-        if tolerance_ends or after - radii[-1] > 0.3 * step + 0.12 * length:
+        if tolerance_ends or after - radii[-1] > 0.3 * step + 0.15 * length:
             shells.append(i)
             radii.append(length)
     return tuple(shells), tuple(radii)

@@ -166,7 +166,7 @@ def test_the_guarantee_needs_cases_and_holds_between_very_different_ones() -> No
     std, _, rois = volume(0)
     assert np.isinf(few.interval(std, rois, guaranteed=True)).all()
     rng, covered = np.random.default_rng(1), []
-    for _ in range(60):
+    for _ in range(40):
         stds = [np.full((4, 8, 8), 0.02)] * 20
         errors = [np.exp(rng.normal(0, 0.7)) * 0.02 * rng.normal(size=s.shape) for s in stds]
         fit = fit_calibration(stds[:19], errors[:19], [{}] * 19)

@@ -17,6 +17,7 @@ from torch import Tensor
 from clinfuse.errors import ConfigError, GeometryError
 from clinfuse.method import dual_grid
 from clinfuse.method import surface_loss as sl
+from clinfuse.method.lesion_head import LesionHead, LesionHeadConfig
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:Please import:DeprecationWarning"  # raised inside the surface-distance library
@@ -256,20 +257,29 @@ def test_wrong_use_is_refused() -> None:
         sl.dice_loss(mask[..., 1:], target)
 
 
-@pytest.mark.parametrize("term", TERMS)
-def test_a_guided_step_can_afford_the_terms(term: Term) -> None:
-    """8 slices of 128²: forward and backward of one term within 15 ms on one CPU core (best of 12)."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def test_a_guided_step_can_afford_the_terms() -> None:
+    """8 slices of 128², forward and backward: all three terms of Eq. 2 cost less than 0.4 of the lesion head.
+
+    A ratio of processor times taken in turns, as seconds mean little on a busy machine; on a free core of
+    2026 the terms take 0.4 ms (Dice), 5 ms (NSD) and 10 ms (HD95).
+    """
     centres = np.random.default_rng(1).uniform(-20, 20, (8, 2))
     masks = [radius2((128, 128), (1.0, 1.0), c, np.array([14.0, 9.0]), np.eye(2)) < 1 for c in centres]
     mask = torch.cat([as_batch(m) for m in masks])
     target = sl.lesion_target(mask, (1.0, 1.0), 2.0)
-    seconds = []
-    for _ in range(12):
-        prob = (0.1 * torch.rand(mask.shape) + 0.8 * mask).requires_grad_()
-        start = time.perf_counter()
-        term(prob, target).sum().backward()
-        seconds.append(time.perf_counter() - start)
+    head = LesionHead(LesionHeadConfig())
+    work: dict[str, Callable[[Tensor], Any]] = {
+        "terms": lambda p: sum(sl.lesion_losses(p, target)),
+        "head": head,
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in work}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    for _ in range(8):
+        for name, function in work.items():
+            prob = (0.1 * torch.rand(mask.shape) + 0.8 * mask).requires_grad_()
+            start = time.process_time()
+            function(prob).sum().backward()
+            seconds[name].append(time.process_time() - start)
     torch.set_num_threads(threads)
-    assert min(seconds) < 0.015
+    assert min(seconds["terms"]) <= 0.4 * min(seconds["head"])
