@@ -46,7 +46,7 @@ def test_pyramid_is_undone_exactly() -> None:
     assert torch.allclose(collapse(pyramid(image, 3)), image, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["laplacian", "mean", "max", "prior"])
+@pytest.mark.parametrize("name", ["laplacian", "wavelet", "guided_filter", "mean", "max", "prior"])
 def test_equal_sources_give_the_source(name: str, tiny_case: Case) -> None:
     from dataclasses import replace
 
