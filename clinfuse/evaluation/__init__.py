@@ -3,6 +3,8 @@
 from clinfuse.evaluation.case import evaluate_case
 from clinfuse.evaluation.lesions import lesion_probability, segment_lesion
 from clinfuse.evaluation.objectives import objectives
+from clinfuse.evaluation.paired import paired_tests
+from clinfuse.evaluation.ranking import rank_stability
 from clinfuse.evaluation.rows import COLUMNS, LOWER_IS_BETTER, failed_rows
 from clinfuse.evaluation.summary import bootstrap_interval, summarise
 from clinfuse.evaluation.tables import to_html, to_markdown
@@ -15,6 +17,8 @@ __all__ = [
     "failed_rows",
     "lesion_probability",
     "objectives",
+    "paired_tests",
+    "rank_stability",
     "segment_lesion",
     "summarise",
     "to_html",

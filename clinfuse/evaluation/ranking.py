@@ -1,0 +1,74 @@
+"""How stable the order of methods is: ranks per case, and how often each keeps its rank when cases are redrawn."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from scipy.stats import kendalltau
+
+from clinfuse.evaluation.paired import case_table
+from clinfuse.evaluation.rows import LOWER_IS_BETTER, OK
+
+
+def rank_stability(rows: pd.DataFrame, *, resamples: int = 1000, seed: int = 0) -> pd.DataFrame:
+    """Ranks of methods per metric and region with their stability under bootstrap of the cases.
+
+    Methods are ranked by their mean (1 is best; ties share the mean rank) over the cases that all of them have; a
+    method without a value for a case would else gain or lose by the case's difficulty.
+
+    Args:
+        rows: columns as `clinfuse.evaluation.rows.COLUMNS`, one preset.
+        resamples: bootstrap redraws of the cases.
+        seed: of the redraws.
+
+    Returns:
+        metric, roi, method, rank (by the mean over cases), mean_rank (mean of its ranks case by case), low, high
+        (95 % interval of the rank over redraws), first (share of redraws in which it is first), tau (mean Kendall
+        τ-b of the redrawn order with the full one; the same for all methods of a metric), n (cases).
+
+    Reference: Wiesenfarth et al. 2021, Sci. Rep. 11, Methods and open-source toolkit for analyzing rankings.
+    """
+    rng = np.random.default_rng(seed)
+    lines = []
+    good = rows[rows["status"] == OK]
+    for (metric, roi), group in good.groupby(["metric", "roi"], sort=False):
+        table = case_table(group).dropna()
+        if table.empty or table.shape[1] < 2:
+            continue
+        sign = 1.0 if metric in LOWER_IS_BETTER else -1.0
+        values = sign * table.to_numpy()
+        full = _ranks(values.mean(axis=0))
+        draws = rng.integers(0, len(values), (resamples, len(values)))
+        drawn = np.array([_ranks(values[d].mean(axis=0)) for d in draws])
+        tau = float(np.mean([_agreement(full, r) for r in drawn[:200]]))
+        by_case = np.array([_ranks(v) for v in values]).mean(axis=0)
+        low, high = np.percentile(drawn, [2.5, 97.5], axis=0)
+        first = (drawn == drawn.min(axis=1, keepdims=True)).mean(axis=0)
+        for k, method in enumerate(table.columns):
+            lines.append(
+                {
+                    "metric": metric,
+                    "roi": roi,
+                    "method": method,
+                    "rank": float(full[k]),
+                    "mean_rank": float(by_case[k]),
+                    "low": float(low[k]),
+                    "high": float(high[k]),
+                    "first": float(first[k]),
+                    "tau": tau,
+                    "n": len(values),
+                }
+            )
+    return pd.DataFrame(lines)
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """Ranks from 1, smallest first, ties at their mean."""
+    smaller = (values[:, None] > values[None]).sum(axis=1)
+    equal = (values[:, None] == values[None]).sum(axis=1)
+    return smaller + (equal + 1) / 2
+
+
+def _agreement(full: np.ndarray, drawn: np.ndarray) -> float:
+    tau = float(kendalltau(full, drawn).statistic)
+    return tau if np.isfinite(tau) else 0.0
