@@ -21,7 +21,7 @@ between the star's directions, found somewhat too long, and beyond `REACH_MM`, h
     correlation, mean gap      2D, binary p    2D, 0.5 mm edge    3D, binary p    3D, 0.5 mm edge
     soft Dice                  1.000, 0.00     0.999, −0.01       1.000, 0.00     0.999, −0.02
     soft NSD                   0.993, +0.04    0.993, +0.03       0.994, +0.02    0.994, +0.01
-    soft HD95                  0.997, 0.0 mm   0.997, +0.1 mm     0.985, 0.0 mm   0.978, +0.2 mm
+    soft HD95                  0.997, 0.0 mm   0.997, +0.1 mm     0.985, 0.0 mm   0.977, +0.2 mm
 
 A p whose edge is blurred over more than about τ has a lower soft NSD and a longer soft HD95 than its 1/2 level
 set (a 1 mm logistic edge: HD95 + 0.8 mm in 2D, + 1.0 mm in 3D): both ask for a sharp border as well as a true
