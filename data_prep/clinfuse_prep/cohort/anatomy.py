@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import ndimage
 
 from clinfuse.case import FloatArray
@@ -16,7 +17,7 @@ from clinfuse_prep.cohort.tissue import TISSUES, Canvas, signal
 
 FAR_MM = 30.0
 FACE_BELOW_MM = 6.0
-FACE = ("bone", "dense", "air", "cells", "orbit", "globe", "lens", "muscle")
+FACE = ("bone", "dense", "air", "cells", "orbit", "antrum", "globe", "lens", "muscle")
 
 
 def draw_anatomy(rng: np.random.Generator) -> dict[str, Any]:
@@ -63,7 +64,7 @@ class Head:
         """Mean voxel edge: the width over which a surface is blurred."""
         return float(np.cbrt(np.prod(self.grid.spacing)))
 
-    def inside(self, distance: FloatArray) -> FloatArray:
+    def inside(self, distance: NDArray[np.floating[Any]]) -> FloatArray:
         """Voxel fraction (D, H, W) inside a signed distance."""
         return soft(distance, 1.15 * self.voxel_mm)
 
@@ -111,10 +112,15 @@ def sample_head(grid: Grid, at: FloatArray, brain_at: FloatArray, habitus: dict[
 
 
 def bone_distance(head: Head) -> FloatArray:
-    """Signed distance to all bone of the head: calvarial shell and facial bones, outside the cavity."""
+    """Signed distance to all bone: calvarial shell, facial bones, thin walls of orbit, antrum and nose, mm."""
     f = head.fields
+    _, y, x = head.at
     shell = np.maximum(-f["cavity"], f["cavity"] - f["thickness"])
-    return np.minimum(shell, np.maximum(f["bone"], -f["cavity"]))
+    orbit = np.maximum(np.abs(f["orbit"] - 1.2) - 1.2, y - 63)
+    antrum = np.abs(f["antrum"] - 1.2) - 0.9
+    septum = np.maximum(np.maximum(np.abs(x) - 1.0, f["air"] - 1.5), 16 - y)
+    face = np.minimum(np.minimum(f["bone"], orbit), np.minimum(antrum, septum))
+    return np.minimum(shell, np.maximum(np.maximum(face, -f["cavity"]), f["skin"] + 2.0))
 
 
 def paint_head(head: Head, canvas: Canvas, rng: np.random.Generator) -> None:
@@ -136,8 +142,8 @@ def _paint_soft_parts(head: Head, canvas: Canvas, rng: np.random.Generator) -> N
     canvas.tissue(head.inside(f["skin"]), "skin")
     low = 1 / (1 + np.exp((z + 40) / 8))
     fat_mm = habitus["fat_mm"] + (habitus["face_fat_mm"] - habitus["fat_mm"]) * low
-    planes = smooth_noise(head.grid, rng, (11.0, 6.0))
-    deep = np.clip((planes - 0.35) * 1.6, 0, 0.9)
+    planes = smooth_noise(head.grid, rng, (15.0, 7.0))
+    deep = 0.5 * np.maximum(soft(np.abs(planes) - 0.16, 0.2), soft(1.25 - planes, 0.5))
     canvas.tissue(head.inside(1.7 - depth), "fat")
     canvas.tissue(head.inside(1.7 + fat_mm * (1 + 0.18 * planes) - depth), "muscle")
     canvas.tissue(head.inside(4.0 + fat_mm - depth) * deep, "fat")
@@ -179,7 +185,9 @@ def _paint_air(head: Head, canvas: Canvas, rng: np.random.Generator) -> None:
     honeycomb = np.abs(smooth_noise(head.grid, rng, 5.0)) - 0.32
     cells = head.inside(f["cells"] + 1.0 + 4 * outside_brain) * soft(-honeycomb, 0.5)
     canvas.tissue(0.92 * cells, "air")
-    lumen = np.maximum(f["air"] - np.where(f["air"] < 8, habitus["sinus_mm"], 0) * 0.6, 1.2 - f["cavity"])
+    septum = np.where(head.at[1] > 14, 0.9 - np.abs(head.at[2]), np.float32(-FAR_MM))
+    lumen = np.minimum(np.maximum(f["air"], septum), f["antrum"] - 0.4 * habitus["sinus_mm"])
+    lumen = np.maximum(np.maximum(lumen, 1.2 - f["cavity"]), f["skin"] + 0.3)
     canvas.tissue(head.inside(lumen), "mucosa")
     canvas.tissue(head.inside(lumen + np.float32(habitus["mucosa_mm"])), "air")
 
@@ -224,7 +232,7 @@ def _paint_midline(head: Head, canvas: Canvas) -> None:
     z, y, x = head.at
     cavity = head.fields["cavity"]
     fluid = np.clip(1 - head.grey - head.white, 0, 1)
-    outer = np.maximum(-cavity - 38, 6 - z - 0.25 * np.abs(y))
+    outer = np.maximum(-cavity - 36, -12 - z)
     falx = head.inside(np.maximum(np.abs(x) - 0.7, np.maximum(outer, cavity))) * np.clip(1.6 * fluid, 0, 1)
     canvas.tissue(falx, "dura")
     sinus = np.maximum(np.abs(x) - 4.2 + 0.55 * np.clip(-cavity, 0, 9), np.maximum(-cavity - 7, cavity))

@@ -34,7 +34,7 @@ def draw_subject(rng: np.random.Generator) -> dict[str, Any]:
         "scale": [round(float(s), 5) for s in scale],
         "pose_degrees": [round(float(p), 4) for p in pose],
         "offset_mm": [round(float(o), 4) for o in rng.uniform(-2.5, 2.5, 3)],
-        "deformation_mm": round(float(rng.uniform(3.0, 5.0)), 4),
+        "deformation_mm": round(float(rng.uniform(2.5, 4.2)), 4),
     }
 
 
@@ -59,7 +59,7 @@ def template_coordinates(grid: Grid, subject: dict[str, Any], rng: np.random.Gen
     The map is affine (pose, size) followed by a diffeomorphism of about `deformation_mm` amplitude.
     """
     lattice = lattice_over(grid, LATTICE_MM)
-    coarse = np.stack([smooth_noise(lattice, rng, 72.0) for _ in range(3)])
+    coarse = _nearly_symmetric(np.stack([smooth_noise(lattice, rng, 72.0) for _ in range(3)]))
     fine = np.stack([smooth_noise(lattice, rng, 30.0) for _ in range(3)])
     amplitude = np.float32(subject["deformation_mm"])
     velocity = amplitude * (np.float32(0.8) * coarse + np.float32(0.16) * fine)
@@ -74,3 +74,9 @@ def template_coordinates(grid: Grid, subject: dict[str, Any], rng: np.random.Gen
     for axis in range(3):
         out[axis] += upsample(change[axis], lattice, grid)
     return out
+
+
+def _nearly_symmetric(velocity: FloatArray) -> FloatArray:
+    """A velocity field (3, d, h, w), (z, y, x), three quarters of which is the same on both sides of the head."""
+    mirror = velocity[..., ::-1] * np.asarray((1, 1, -1), np.float32).reshape(3, 1, 1, 1)
+    return np.float32(0.85) * velocity + np.float32(0.5) * mirror

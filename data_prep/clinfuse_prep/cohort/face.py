@@ -11,13 +11,15 @@ from clinfuse_prep.cohort.primitives import Coordinates, capsule, ellipsoid, rin
 def face_fields(at: Coordinates) -> dict[str, FloatArray]:
     """Signed distances (mm, negative inside) of the parts below the vault, left and right alike.
 
+    Walls thinner than the base grid are not here: `anatomy.bone_distance` adds them at the patient's own voxels.
+
     Args:
         at: (x, y, z) template coordinates in mm.
 
     Returns:
-        bone: solid facial and basal bone; dense: its ivory part (otic capsule, clivus cortex); air: open airways and
-        sinuses; cells: regions honeycombed with air (mastoid, ethmoid); orbit: the orbital fat cone;
-        globe, lens: of the eye; muscle: muscles of orbit, jaw and temple.
+        bone: solid facial and basal bone; dense: its ivory part (otic capsule, teeth); air: open airways and midline
+        sinuses; antrum: the maxillary sinus; cells: regions honeycombed with air (mastoid, ethmoid); orbit: the
+        orbital fat cone; globe, lens: of the eye; muscle: muscles of orbit, jaw and temple.
     """
     mirrored: Coordinates = (np.abs(at[0]), at[1], at[2])
     orbit = smooth_union(
@@ -26,20 +28,20 @@ def face_fields(at: Coordinates) -> dict[str, FloatArray]:
         6,
     )
     return {
-        "bone": _bone(mirrored, orbit),
+        "bone": _bone(mirrored),
         "dense": _dense(mirrored),
         "air": _air(mirrored),
         "cells": _cells(mirrored),
         "orbit": orbit,
+        "antrum": ellipsoid(mirrored, (29, 43, -66), (15, 19, 16)),
         "globe": ellipsoid(mirrored, (32, 61, -37), (12.2, 12.2, 12.2)),
         "lens": ellipsoid(mirrored, (32, 69, -37), (4.8, 2.4, 4.8)),
         "muscle": _muscle(mirrored),
     }
 
 
-def _bone(at: Coordinates, orbit: FloatArray) -> FloatArray:
-    """Sphenoid, petrous and mastoid bone, orbital walls, zygoma, maxilla, mandible, atlas, axis."""
-    _x, y, _z = at
+def _bone(at: Coordinates) -> FloatArray:
+    """Sphenoid, petrous and mastoid bone, orbital rim, zygoma, maxilla, mandible, atlas, axis."""
     central = smooth_union(
         ellipsoid(at, (0, 18, -42), (17, 20, 13)), capsule(at, (0, -4, -36), (0, -24, -62), 7.5, 5.5), 8
     )
@@ -49,7 +51,6 @@ def _bone(at: Coordinates, orbit: FloatArray) -> FloatArray:
     wing = union(
         capsule(at, (12, 22, -22), (50, 28, -22), 3.0, 3.5), capsule(at, (14, 12, -44), (52, 4, -54), 4.0)
     )
-    orbit_wall = np.maximum(np.abs(orbit - 1.2) - 1.3, y - 63)
     rim = union(
         capsule(at, (51, 50, -22), (50, 47, -46), 3.8),
         capsule(at, (49, 49, -47), (26, 64, -54), 4.2),
@@ -59,12 +60,9 @@ def _bone(at: Coordinates, orbit: FloatArray) -> FloatArray:
         capsule(at, (14, 72, -26), (11, 66, -54), 2.6),
         capsule(at, (3, 82, -28), (4.5, 87, -46), 2.4),
     )
-    antrum = ellipsoid(at, (29, 43, -66), (16, 20, 17))
     maxilla = union(
-        np.abs(antrum - 0.8) - 1.1,
         capsule(at, (8, 72, -84), (30, 46, -86), 6),
         capsule(at, (0, 70, -82), (0, 34, -80), 3.0),
-        np.maximum(ellipsoid(at, (0, 52, -58), (1.2, 30, 24)), -y),
         capsule(at, (17, 18, -50), (19, 16, -84), 2.6),
     )
     mandible = union(
@@ -80,7 +78,7 @@ def _bone(at: Coordinates, orbit: FloatArray) -> FloatArray:
         capsule(at, (0, -28, -68), (0, -32, -112), 5.2, 8),
     )
     frontal = ellipsoid(at, (14, 75, -14), (18, 7.5, 17))
-    return union(central, petrous, wing, orbit_wall, rim, maxilla, mandible, spine, frontal)
+    return union(central, petrous, wing, rim, maxilla, mandible, spine, frontal)
 
 
 def _dense(at: Coordinates) -> FloatArray:
@@ -91,16 +89,14 @@ def _dense(at: Coordinates) -> FloatArray:
 
 
 def _air(at: Coordinates) -> FloatArray:
-    """Frontal, sphenoid and maxillary sinuses, nasal cavity, nasopharynx, ear canal and middle ear."""
+    """Frontal and sphenoid sinuses, nasal cavity, nasopharynx, ear canal and middle ear."""
     turbinates = union(
         capsule(at, (8, 66, -60), (8, 26, -58), 3.4), capsule(at, (9, 68, -73), (9, 26, -71), 4.2)
     )
     cavity = np.maximum(ellipsoid(at, (7, 52, -60), (8.5, 36, 21)), 1.2 - turbinates)
-    cavity = np.maximum(cavity, 1.1 - at[0])
     return union(
-        np.maximum(ellipsoid(at, (11, 76, -15), (12, 4.2, 12)), 0.9 - at[0]),
-        np.maximum(ellipsoid(at, (8, 20, -41), (9, 14, 9)), 0.8 - at[0]),
-        ellipsoid(at, (29, 43, -66), (15, 19, 16)),
+        ellipsoid(at, (11, 76, -15), (12, 4.2, 12)),
+        ellipsoid(at, (8, 20, -41), (9, 14, 9)),
         cavity,
         ellipsoid(at, (0, 10, -64), (11, 8, 16)),
         capsule(at, (0, 2, -74), (0, -10, -130), 9, 7),
@@ -111,7 +107,7 @@ def _air(at: Coordinates) -> FloatArray:
 
 def _cells(at: Coordinates) -> FloatArray:
     """Honeycombed bone: ethmoid labyrinth and mastoid."""
-    ethmoid = np.maximum(ellipsoid(at, (8, 48, -37), (8.5, 24, 12)), 1.0 - at[0])
+    ethmoid = ellipsoid(at, (8, 48, -37), (8.5, 24, 12))
     return union(ethmoid, ellipsoid(at, (58, -41, -55), (9, 13, 15)))
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -90,12 +91,17 @@ def upsample(coarse: FloatArray, lattice: Grid, grid: Grid) -> FloatArray:
 
     Points outside the lattice take the value at its border.
     """
-    out = np.asarray(coarse, np.float32)
-    for axis in range(3):
-        knots = tuple(float(v) for v in lattice.axes[axis])
-        matrix = _spline_matrix(knots, grid.origin[axis], grid.spacing[axis], grid.shape[axis])
-        out = np.moveaxis(np.tensordot(matrix, out, axes=(1, axis)), 0, axis)
-    return np.ascontiguousarray(out)
+    matrices = [
+        _spline_matrix(
+            tuple(float(v) for v in lattice.axes[axis]),
+            grid.origin[axis],
+            grid.spacing[axis],
+            grid.shape[axis],
+        )
+        for axis in range(3)
+    ]
+    out = np.tensordot(matrices[0], np.asarray(coarse, np.float32), axes=(1, 0))
+    return np.matmul(np.matmul(matrices[1], out), matrices[2].T)
 
 
 def lattice_over(grid: Grid, knot_mm: float) -> Grid:
@@ -134,12 +140,14 @@ def smooth_noise(grid: Grid, rng: np.random.Generator, knot_mm: float | Sequence
     return total / np.float32(norm)
 
 
-def soft(distance: FloatArray, width_mm: float) -> FloatArray:
-    """Fraction of a voxel inside a surface: 1 where the signed distance (mm) is ≤ −w/2, 0 where ≥ w/2, smooth between."""
-    t = np.clip(np.float32(0.5) - distance / np.float32(width_mm), 0, 1)
+def soft(distance: NDArray[np.floating[Any]], width_mm: float) -> FloatArray:
+    """Fraction of a voxel inside a surface: 1 at signed distance ≤ −w/2 (mm), 0 at ≥ w/2."""
+    t = np.asarray(distance, np.float32) / np.float32(-width_mm)
+    t += np.float32(0.5)
+    np.clip(t, 0, 1, out=t)
     return t * t * (3 - 2 * t)
 
 
-def bump(distance: FloatArray, radius_mm: float) -> FloatArray:
+def bump(distance: NDArray[np.floating[Any]], radius_mm: float) -> FloatArray:
     """A Gaussian bump exp(−(d/r)²) of a distance in mm."""
-    return np.exp(-np.square(distance / np.float32(radius_mm)))
+    return np.asarray(np.exp(-np.square(distance / np.float32(radius_mm))), np.float32)

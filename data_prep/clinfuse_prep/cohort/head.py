@@ -1,4 +1,4 @@
-"""The base head around the template brain: cavity, skull, face, air and orbits as smooth signed distances at 2 mm.
+"""The base head around the template brain: cavity, skull, face, air and orbits as smooth signed distances at 2.5 mm.
 
 Built once per process. Every field is smooth enough that linear interpolation gives sub-voxel surfaces at any
 spacing; a patient's head is these fields sampled at deformed coordinates.
@@ -14,16 +14,16 @@ from scipy import ndimage
 from clinfuse.case import FloatArray
 from clinfuse_prep.cohort import face
 from clinfuse_prep.cohort.fields import Grid, bump, covering
-from clinfuse_prep.cohort.primitives import Coordinates, capsule, ellipsoid, smooth_union
+from clinfuse_prep.cohort.primitives import Coordinates, capsule, ellipsoid, smooth_intersection, smooth_union
 from clinfuse_prep.cohort.template import load_template
 
-BASE_SPACING_MM = 2.0
-BASE_LOW = (-124.0, -152.0, -112.0)
-BASE_HIGH = (124.0, 136.0, 112.0)
+BASE_SPACING_MM = 2.5
+BASE_LOW = (-120.0, -150.0, -110.0)
+BASE_HIGH = (120.0, 130.0, 110.0)
 
 
 def base_grid() -> Grid:
-    """The 2 mm grid of the base fields, wider than any patient's field of view."""
+    """The 2.5 mm grid of the base fields, wider than any patient's field of view."""
     return covering(BASE_LOW, BASE_HIGH, (BASE_SPACING_MM,) * 3)
 
 
@@ -49,11 +49,20 @@ def closed_hull(distance: FloatArray, radius_mm: float) -> FloatArray:
     return ndimage.gaussian_filter(grown + np.float32(radius_mm), 1.5)
 
 
-def _cavity(at: Coordinates, brain: FloatArray) -> FloatArray:
-    """Signed distance to the inner table and dura: brain, 2 mm of fluid, folds closed, spinal canal open below."""
-    hull = closed_hull(brain, 7.0) - np.float32(1.8)
+def _cavity(at: Coordinates, hull: FloatArray, brain: FloatArray) -> FloatArray:
+    """Signed distance to the inner table and dura: brain, 2 mm of fluid, folds closed, spinal canal open below.
+
+    The petrous pyramids and the body of the sphenoid, which the closing would flood, are cut out again.
+    """
     canal = capsule(at, (0, -43, -58), (0, -52, -124), 11.5, 9.5)
-    return smooth_union(hull, canal, 6.0)
+    cistern = ellipsoid(at, (0, 3, -17), (11, 11, 9))
+    room = smooth_union(smooth_union(hull - np.float32(1.8), canal, 6.0), cistern, 4.0)
+    bone = smooth_union(
+        capsule(at, (62, -31, -43), (15, -15, -35), 9.5, 4.5),
+        capsule(at, (0, 10, -40), (0, -16, -50), 13, 6),
+        4.0,
+    )
+    return smooth_intersection(room, -np.maximum(bone, 1.6 - brain), 3.0)
 
 
 def _thickness(at: Coordinates) -> FloatArray:
@@ -70,10 +79,10 @@ def _thickness(at: Coordinates) -> FloatArray:
     return np.asarray(out * (1 - thin), np.float32)
 
 
-def _skin(at: Coordinates, brain: FloatArray, thickness: FloatArray) -> FloatArray:
+def _skin(at: Coordinates, hull: FloatArray, thickness: FloatArray) -> FloatArray:
     """Signed distance to the skin: a wide hull of the vault joined with face, neck, nose and ears."""
     x, y, z = at
-    vault = closed_hull(brain, 26.0) - thickness - np.float32(8.2)
+    vault = hull - thickness - np.float32(8.2)
     vault += 8 / (1 + np.exp((z + 34) / 4)) * (1 / (1 + np.exp((y - 10) / 12)))
     mirrored = (np.abs(x), y, z)
     midface = ellipsoid(mirrored, (0, 16, -60), (72, 68, 62))
@@ -82,7 +91,7 @@ def _skin(at: Coordinates, brain: FloatArray, thickness: FloatArray) -> FloatArr
     nose = smooth_union(
         capsule(at, (0, 83, -34), (0, 94, -62), 5.5, 8.5), ellipsoid(at, (0, 86, -64), (17, 13, 9)), 8
     )
-    ear = ellipsoid((mirrored[0] + 0.45 * (y + 32), y, z), (84, -32, -44), (4.5, 17, 27))
+    ear = ellipsoid((mirrored[0] + 0.45 * (y + 32), y, z), (83, -32, -44), (5, 17, 27))
     body = smooth_union(smooth_union(vault, midface, 18), smooth_union(neck, throat, 20), 20)
     brow = ellipsoid(mirrored, (27, 68, -24), (22, 14, 9))
     return smooth_union(smooth_union(smooth_union(body, brow, 12), nose, 10), ear, 5)
@@ -92,26 +101,34 @@ def _skin(at: Coordinates, brain: FloatArray, thickness: FloatArray) -> FloatArr
 def base_head() -> dict[str, FloatArray]:
     """All base fields by name, each (D, H, W) float32 on `base_grid()`, read-only.
 
-    Names: brain, cavity, thickness, skin, hull (a wide hull of the cavity, for the scalp), and those of
-    `face.face_fields`. Distances are in mm, negative inside.
+    Names: brain, cavity, thickness, skin, and those of `face.face_fields`. Distances are in mm, negative inside.
+    Skull and face are built for the right half and mirrored, as the template is symmetric.
     """
     grid = base_grid()
     z, y, x = grid.axes
-    at = tuple(
-        np.ascontiguousarray(np.broadcast_to(a, grid.shape))
-        for a in (x[None, None, :], y[None, :, None], z[:, None, None])
+    half = grid.shape[2] // 2
+    shape = (*grid.shape[:2], half)
+    points: Coordinates = (
+        np.broadcast_to(x[None, None, half:], shape),
+        np.broadcast_to(y[None, :, None], shape),
+        np.broadcast_to(z[:, None, None], shape),
     )
-    points: Coordinates = (at[0], at[1], at[2])
     brain = signed_distance(_brain_fraction(grid), BASE_SPACING_MM)
+    hulls = [closed_hull(brain, radius)[..., half:] for radius in (7.0, 26.0)]
     thickness = _thickness(points)
     fields = {
-        "brain": brain,
-        "cavity": _cavity(points, brain),
+        "brain": brain[..., half:],
+        "cavity": _cavity(points, hulls[0], brain[..., half:]),
         "thickness": thickness,
-        "skin": _skin(points, brain, thickness),
+        "skin": _skin(points, hulls[1], thickness),
         **face.face_fields(points),
     }
-    out = {name: np.ascontiguousarray(values, np.float32) for name, values in fields.items()}
+    out = {name: _mirrored(values) for name, values in fields.items()}
     for values in out.values():
         values.setflags(write=False)
     return out
+
+
+def _mirrored(right: FloatArray) -> FloatArray:
+    """(D, H, W) float32 from its right half (D, H, W/2)."""
+    return np.ascontiguousarray(np.concatenate([right[..., ::-1], right], axis=2), np.float32)

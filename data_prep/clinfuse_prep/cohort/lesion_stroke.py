@@ -11,6 +11,7 @@ from clinfuse.case import FloatArray
 from clinfuse_prep.cohort.anatomy import Head
 from clinfuse_prep.cohort.fields import Grid, smooth_noise
 from clinfuse_prep.cohort.lesion_base import Lesion, Painted, rounded
+from clinfuse_prep.cohort.primitives import smooth_intersection
 from clinfuse_prep.cohort.tissue import Canvas, pick
 
 # territory: (apex of the cone, direction, half-angle in degrees), right side, template (x, y, z)
@@ -54,12 +55,12 @@ class Stroke(Lesion):
         across = np.sqrt(np.maximum(np.square(offset).sum(axis=0) - np.square(along), 0))
         angle = np.deg2rad(p["half_angle_degrees"])
         cone = across * np.cos(angle) - along * np.sin(angle)
-        border = smooth_noise(grid, rng, (20.0, 10.0, 5.0))
+        border = p["roughness_mm"] * smooth_noise(grid, rng, (20.0, 10.0, 5.0))
         sign = -1.0 if p["side"] == "left" else 1.0
-        midline = 4.0 - sign * at[2]
-        tent = -14.0 - at[0] - 0.25 * np.clip(-40 - at[1], 0, 40) * 0
-        limited = np.maximum(np.maximum(cone + p["roughness_mm"] * border, midline), tent)
-        self.distance = np.asarray(np.maximum(limited, 7.0 + 2 * border - along), np.float32)
+        midline = 4.0 - sign * at[2] + 0.4 * border
+        tent = -12.0 - at[0] - 0.2 * (at[1] + 60) + 0.6 * border
+        limited = smooth_intersection(smooth_intersection(cone + border, tent, 14.0), midline, 8.0)
+        self.distance = np.asarray(np.maximum(limited, 7.0 + 0.5 * border - along), np.float32)
         self.texture = smooth_noise(grid, rng, (12.0, 6.0))
 
     def paint(self, head: Head, canvas: Canvas) -> Painted:
@@ -68,7 +69,7 @@ class Stroke(Lesion):
         brain = np.maximum(head.fields["brain"] - 0.6, head.fields["cavity"])
         f = np.maximum(self.distance, brain)
         tissue = np.clip((solid - 0.25) / 0.5, 0, 1)
-        whole = head.inside(f) * tissue
+        whole = np.asarray(head.inside(f) * tissue, np.float32)
         share = np.float32(p["severity"])
         old_mr, old_hu = canvas.mr.copy(), canvas.hu.copy()
         mr = pick(canvas.contrast, 0.45, 0.47, 0.90) + 0.04 * self.texture

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from clinfuse.case import MaskArray
 from clinfuse_prep.cohort.anatomy import draw_anatomy, paint_head, sample_head
@@ -107,8 +108,9 @@ def simulate_patient(
     aligned = ct_image(canvas.hu, grid, scanners, rng["ct_noise"])
     warp = draw_misregistration(rng["warp"], grid)
     displacement = warp.displacement(grid)
-    moved = resample(aligned, grid, displacement, order=3, outside=-1000.0)
     head = canvas.hu > -500
+    near = ndimage.binary_dilation(head, iterations=max(2, round(6 / min(grid.spacing))))
+    moved = resample(aligned, grid, displacement, where=near)
     length = np.sqrt(np.square(displacement).sum(axis=0))[head]
     truth = {
         "simulated": True,

@@ -59,3 +59,8 @@ def smooth_union(a: FloatArray, b: FloatArray, blend_mm: float) -> FloatArray:
     """
     h = np.maximum(blend_mm - np.abs(a - b), 0)
     return np.minimum(a, b) - h * h / np.float32(4 * blend_mm)
+
+
+def smooth_intersection(a: FloatArray, b: FloatArray, blend_mm: float) -> FloatArray:
+    """Intersection of two solids with a rounded edge, the complement of `smooth_union`."""
+    return -smooth_union(-a, -b, blend_mm)

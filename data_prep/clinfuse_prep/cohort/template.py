@@ -16,7 +16,10 @@ from clinfuse.case import FloatArray
 from clinfuse_prep.cohort.fields import Grid
 
 SOURCE = "MNI152 ICBM 2009a T1, grey and white matter maps as shipped by the PyPI package nilearn"
-LICENCE = "template: (C) 1993-2004 Louis Collins, McConnell Brain Imaging Centre, McGill University, free to use and redistribute with this notice; nilearn: BSD-3-Clause"
+LICENCE = (
+    "template: (C) 1993-2004 Louis Collins, McConnell Brain Imaging Centre, McGill University, free to use and "
+    "redistribute with this notice; nilearn: BSD-3-Clause"
+)
 CSF_T1 = 0.30
 
 

@@ -75,7 +75,9 @@ class Canvas:
     ) -> None:
         """Cover `fraction` (D, H, W) in [0, 1] of each voxel with a material."""
         for layer, value in ((self.mr, mr), (self.hu, hu), (self.bone, bone)):
-            layer += fraction * (np.asarray(value, np.float32) - layer)
+            change = np.subtract(np.asarray(value, np.float32), layer)
+            change *= fraction
+            np.add(layer, change, out=layer)
 
     def tissue(self, fraction: FloatArray, name: str, *, bone: float = 0.0) -> None:
         """Cover `fraction` of each voxel with a tissue of the table."""
