@@ -10,9 +10,10 @@ from typing import Any
 
 from clinfuse_prep.config import PrepConfig
 from clinfuse_prep.findings import Finding
+from clinfuse_prep.manifest import manifest_row
 from clinfuse_prep.prepare import prepare_case
 from clinfuse_prep.sources.case import SourceCase
-from clinfuse_prep.store import CaseStore, manifest_row
+from clinfuse_prep.store import CaseStore
 
 PER_CPU_IN_FLIGHT = 2
 

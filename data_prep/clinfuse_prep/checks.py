@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from numpy.typing import NDArray
 
-from clinfuse.errors import InputError
+from clinfuse.errors import GeometryError, InputError
 from clinfuse_prep.findings import Finding
+from clinfuse_prep.geometry import Grid, overlap
 from clinfuse_prep.masks.morphology import Mask, Spacing
 from clinfuse_prep.raw import RawImage
 
 BRAIN_ML = (300.0, 2200.0)
 BONE_ML = (100.0, 2000.0)
 PLATEAU_SHARE = 0.12
+LEAST_OVERLAP = 0.4
 
 
 def looks_like_ct(image: RawImage) -> bool:
     """Whether the values are those of a CT: air near -1000 HU, or in 8 bits a thick saturated skull.
 
-    In an 8-bit CT with a brain window a share of 0.17 to 0.97 of a slice's pixels sits on the white plateau; in MR at most 0.063 (7 and 16 real patients).
+    In an 8-bit CT with a brain window a share of 0.17 to 0.97 of a slice's pixels sits on the white plateau;
+    in MR at most 0.063 (every slice of 7 and of 16 real patients).
     """
     volume = image.volume
     if not image.grey8:
@@ -57,6 +62,41 @@ def check_modalities(anatomy: RawImage, companion: RawImage, kind: str, case: st
             )
         ]
     return []
+
+
+def check_overlap(companion: Grid, grid: Grid, case: str) -> None:
+    """Refuse a pair whose headers say that they show different places.
+
+    Raises:
+        GeometryError: less than 40 % of the case's grid lies in the companion's field of view.
+    """
+    share = overlap(companion, grid)
+    if share < LEAST_OVERLAP:
+        raise GeometryError(
+            "anatomy and companion image show different places",
+            expected=f"at least {LEAST_OVERLAP:.0%} of the anatomy image inside the companion's field of view",
+            found=f"{share:.0%}",
+            case=case,
+            todo="check that both belong together; repair the headers, or use --register",
+        )
+
+
+def check_pictures(images: Mapping[str, RawImage], case: str) -> None:
+    """Pictures carry no position, so all pictures of a case must have equal shapes.
+
+    Raises:
+        GeometryError: they have not.
+    """
+    anatomy = images["anatomy"]
+    for role, image in images.items():
+        if (image.kind == "png" or anatomy.kind == "png") and image.grid.shape != anatomy.grid.shape:
+            raise GeometryError(
+                f"anatomy and {role} have unequal shapes",
+                expected=f"{anatomy.grid.shape} (slices, rows, columns)",
+                found=f"{image.grid.shape}",
+                case=case,
+                todo="export both with the same matrix and slices",
+            )
 
 
 def volume_ml(mask: NDArray[np.generic], spacing_mm: Spacing) -> float:

@@ -14,8 +14,8 @@ KG = 1 - KR - KB
 
 def is_colour(rgb: NDArray[np.uint8], tolerance: int = 8) -> bool:
     """Whether any pixel of (…, 3) differs between channels by more than the tolerance."""
-    spread = rgb.max(axis=-1).astype(np.int16) - rgb.min(axis=-1)
-    return bool((spread > tolerance).mean() > 1e-3)
+    r, g, b = (rgb[..., i].astype(np.int16) for i in range(3))
+    return bool(((np.abs(r - g) > tolerance) | (np.abs(g - b) > tolerance)).mean() > 1e-3)
 
 
 def split_colour(rgb: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

@@ -23,6 +23,7 @@ class PrepConfig:
         slice_spacing_mm: (D, H, W) mm assumed for stacks of PNG slices, which carry no spacing.
         register: "none" trusts the headers, "rigid" or "affine" moves the companion onto the anatomy image.
         brain: how an automatic brain mask is made; "auto" picks by modality.
+        compare: check the CT's brain mask against one from the MR by deepbet, where that is installed.
         n4: correct the MR bias field (N4) before scaling.
         deface: remove the face from both images and set it to 0.
         dtype: type of the stored images.
@@ -35,6 +36,7 @@ class PrepConfig:
     slice_spacing_mm: tuple[float, float, float] = (5.0, 1.0, 1.0)
     register: str = "none"
     brain: str = "auto"
+    compare: bool = False
     n4: bool = False
     deface: bool = False
     dtype: str = "float32"
@@ -68,4 +70,5 @@ class PrepConfig:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> PrepConfig:
         """Inverse of `to_dict` (lists become tuples)."""
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in data.items()})
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+        return cls(**values)

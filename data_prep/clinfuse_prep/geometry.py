@@ -7,7 +7,7 @@ Legend: a *source* array is in its file's own voxel order (i, j, k) with affine 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import nibabel as nib
 import numpy as np
@@ -75,7 +75,13 @@ def from_ras(volume: Array, source_shape: tuple[int, int, int], source_affine: A
 
 
 def resample(
-    array: Array, grid: Grid, target: Grid, *, order: int = 1, fill: float = 0.0, smooth: bool = True
+    array: Array,
+    grid: Grid,
+    target: Grid,
+    *,
+    order: Literal[0, 1, 3] = 1,
+    fill: float = 0.0,
+    smooth: bool = True,
 ) -> Array:
     """Sample an array on another grid by the affines alone.
 
@@ -98,9 +104,11 @@ def resample(
     xyz = np.linalg.inv(grid.affine) @ target.affine
     flip = np.eye(4)[[2, 1, 0, 3]]
     zyx = flip @ xyz @ flip
-    return ndimage.affine_transform(
-        source, zyx[:3, :3], zyx[:3, 3], output_shape=target.shape, order=order, mode="constant", cval=fill
+    out = np.empty(target.shape, source.dtype)
+    ndimage.affine_transform(
+        source, zyx[:3, :3], zyx[:3, 3], target.shape, out, order=order, mode="constant", cval=fill
     )
+    return out
 
 
 def resample_mask(mask: Array, grid: Grid, target: Grid) -> NDArray[np.uint8]:
@@ -133,7 +141,9 @@ def with_spacing(grid: Grid, spacing_mm: tuple[float, float, float]) -> Grid:
     return Grid((d, h, w), affine)
 
 
-def to_source_grid(volume: NDArray[np.float32], case: Case, *, order: int = 1) -> tuple[Array, Affine]:
+def to_source_grid(
+    volume: NDArray[np.float32], case: Case, *, order: Literal[0, 1, 3] = 1
+) -> tuple[Array, Affine]:
     """A volume of the case in the anatomy file's own voxel order, so that outputs overlay it exactly.
 
     Args:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import logging
 import os
 import shutil
 import time
@@ -21,6 +22,7 @@ from clinfuse.errors import ConfigError
 from clinfuse_prep.batch import Job, Outcome, ray_ready, run_jobs, store_path
 from clinfuse_prep.config import PrepConfig
 from clinfuse_prep.findings import Finding
+from clinfuse_prep.masks.deepbet import deepbet_installed
 from clinfuse_prep.pseudonym import Pseudonyms, open_key, write_links
 from clinfuse_prep.sources import SourceCase, find_cases
 from clinfuse_prep.split import SPLITS, split_patients
@@ -75,6 +77,7 @@ def _config(arguments: argparse.Namespace) -> PrepConfig:
         slice_spacing_mm=_numbers(arguments.slice_spacing, 3, "--slice-spacing"),
         register=arguments.register,
         brain=arguments.brain,
+        compare=not arguments.no_compare and deepbet_installed(),
         n4=arguments.n4,
         deface=arguments.deface,
         dtype=arguments.dtype,
@@ -238,7 +241,7 @@ def _workers(jobs: int, arguments: argparse.Namespace) -> Iterator[None]:
     options: dict[str, Any] = (
         {"address": address} if address else {"num_cpus": cpus, "include_dashboard": False}
     )
-    ray.init(**options, log_to_driver=False, logging_level="error")
+    ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
     try:
         yield
     finally:

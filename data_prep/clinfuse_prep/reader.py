@@ -9,6 +9,7 @@ from __future__ import annotations
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -166,7 +167,14 @@ class ShardReader:
         case = self.store.read(case_id)
         data = self._room(case, cache)
         aligned = case.companion if case.aligned_companion is None else case.aligned_companion
-        arrays = (case.anatomy, case.companion, aligned, case.brain, case.bone, case.lesion)
+        arrays: tuple[NDArray[Any], ...] = (
+            case.anatomy,
+            case.companion,
+            aligned,
+            case.brain,
+            case.bone,
+            case.lesion,
+        )
         for index, array in enumerate(arrays):
             data[index] = array
         return _Held(case_id, data, case.spacing, centres(case, self.seed))

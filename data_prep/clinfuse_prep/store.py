@@ -12,6 +12,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -21,17 +22,13 @@ import numpy as np
 import pandas as pd
 import zarr
 from numpy.typing import NDArray
-from zarr.codecs import BloscCodec
 
 from clinfuse import RESEARCH_USE
-from clinfuse.case import ROIS, Case
+from clinfuse.case import ROIS, Case, MaskArray
 from clinfuse.errors import InputError
-from clinfuse_prep.checks import volume_ml
-from clinfuse_prep.ome import multiscale
+from clinfuse_prep.case_group import OWN_KEYS, write_case
 
 CASES, MANIFEST, ASIDE = "cases", "manifest.parquet", ".aside"
-CHUNK = (16, 64, 64)
-LARGEST_SHARD = (256, 512, 512)
 FORMAT = 1
 
 
@@ -85,17 +82,19 @@ class CaseStore:
                 todo="clinfuse inspect lists them",
             )
         aligned = self.array(case_id, "aligned_companion") if attrs.get("has_aligned") else None
-        images = {role: _float(self.array(case_id, role)) for role in ("anatomy", "companion")}
         masks = {roi: np.asarray(self.array(case_id, roi), dtype=np.uint8) for roi in ROIS}
         first, second = attrs["modalities"]
         return Case(
             case_id=case_id,
-            **images,
-            **masks,
+            anatomy=_float(self.array(case_id, "anatomy")),
+            companion=_float(self.array(case_id, "companion")),
+            brain=masks["brain"],
+            bone=masks["bone"],
+            lesion=masks["lesion"],
             affine=np.array(attrs["affine"], dtype=np.float64),
             modalities=(first, second),
             aligned_companion=None if aligned is None else _float(aligned),
-            attrs={key: value for key, value in attrs.items() if key not in _OWN},
+            attrs={key: value for key, value in attrs.items() if key not in OWN_KEYS},
         )
 
     def array(self, case_id: str, name: str) -> NDArray[Any]:
@@ -136,20 +135,31 @@ class CaseStore:
         self._fs.makedirs(f"{self._root}/{CASES}", exist_ok=True)
         self._fs.pipe_file(f"{self._root}/{CASES}/zarr.json", json.dumps(group).encode())
 
-    def write(self, case: Case, *, chroma: NDArray[np.float32] | None = None, dtype: str = "float32") -> None:
+    def write(
+        self,
+        case: Case,
+        *,
+        chroma: NDArray[np.float32] | None = None,
+        dtype: str = "float32",
+        before: Mapping[str, MaskArray] | None = None,
+    ) -> None:
         """Store a case; one of the same id is replaced.
 
         Args:
             chroma: (2, D, H, W) of a pseudo-colour companion.
             dtype: "float32" or "float16" for the images.
+            before: masks by ROI that corrected ones replaced, kept as `<roi>_before`.
         """
         self.create()
+        extra: dict[str, NDArray[Any]] = {f"{roi}_before": mask for roi, mask in (before or {}).items()}
+        if chroma is not None:
+            extra["chroma"] = chroma
         if self.local is None:
-            self._write_at(f"{self.url}/{CASES}/{case.case_id}", case, chroma, dtype)
+            write_case(f"{self.url}/{CASES}/{case.case_id}", case, extra, dtype)
             return
         aside = self.local / ASIDE / f"{case.case_id}-{uuid.uuid4().hex[:8]}"
         try:
-            self._write_at(str(aside), case, chroma, dtype)
+            write_case(str(aside), case, extra, dtype)
             self._publish(aside, self.local / CASES / case.case_id)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
@@ -164,42 +174,22 @@ class CaseStore:
             place.parent.mkdir(parents=True, exist_ok=True)
             os.replace(aside, place)
 
-    def _write_at(self, url: str, case: Case, chroma: NDArray[np.float32] | None, dtype: str) -> None:
-        group = zarr.open_group(url, mode="w", zarr_format=3)
-        images: dict[str, NDArray[Any]] = {"anatomy": case.anatomy, "companion": case.companion}
-        if case.aligned_companion is not None:
-            images["aligned_companion"] = case.aligned_companion
-        if chroma is not None:
-            images["chroma"] = chroma
-        for name, volume in images.items():
-            attributes = {} if name == "chroma" else {"ome": multiscale(name, case.affine, case.spacing)}
-            scaling = case.attrs.get("scaling", {}).get("anatomy" if name == "anatomy" else "companion")
-            _put(group, name, volume.astype(dtype), attributes | ({"scaling": scaling} if scaling else {}))
-        for roi, mask in case.masks.items():
-            provenance = case.attrs.get("provenance", {}).get(roi, "absent")
-            ome = {"ome": multiscale(roi, case.affine, case.spacing)}
-            _put(group, roi, mask, {**ome, "provenance": provenance})
-        group.attrs.update(
-            {
-                **case.attrs,
-                "affine": case.affine.tolist(),
-                "spacing": list(case.spacing),
-                "modalities": list(case.modalities),
-                "has_aligned": case.aligned_companion is not None,
-                "summary": manifest_row(case),
-                "note": RESEARCH_USE,
-                "complete": True,
-            }
-        )
-
     def replace_masks(self, case_id: str, masks: Mapping[str, NDArray[np.uint8]], provenance: str) -> None:
-        """Put other masks (D, H, W) in a case, all at once; the automatic ones stay as `<roi>_auto`."""
-        from dataclasses import replace
-
+        """Put other masks (D, H, W) in a case, all at once; what was there first stays as array `<roi>_before`."""
         case, chroma = self.read(case_id), self.chroma(case_id)
-        attrs = dict(case.attrs)
-        attrs["provenance"] = {**attrs.get("provenance", {}), **dict.fromkeys(masks, provenance)}
-        self.write(replace(case, **masks, attrs=attrs), chroma=chroma)  # type: ignore[arg-type]
+        known = case.attrs.get("masks_before", {})
+        before = {roi: self.array(case_id, f"{roi}_before") for roi in known}
+        old = dict(case.attrs.get("provenance", {}))
+        before |= {roi: case.masks[roi] for roi in masks if roi not in before}
+        attrs = {
+            **case.attrs,
+            "provenance": {**old, **dict.fromkeys(masks, provenance)},
+            "masks_before": {**{roi: old.get(roi, "absent") for roi in masks}, **known},
+        }
+        dtype = str(self.open_array(case_id, "anatomy").dtype)
+        arrays: dict[str, Any] = {roi: np.asarray(mask) for roi, mask in masks.items()}
+        changed = replace(case, attrs=attrs, **arrays)
+        self.write(changed, chroma=chroma, dtype=dtype, before=before)
 
     def clear_aside(self) -> None:
         """Remove what a killed run left unfinished. Call only when no other process writes."""
@@ -223,7 +213,7 @@ class CaseStore:
     def commit_manifest(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Write the manifest in one go, sorted by case id."""
         self.create()
-        table = pd.DataFrame(sorted((dict(row) for row in rows), key=lambda row: str(row["case_id"])))
+        table = pd.DataFrame.from_records(sorted((dict(row) for row in rows), key=_case_of))
         buffer = BytesIO()
         table.to_parquet(buffer, index=False)
         aside = f"{self._root}/.{MANIFEST}.part"
@@ -231,50 +221,8 @@ class CaseStore:
         self._fs.mv(aside, f"{self._root}/{MANIFEST}")
 
 
-_OWN = ("affine", "spacing", "modalities", "has_aligned", "summary", "note", "complete")
-
-
-def manifest_row(case: Case) -> dict[str, Any]:
-    """A case's row: ids, split, shape (D, H, W), spacing in mm, ROI volumes in mL, provenance and findings."""
-    findings = case.attrs.get("findings", [])
-    row: dict[str, Any] = {
-        "case_id": case.case_id,
-        "patient": case.attrs.get("patient", ""),
-        "split": case.attrs.get("split", ""),
-        "state": "ok",
-        "modalities": "+".join(case.modalities),
-        "simulated": bool(case.attrs.get("simulated", False)),
-        "findings": json.dumps(findings),
-        "worst": max((f["severity"] for f in findings), key=("info", "warning", "error").index, default=""),
-    }
-    for axis, size, step in zip("dhw", case.shape, case.spacing, strict=True):
-        row[f"size_{axis}"], row[f"spacing_{axis}_mm"] = size, step
-    for roi, mask in case.masks.items():
-        row[f"{roi}_ml"] = volume_ml(mask, case.spacing)
-        row[f"{roi}_provenance"] = case.attrs.get("provenance", {}).get(roi, "absent")
-    return row
-
-
-def _put(group: Any, name: str, volume: NDArray[Any], attributes: dict[str, Any]) -> None:
-    sub = group.create_group(name)
-    if attributes:
-        sub.attrs.update(attributes)
-    lead = (1,) * (volume.ndim - 3)
-    chunk = tuple(min(c, max(1, n)) for c, n in zip(CHUNK, volume.shape[-3:], strict=True))
-    most = zip(volume.shape[-3:], chunk, LARGEST_SHARD, strict=True)
-    shard = tuple(c * -(-min(n, m) // c) for n, c, m in most)
-    names = ("c", "z", "y", "x")[-volume.ndim :]
-    array = sub.create_array(
-        "0",
-        shape=volume.shape,
-        dtype=volume.dtype,
-        chunks=lead + chunk,
-        shards=lead + shard,
-        compressors=BloscCodec(cname="zstd", clevel=3, shuffle="shuffle", typesize=volume.dtype.itemsize),
-        dimension_names=names,
-        fill_value=0,
-    )
-    array[...] = volume
+def _case_of(row: Mapping[str, Any]) -> str:
+    return str(row["case_id"])
 
 
 def _float(array: NDArray[Any]) -> NDArray[np.float32]:

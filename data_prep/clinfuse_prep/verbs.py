@@ -49,6 +49,11 @@ def _prep_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--brain", default="auto", help="auto, ct, mr, deepbet, totalsegmentator or none")
     parser.add_argument(
+        "--no-compare",
+        action="store_true",
+        help="do not check CT brain masks against deepbet where it is installed",
+    )
+    parser.add_argument(
         "--split",
         default="0.65,0.15,0.2",
         metavar="A,B,C|FILE",

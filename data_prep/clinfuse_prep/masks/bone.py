@@ -29,17 +29,19 @@ def bone_threshold(volume: NDArray[np.float32], head: Mask, *, grey8: bool) -> f
     return float(threshold_multiotsu(values, classes=3)[-1])
 
 
-def bone_from_ct(volume: NDArray[np.float32], spacing_mm: Spacing, *, grey8: bool) -> tuple[Mask, str]:
+def bone_from_ct(
+    volume: NDArray[np.float32], spacing_mm: Spacing, *, grey8: bool, head: Mask | None = None
+) -> tuple[Mask, str]:
     """Bone mask of the head.
 
     Args:
-        volume: (D, H, W) HU or 8-bit greys.
+        volume: (D, H, W) HU or 8-bit greys. head: (D, H, W) if known.
 
     Returns:
         (D, H, W) bool without holder, frame and isolated calcifications below 0.5 mL, with the diploë closed;
         and the method's name for the provenance.
     """
-    head = head_ct(volume, spacing_mm, grey8=grey8)
+    head = head_ct(volume, spacing_mm, grey8=grey8) if head is None else head
     threshold = bone_threshold(volume, head, grey8=grey8)
     bright = (volume >= threshold) & dilate(head, 1.5, spacing_mm)
     bone = drop_small(closed(bright, 1.5, spacing_mm), LEAST_BONE_ML, spacing_mm)

@@ -20,29 +20,35 @@ from clinfuse_prep.masks.morphology import (
     opened,
 )
 
-SOFT_HU = (-25.0, 120.0)
-WALLED = 0.8
+SOFT_HU = (-25.0, 110.0)
+WALL_HU = 85.0
+WALLED = 0.75
 NECK_MM = 5.0
 
 
-def brain_from_ct(volume: NDArray[np.float32], bone: Mask, spacing_mm: Spacing, *, grey8: bool) -> Mask:
+def brain_from_ct(
+    volume: NDArray[np.float32], bone: Mask, spacing_mm: Spacing, *, grey8: bool, head: Mask | None = None
+) -> Mask:
     """Intracranial soft tissue: brain, cerebrospinal fluid and what bleeds or grows there.
 
+    A voxel belongs to it when it is soft tissue, when at least three quarters of the directions in its slice meet
+    bone, and when it hangs together with the largest such space over necks wider than 10 mm.
+
     Args:
-        volume: (D, H, W) HU or 8-bit greys. bone: (D, H, W) from `bone_from_ct`.
+        volume: (D, H, W) HU or 8-bit greys. bone: (D, H, W) from `bone_from_ct`. head: (D, H, W) if known.
 
     Returns:
         (D, H, W) bool; empty when no walled-in space is found.
     """
-    head = head_ct(volume, spacing_mm, grey8=grey8)
+    head = head_ct(volume, spacing_mm, grey8=grey8) if head is None else head
     smooth = ndimage.gaussian_filter(volume, [0.0 if s > 3 else 1.0 / s for s in spacing_mm])
     low, high = _soft_range(volume, bone, head) if grey8 else SOFT_HU
-    soft = (smooth >= low) & (smooth <= high) & ~bone & head
-    wall = enclosure(bone, spacing_mm) >= WALLED
-    space = soft & wall
+    wall = bone if grey8 else bone | (smooth >= WALL_HU)
+    space = (smooth >= low) & (smooth <= high) & ~bone & head & (enclosure(wall, spacing_mm) >= WALLED)
     core = largest(erode(space, NECK_MM, spacing_mm))
     grown = grow_within(core, space, NECK_MM + 1.0, spacing_mm)
     whole = fill_planes(closed(grown, 6.0, spacing_mm)) & ~bone & head
+    whole = fill_planes(whole & (smooth >= low)) & ~bone
     return opened(whole, 2.0, spacing_mm)
 
 
@@ -54,4 +60,4 @@ def _soft_range(volume: NDArray[np.float32], bone: Mask, head: Mask) -> tuple[fl
         return 15.0, 250.0
     counts = ndimage.gaussian_filter1d(np.bincount(values.astype(int), minlength=256).astype(float), 3)
     mode = float(counts.argmax())
-    return max(8.0, 0.35 * mode), 254.0
+    return max(6.0, 0.15 * mode), 254.0

@@ -1,8 +1,6 @@
-"""Brain from MR without CT: a learned extractor for whole heads, a classical one for thick-slice stacks."""
+"""Brain from MR without a learned model: tissue inside the dark ring of the skull, cut off at its necks."""
 
 from __future__ import annotations
-
-import importlib.util
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +12,6 @@ from clinfuse_prep.masks.morphology import (
     Mask,
     Spacing,
     closed,
-    dilate,
     erode,
     fill_planes,
     grow_within,
@@ -22,32 +19,53 @@ from clinfuse_prep.masks.morphology import (
     opened,
 )
 
-NECK_MM = 4.0
-SCALP_MM = 8.0
+NECKS_MM = (3.0, 4.5, 6.0, 8.0, 10.0, 13.0)
+SCALP_MM = 7.0
+LARGEST_SHARE = 0.62
+LARGEST_ML = 2000.0
 
 
 def brain_classical(volume: NDArray[np.float32], spacing_mm: Spacing) -> Mask:
-    """Tissue inside the dark ring of the skull, cut off at necks thinner than 8 mm.
+    """Tissue inside the skull's dark ring.
+
+    Tissue is what is brighter than the lower of two Otsu thresholds, found on square roots so that bright fluid and
+    lesions do not pull it upward; it is eroded with growing radii until its
+    largest part no longer holds eyes, scalp and neck, that is, until it fills less than 62 % of the head and
+    2 litres; then it grows back.
 
     Args:
         volume: (D, H, W) MR of any unit and weighting.
 
     Returns:
-        (D, H, W) bool.
+        (D, H, W) bool, empty when nothing is found.
     """
     head = head_mr(volume, spacing_mm)
     smooth = ndimage.gaussian_filter(volume, [0.0 if s > 3 else 1.0 / s for s in spacing_mm])
     values = smooth[head]
     if values.size < 100 or float(np.ptp(values)) == 0:
         return np.zeros(volume.shape, dtype=bool)
-    dark = float(threshold_multiotsu(np.minimum(values, np.percentile(values, 98)), classes=3)[0])
-    tissue = (smooth > dark) & erode(head, SCALP_MM, spacing_mm)
-    core = largest(erode(tissue, NECK_MM, spacing_mm))
-    grown = grow_within(core, tissue, NECK_MM + 1.5, spacing_mm)
-    whole = fill_planes(closed(grown, 6.0, spacing_mm)) & erode(head, SCALP_MM / 2, spacing_mm)
-    return opened(dilate(whole, 1.0, spacing_mm), 3.0, spacing_mm)
+    floor = float(values.min())
+    roots = np.sqrt(np.minimum(values, np.percentile(values, 95)) - floor)
+    dark = floor + float(threshold_multiotsu(roots, classes=3)[0]) ** 2
+    inner = erode(head, SCALP_MM, spacing_mm)
+    tissue = (smooth > dark) & inner
+    grown, voxel = tissue, float(np.prod(spacing_mm))
+    for neck in NECKS_MM:
+        core = largest(erode(tissue, neck, spacing_mm))
+        if not core.any():
+            break
+        grown = grow_within(core, tissue, neck + 1.0, spacing_mm)
+        size = float(grown.sum())
+        if size < min(LARGEST_SHARE * head.sum(), LARGEST_ML * 1000 / voxel) and not _spills(grown, head):
+            break
+    whole = fill_planes(closed(grown, 7.0, spacing_mm)) & inner
+    return opened(whole, 3.0, spacing_mm)
 
 
-def deepbet_installed() -> bool:
-    """Whether the optional package deepbet (weights inside its wheel) is importable."""
-    return importlib.util.find_spec("deepbet") is not None
+def _spills(mask: Mask, head: Mask) -> bool:
+    """Whether the mask fills most of the head's lowest slices, where a brain is narrow."""
+    planes = np.flatnonzero(head.any(axis=(1, 2)))
+    if planes.size < 8:
+        return False
+    lowest = planes[: max(1, planes.size // 8)]
+    return bool(mask[lowest].sum() > 0.45 * head[lowest].sum())

@@ -38,10 +38,17 @@ def head_mr(volume: NDArray[np.float32], spacing_mm: Spacing) -> Mask:
 
 
 def _solid(body: Mask, spacing_mm: Spacing) -> Mask:
-    core = largest(opened(fill_planes(body), 6.0, spacing_mm))
+    """The one large solid part, found on a raster of about 2 mm, which is fine enough for where the patient is."""
+    steps = [max(1, int(2.0 / s)) for s in spacing_mm]
+    coarse = body[:: steps[0], :: steps[1], :: steps[2]]
+    d, h, w = (s * n for s, n in zip(spacing_mm, steps, strict=True))
+    core = largest(opened(fill_planes(coarse), 6.0, (d, h, w)))
     if not core.any():
-        core = largest(body)
-    return fill_planes(closed(core, 4.0, spacing_mm))
+        core = largest(coarse)
+    solid = fill_planes(closed(core, 4.0, (d, h, w)))
+    for axis, step in enumerate(steps):
+        solid = np.repeat(solid, step, axis=axis)
+    return solid[: body.shape[0], : body.shape[1], : body.shape[2]]
 
 
 def without_holder(volume: NDArray[np.float32], spacing_mm: Spacing, *, grey8: bool) -> NDArray[np.float32]:

@@ -18,16 +18,31 @@ def reaches(radius_mm: float, spacing_mm: Spacing) -> Spacing:
 
 def dilate(mask: Mask, radius_mm: float, spacing_mm: Spacing) -> Mask:
     """All voxels within the radius of the mask; slice by slice where slices lie further apart than the radius."""
-    if not mask.any():
-        return mask.copy()
-    return _distance(~mask, radius_mm, spacing_mm) <= radius_mm
+    out = np.zeros(mask.shape, dtype=bool)
+    box = _box(mask, radius_mm, spacing_mm)
+    if box is not None:
+        out[box] = _distance(~mask[box], radius_mm, spacing_mm) <= radius_mm
+    return out
 
 
 def erode(mask: Mask, radius_mm: float, spacing_mm: Spacing) -> Mask:
     """Voxels further than the radius from everything outside the mask; the image border is not outside."""
-    if mask.all():
-        return mask.copy()
-    return _distance(mask, radius_mm, spacing_mm) > radius_mm
+    out = np.zeros(mask.shape, dtype=bool)
+    box = _box(mask, radius_mm, spacing_mm)
+    if box is not None:
+        out[box] = _distance(mask[box], radius_mm, spacing_mm) > radius_mm
+    return out
+
+
+def _box(mask: Mask, radius_mm: float, spacing_mm: Spacing) -> tuple[slice, ...] | None:
+    """The mask's bounding box and a margin of the radius, or None when it is empty."""
+    found = ndimage.find_objects(mask.astype(np.uint8))
+    if not found:
+        return None
+    margins = [int(np.ceil(radius_mm / s)) + 1 for s in spacing_mm]
+    return tuple(
+        slice(max(0, part.start - m), part.stop + m) for part, m in zip(found[0], margins, strict=True)
+    )
 
 
 def opened(mask: Mask, radius_mm: float, spacing_mm: Spacing) -> Mask:
@@ -41,8 +56,11 @@ def closed(mask: Mask, radius_mm: float, spacing_mm: Spacing) -> Mask:
 
 
 def _distance(mask: Mask, radius_mm: float, spacing_mm: Spacing) -> NDArray[np.float64]:
+    """Distance in mm to the nearest False voxel; far away (1e6) where there is none."""
     spacing = reaches(radius_mm, spacing_mm)
     if spacing[0] < 1e6:
+        if mask.all():
+            return np.full(mask.shape, 1e6)
         return np.asarray(ndimage.distance_transform_edt(mask, sampling=spacing))
     out = np.empty(mask.shape)
     for index, plane in enumerate(mask):
@@ -72,8 +90,14 @@ def drop_small(mask: Mask, least_ml: float, spacing_mm: Spacing) -> Mask:
 
 
 def fill_planes(mask: Mask) -> Mask:
-    """Holes filled in every axial slice."""
-    return np.stack([np.asarray(ndimage.binary_fill_holes(plane)) for plane in mask])
+    """Holes filled in every axial slice: background that does not reach the slice's border joins the mask."""
+    out = np.ones(mask.shape, dtype=bool)
+    for index, plane in enumerate(mask):
+        labels, _ = ndimage.label(~plane)
+        border = np.unique(np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]]))
+        outside = np.isin(np.arange(labels.max() + 1), border[border > 0])
+        out[index] = ~outside[labels]
+    return out
 
 
 def grow_within(seed: Mask, allowed: Mask, radius_mm: float, spacing_mm: Spacing) -> Mask:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from clinfuse.errors import ConfigError, InputError
 from clinfuse_prep.findings import Finding
-from clinfuse_prep.sources import folders, pairs
+from clinfuse_prep.sources import bids, dicom_tree, folders, pairs, table
 from clinfuse_prep.sources.case import SourceCase
 
 
@@ -21,10 +21,13 @@ class Layout:
 
 
 LAYOUTS: dict[str, Layout] = {
+    "table": Layout(table.matches, table.find),
     "cohort": Layout(folders.is_cohort, folders.find_cohort),
     "pairs": Layout(pairs.matches, pairs.find),
+    "bids": Layout(bids.matches, bids.find),
     "synthrad": Layout(folders.is_synthrad, folders.find_synthrad),
     "nifti-pair": Layout(folders.is_nifti_pair, folders.find_nifti_pair),
+    "dicom": Layout(dicom_tree.matches, dicom_tree.find),
 }
 
 
@@ -46,6 +49,8 @@ def find_cases(source: Path, layout: str = "auto") -> tuple[str, list[SourceCase
     if not source.exists():
         raise InputError("the source does not exist", expected="a folder of images", todo="check the path")
     names = list(LAYOUTS) if layout == "auto" else [layout]
+    if source.is_file():
+        names = [name for name in names if name == "table"]
     for name in names:
         if layout == "auto" and not LAYOUTS[name].matches(source):
             continue

@@ -1,0 +1,284 @@
+"""DICOM series with an allow-list: geometry and pixels are read, every other tag stays in the files.
+
+Gantry tilt is undone by shifting each slice in its own plane to a common origin; slices at unequal distances are
+interpolated to the smallest distance that is common among them. Both are reported.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+from numpy.typing import NDArray
+from pydicom.errors import InvalidDicomError
+from scipy import ndimage
+
+from clinfuse.errors import GeometryError, InputError
+from clinfuse_prep.itk import LPS
+from clinfuse_prep.raw import RawImage, digest_of, from_source_array
+
+GEOMETRY_TAGS = (
+    "Rows",
+    "Columns",
+    "PixelSpacing",
+    "ImageOrientationPatient",
+    "ImagePositionPatient",
+    "SliceThickness",
+    "SamplesPerPixel",
+    "NumberOfFrames",
+    "SeriesInstanceUID",
+    "Modality",
+)
+PIXEL_TAGS = (
+    *GEOMETRY_TAGS,
+    "PhotometricInterpretation",
+    "BitsAllocated",
+    "BitsStored",
+    "HighBit",
+    "PixelRepresentation",
+    "PlanarConfiguration",
+    "RescaleSlope",
+    "RescaleIntercept",
+    "PixelPaddingValue",
+    "PixelData",
+)
+SAME_PLANE_MM = 0.01
+EVEN_MM = 0.05
+COMMON_SHARE = 0.1
+LEAST_SHIFT_MM = 0.1
+Note = tuple[str, str, str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SliceHead:
+    """Geometry of one slice: where it lies, in LPS+ mm, and which file holds it."""
+
+    path: Path
+    series: str
+    modality: str
+    rows: int
+    columns: int
+    spacing: tuple[float, float]
+    across: NDArray[np.float64]
+    down: NDArray[np.float64]
+    position: NDArray[np.float64]
+
+    @property
+    def normal(self) -> NDArray[np.float64]:
+        """Unit vector perpendicular to the slice."""
+        return np.cross(self.across, self.down)
+
+    @property
+    def height(self) -> float:
+        """Position along the normal in mm."""
+        return float(self.position @ self.normal)
+
+
+def read_series(
+    paths: Sequence[Path], *, role: str, case: str | None = None, max_voxels: int = 2**28
+) -> RawImage:
+    """Read the largest series among DICOM files as one volume.
+
+    Args:
+        paths: files of one folder, in any order; other files are ignored.
+
+    Returns:
+        The image with volume (D, H, W) float32 (HU for CT), evenly spaced and without shear; notes tell of several
+        series, gantry tilt, and unequal slice distances.
+
+    Raises:
+        InputError: no readable image slices, colour, multi-frame, or too many voxels.
+        GeometryError: slices of unequal shape or orientation, or two in one place.
+    """
+    heads = [head for path in sorted(paths) if (head := slice_head(path)) is not None]
+    if not heads:
+        raise InputError(
+            f"the {role} image has no readable DICOM slices",
+            expected="image slices with position and orientation",
+            found=f"none in {len(paths)} files",
+            case=case,
+            todo="export the series again as single-frame DICOM, or convert it to NIfTI",
+        )
+    series, notes = _one_series(heads)
+    series = _ordered(series, role, case)
+    first = series[0]
+    if first.rows * first.columns * len(series) > max_voxels:
+        raise InputError(
+            f"the {role} series is too large",
+            expected=f"at most {max_voxels} voxels",
+            found=f"{first.rows}×{first.columns}×{len(series)}",
+            case=case,
+            todo="crop the series",
+        )
+    slices = np.stack([_pixels(head, role, case) for head in series])
+    padding = float(slices.min())
+    slices, origin, tilt = _untilted(slices, series, padding)
+    slices, step, mixed = _even(slices, np.array([head.height for head in series]))
+    affine = np.eye(4)
+    affine[:3, 0] = first.across * first.spacing[1]
+    affine[:3, 1] = first.down * first.spacing[0]
+    affine[:3, 2] = first.normal * step
+    affine[:3, 3] = origin
+    digest = digest_of([head.path for head in series])
+    image = from_source_array(slices.transpose(2, 1, 0), LPS @ affine, kind="dicom", digest=digest)
+    return replace(image, notes=(*notes, *tilt, *mixed))
+
+
+def slice_head(path: Path) -> SliceHead | None:
+    """The geometry of a DICOM slice, or None for a file that is no image slice."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            data = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(GEOMETRY_TAGS))
+            turn = np.array([float(v) for v in data.ImageOrientationPatient])
+            spacing = [float(v) for v in data.PixelSpacing]
+            position = np.array([float(v) for v in data.ImagePositionPatient])
+            rows, columns = int(data.Rows), int(data.Columns)
+            plain = (
+                int(data.get("SamplesPerPixel", 1) or 1) == 1 and int(data.get("NumberOfFrames", 1) or 1) == 1
+            )
+    except (InvalidDicomError, AttributeError, OSError, ValueError, TypeError, KeyError, EOFError):
+        return None
+    lengths = [float(np.linalg.norm(turn[:3])), float(np.linalg.norm(turn[3:]))] if turn.size == 6 else [0.0]
+    usable = min(lengths) > 0.5 and min(spacing) > 0 and min(rows, columns) > 0 and position.size == 3
+    if not (plain and usable and len(spacing) == 2 and np.isfinite([*turn, *spacing, *position]).all()):
+        return None
+    return SliceHead(
+        path=path,
+        series=str(data.get("SeriesInstanceUID", "")),
+        modality=str(data.get("Modality", "")),
+        rows=rows,
+        columns=columns,
+        spacing=(spacing[0], spacing[1]),
+        across=turn[:3] / lengths[0],
+        down=turn[3:] / lengths[1],
+        position=position,
+    )
+
+
+def _one_series(heads: list[SliceHead]) -> tuple[list[SliceHead], list[Note]]:
+    groups: dict[tuple[Any, ...], list[SliceHead]] = {}
+    for head in heads:
+        key = (head.series, tuple(np.round(np.concatenate([head.across, head.down]), 2)))
+        groups.setdefault(key, []).append(head)
+    best = max(groups.values(), key=len)
+    if len(groups) == 1:
+        return best, []
+    others = ", ".join(str(len(group)) for group in groups.values() if group is not best)
+    note = (
+        "several series in one folder; the largest was taken",
+        "one series",
+        f"{len(groups)} with {len(best)} and {others} slices",
+        "give each series its own folder",
+    )
+    return best, [note]
+
+
+def _ordered(series: list[SliceHead], role: str, case: str | None) -> list[SliceHead]:
+    shapes = {(head.rows, head.columns, *np.round(head.spacing, 4)) for head in series}
+    if len(shapes) > 1:
+        raise GeometryError(
+            f"the {role} series has slices of unequal shapes",
+            expected="one matrix and pixel spacing",
+            found=f"{len(shapes)} different",
+            case=case,
+            todo="export the series again",
+        )
+    ordered = sorted(series, key=lambda head: head.height)
+    gaps = np.diff([head.height for head in ordered])
+    if gaps.size and gaps.min() < SAME_PLANE_MM:
+        raise GeometryError(
+            f"the {role} series has several slices in one place",
+            expected="one slice per position",
+            found=f"{int((gaps < SAME_PLANE_MM).sum())} repeated positions",
+            case=case,
+            todo="export one time point or reconstruction",
+        )
+    return ordered
+
+
+def _pixels(head: SliceHead, role: str, case: str | None) -> NDArray[np.float32]:
+    """(rows, columns) float32 with rescale slope and intercept applied."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            data = pydicom.dcmread(head.path, specific_tags=list(PIXEL_TAGS))
+            values = np.asarray(data.pixel_array)
+    except Exception as error:
+        raise InputError(
+            f"a {role} DICOM slice cannot be decoded",
+            expected="complete pixel data in a known transfer syntax",
+            found=type(error).__name__,
+            case=case,
+            todo="export the series again, uncompressed",
+        ) from error
+    if values.shape != (head.rows, head.columns):
+        raise InputError(
+            f"a {role} DICOM slice is not a grey picture",
+            expected=f"{head.rows}×{head.columns}",
+            found=str(values.shape),
+            case=case,
+        )
+    slope, intercept = float(data.get("RescaleSlope", 1) or 1), float(data.get("RescaleIntercept", 0) or 0)
+    out = values.astype(np.float32) * np.float32(slope) + np.float32(intercept)
+    if head.modality == "CT":
+        out = np.maximum(out, np.float32(-1024))
+    return out
+
+
+def _untilted(
+    slices: NDArray[np.float32], series: list[SliceHead], padding: float
+) -> tuple[NDArray[np.float32], NDArray[np.float64], list[Note]]:
+    """Slices shifted in-plane to a common origin, that origin in LPS+ mm, and a note if there was a tilt."""
+    first = series[0]
+    rise = np.array([head.height - first.height for head in series])
+    moved = np.array([head.position - first.position for head in series])
+    down = moved @ first.down / first.spacing[0]
+    right = moved @ first.across / first.spacing[1]
+    widest = max(np.ptp(down) * first.spacing[0], np.ptp(right) * first.spacing[1])
+    if widest < LEAST_SHIFT_MM or len(series) < 2:
+        return slices, first.position, []
+    top, left = int(np.floor(down.min())), int(np.floor(right.min()))
+    height = slices.shape[1] + int(np.ceil(down.max())) - top
+    width = slices.shape[2] + int(np.ceil(right.max())) - left
+    out = np.full((len(series), height, width), padding, np.float32)
+    for index, plane in enumerate(slices):
+        canvas = np.full((height, width), padding, np.float32)
+        canvas[: plane.shape[0], : plane.shape[1]] = plane
+        offset = (down[index] - top, right[index] - left)
+        out[index] = ndimage.shift(canvas, offset, order=1, mode="constant", cval=padding)
+    origin = first.position + first.down * first.spacing[0] * top + first.across * first.spacing[1] * left
+    angle = np.rad2deg(np.arctan2(widest, np.ptp(rise)))
+    note = ("the gantry was tilted; the shear was undone", "", f"{angle:.1f}°", "")
+    return out, origin, [note]
+
+
+def _even(
+    slices: NDArray[np.float32], heights: NDArray[np.float64]
+) -> tuple[NDArray[np.float32], float, list[Note]]:
+    """Slices at equal distances, that distance in mm, and a note if they had to be interpolated."""
+    if len(heights) < 2:
+        return slices, 1.0, [("a single slice carries no spacing", "several slices", "1 mm assumed", "")]
+    gaps = np.diff(heights)
+    if np.ptp(gaps) < EVEN_MM:
+        return slices, float(gaps.mean()), []
+    step = float(min(gap for gap in gaps if (np.abs(gaps - gap) < EVEN_MM).mean() >= COMMON_SHARE))
+    count = int((heights[-1] - heights[0]) / step + 1e-3) + 1
+    targets = heights[0] + step * np.arange(count)
+    upper = np.clip(np.searchsorted(heights, targets), 1, len(heights) - 1)
+    share = np.clip((targets - heights[upper - 1]) / gaps[upper - 1], 0, 1).astype(np.float32)[:, None, None]
+    even = slices[upper - 1] * (1 - share) + slices[upper] * share
+    kinds = sorted({round(float(gap), 1) for gap in gaps})
+    found = ", ".join(f"{int((np.abs(gaps - kind) < 0.06).sum())} of {kind:g} mm" for kind in kinds[:6])
+    note = (
+        "slices at unequal distances were interpolated",
+        "one distance",
+        found,
+        f"through-plane detail differs along the head; the grid has {step:g} mm",
+    )
+    return even, step, [note]

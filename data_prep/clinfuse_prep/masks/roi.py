@@ -1,0 +1,134 @@
+"""All ROI masks of a case with their provenance: from files first, else automatic, else absent."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clinfuse.case import ROIS, FloatArray, MaskArray
+from clinfuse.errors import GeometryError, InputError
+from clinfuse_prep.checks import check_bone, check_brain
+from clinfuse_prep.config import PrepConfig
+from clinfuse_prep.findings import Finding
+from clinfuse_prep.geometry import Grid, overlap, resample_mask
+from clinfuse_prep.masks.auto import BrainInputs, brain_mask
+from clinfuse_prep.masks.bone import bone_from_ct
+from clinfuse_prep.masks.head import head_ct
+from clinfuse_prep.raw import RawImage
+
+LEAST_OVERLAP = 0.3
+
+
+@dataclass(kw_only=True)
+class RoiMasks:
+    """Masks (D, H, W) uint8 by ROI, where each came from, and what was noticed."""
+
+    arrays: dict[str, MaskArray] = field(default_factory=dict)
+    provenance: dict[str, str] = field(default_factory=dict)
+    findings: list[Finding] = field(default_factory=list)
+    agreement: float | None = None
+
+
+def roi_masks(
+    images: Mapping[str, RawImage],
+    raw: Mapping[str, FloatArray],
+    grid: Grid,
+    config: PrepConfig,
+    *,
+    ct: bool,
+    case: str,
+) -> RoiMasks:
+    """Brain, bone and lesion of a case.
+
+    Args:
+        images: as read; those named brain, bone, lesion are curated masks on any grid.
+        raw: raw volumes (D, H, W) by role on `grid`.
+        ct: whether the companion is a CT.
+
+    Raises:
+        InputError: a mask file with non-finite voxels, or an empty brain mask.
+        GeometryError: a mask file that shows another place.
+    """
+    made = RoiMasks()
+    for roi in ROIS:
+        if roi in images:
+            made.arrays[roi] = curated(images[roi], roi, grid, case)
+            made.provenance[roi] = "curated"
+    _automatic(made, images, raw, grid, config, ct=ct, case=case)
+    for roi in ROIS:
+        if roi not in made.arrays:
+            made.arrays[roi], made.provenance[roi] = np.zeros(grid.shape, np.uint8), "absent"
+    planes = grid.shape[0]
+    made.findings += check_brain(made.arrays["brain"] > 0, grid.spacing, case, planes)
+    made.findings += check_bone(made.arrays["bone"] > 0, grid.spacing, case, ct=ct, planes=planes)
+    return made
+
+
+def _automatic(
+    made: RoiMasks,
+    images: Mapping[str, RawImage],
+    raw: Mapping[str, FloatArray],
+    grid: Grid,
+    config: PrepConfig,
+    *,
+    ct: bool,
+    case: str,
+) -> None:
+    """Add the masks that no file gives. A companion known to be aligned is the better base."""
+    volume = raw.get("aligned_companion", raw["companion"]) if ct else None
+    grey8 = images["companion"].grey8
+    needs_brain = "brain" not in made.arrays and config.brain != "none"
+    head = None
+    if volume is not None and (needs_brain or "bone" not in made.arrays):
+        head = head_ct(volume, grid.spacing, grey8=grey8)
+    if volume is not None and "bone" not in made.arrays:
+        bone, how = bone_from_ct(volume, grid.spacing, grey8=grey8, head=head)
+        made.arrays["bone"], made.provenance["bone"] = bone.astype(np.uint8), f"auto:{how}"
+    if needs_brain:
+        inputs = BrainInputs(
+            anatomy=raw["anatomy"],
+            grid=grid,
+            case=case,
+            ct=volume,
+            grey8=grey8,
+            bone=made.arrays.get("bone"),
+            head=head,
+        )
+        brain = brain_mask(inputs, config.brain, compare=config.compare)
+        made.arrays["brain"] = brain.mask.astype(np.uint8)
+        made.provenance["brain"] = f"auto:{brain.method}"
+        made.findings += brain.findings
+        made.agreement = brain.agreement
+
+
+def curated(image: RawImage, roi: str, grid: Grid, case: str) -> MaskArray:
+    """A mask from a file on the case's grid: labels above 0, or the upper half of a probability.
+
+    Raises:
+        InputError: non-finite voxels. GeometryError: the mask shows another place.
+    """
+    values = image.volume
+    if not np.isfinite(values).all():
+        raise InputError(
+            f"the {roi} mask has non-finite voxels",
+            expected="0 and 1",
+            case=case,
+            todo="export the mask again",
+        )
+    if roi != "lesion" and overlap(image.grid, grid) < LEAST_OVERLAP:
+        raise GeometryError(
+            f"the {roi} mask shows another place than the images",
+            expected="a mask drawn on one of the images",
+            found=f"{overlap(image.grid, grid):.0%} of the grid covered",
+            case=case,
+            todo="export the mask again on the anatomy image's grid",
+        )
+    return resample_mask(_inside(values), image.grid, grid)
+
+
+def _inside(values: FloatArray) -> NDArray[np.bool_]:
+    labels = bool((values == np.round(values)).all())
+    return np.asarray(values > (0 if labels else 0.5 * float(values.max())))

@@ -1,0 +1,128 @@
+"""`clinfuse masks export|import`: masks out as NIfTI for correction in a viewer, and the corrected ones back."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import NDArray
+
+from clinfuse.case import ROIS, Case
+from clinfuse.console import progress, say
+from clinfuse.errors import ClinfuseError, InputError
+from clinfuse_prep.checks import check_brain
+from clinfuse_prep.deface import face_mask
+from clinfuse_prep.findings import Finding
+from clinfuse_prep.geometry import Grid, resample_mask
+from clinfuse_prep.manifest import manifest_row
+from clinfuse_prep.nifti import read_nifti
+from clinfuse_prep.store import CaseStore
+
+
+def masks(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Export or import.
+
+    Returns:
+        result, cases (done), lost (could not be imported), problems.
+    """
+    store, folder = CaseStore(arguments.data), Path(arguments.dir)
+    wanted = [part for part in (arguments.cases or "").split(",") if part]
+    ids = wanted or store.case_ids()
+    if arguments.action == "export":
+        for case_id in progress(ids, label="cases"):
+            export_case(store.read(case_id), folder, images=arguments.images, deface=not arguments.no_deface)
+        say(f"masks of {len(ids)} cases in {folder}; correct them, then: clinfuse masks import")
+        return {"result": str(folder), "cases": len(ids), "lost": 0}
+    return _import(store, ids, folder)
+
+
+def export_case(case: Case, folder: Path, *, images: bool = False, deface: bool = True) -> Path:
+    """Write `<folder>/<case id>/{brain,bone,lesion}.nii.gz` on the case's grid, and with `images` the pair.
+
+    Args:
+        deface: take the face out of exported images; masks show none.
+    """
+    place = folder / case.case_id
+    place.mkdir(parents=True, exist_ok=True)
+    for roi, mask in case.masks.items():
+        _save(mask, case, place / f"{roi}.nii.gz")
+    if images:
+        grid = Grid(case.shape, case.affine)
+        face = face_mask(case.brain, grid) if deface else np.zeros(case.shape, dtype=bool)
+        for role in ("anatomy", "companion"):
+            _save(np.where(face, np.float32(0), getattr(case, role)), case, place / f"{role}.nii.gz")
+    return place
+
+
+def _save(volume: NDArray[Any], case: Case, path: Path) -> None:
+    image = nib.Nifti1Image(np.ascontiguousarray(volume.transpose(2, 1, 0)), case.affine)
+    image.header.set_xyzt_units("mm")
+    nib.save(image, path)
+
+
+def _import(store: CaseStore, ids: list[str], folder: Path) -> dict[str, Any]:
+    done, problems = [], []
+    for case_id in progress(ids, label="cases"):
+        try:
+            done += [case_id] if import_case(store, case_id, folder) else []
+        except ClinfuseError as error:
+            problems.append(Finding.from_error(error, case_id))
+            say(f"  error · {error}")
+    if done:
+        rows: dict[str, dict[Any, Any]] = {
+            str(row["case_id"]): row for row in store.manifest().to_dict(orient="records")
+        }
+        rows |= {case_id: manifest_row(store.read(case_id)) for case_id in done}
+        store.commit_manifest({str(key): value for key, value in row.items()} for row in rows.values())
+    say(f"{len(done)} of {len(ids)} cases corrected")
+    return {
+        "result": store.url,
+        "cases": len(done),
+        "lost": len(problems),
+        "problems": [problem.as_dict() for problem in problems],
+    }
+
+
+def import_case(store: CaseStore, case_id: str, folder: Path) -> list[str]:
+    """Take back the masks of a case that differ from the stored ones, with provenance `corrected`.
+
+    The masks that were there stay readable as `<roi>_before` arrays, for the ablation auto against corrected.
+
+    Returns:
+        The names of the masks that changed.
+
+    Raises:
+        InputError: a mask is damaged, not binary, empty (brain), or no file of the case is there.
+    """
+    place = folder / case_id
+    files = {roi: path for roi in ROIS if (path := place / f"{roi}.nii.gz").is_file()}
+    if not files:
+        raise InputError(
+            "no mask files for the case",
+            expected="brain, bone or lesion .nii.gz",
+            case=case_id,
+            todo="export first",
+        )
+    case = store.read(case_id)
+    grid = Grid(case.shape, case.affine)
+    changed = {}
+    for roi, path in files.items():
+        image = read_nifti(path, role=f"{roi} mask", case=case_id)
+        if not np.isin(image.volume, (0, 1)).all():
+            raise InputError(
+                f"the corrected {roi} mask is not binary",
+                expected="0 and 1",
+                found="other values",
+                case=case_id,
+            )
+        mask = resample_mask(image.volume, image.grid, grid)
+        if not np.array_equal(mask, case.masks[roi]):
+            changed[roi] = mask
+    if "brain" in changed:
+        check_brain(changed["brain"] > 0, grid.spacing, case_id, grid.shape[0])
+    if changed:
+        store.replace_masks(case_id, changed, "corrected")
+    return sorted(changed)
