@@ -98,7 +98,7 @@ def combine_samples(
     calibration = model.calibration
     return FusionResult(
         fused=np.clip(fused, 0, 1),
-        uncertainty=_uncertainty(std, calibration),
+        uncertainty=_uncertainty(std, case, calibration),
         interval=None if calibration is None else calibration.interval(std, dict(case.masks)),
         aleatoric=aleatoric,
         epistemic=epistemic,
@@ -107,9 +107,9 @@ def combine_samples(
     )
 
 
-def _uncertainty(std: FloatArray, calibration: Calibration | None) -> FloatArray:
+def _uncertainty(std: FloatArray, case: Case, calibration: Calibration | None) -> FloatArray:
     if calibration is not None:
-        return np.asarray(calibration.uncertainty(std), dtype=np.float32)
+        return np.asarray(calibration.uncertainty(std, dict(case.masks)), dtype=np.float32)
     return (std / (std + HALF_SATURATION)).astype(np.float32)
 
 

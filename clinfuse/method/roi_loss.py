@@ -9,7 +9,7 @@ from torch import Tensor
 
 from clinfuse.method.lesion_head import LesionHead
 from clinfuse.method.ssim import ssim_loss
-from clinfuse.method.surface_loss import LesionTarget, dice_loss, hd95_loss, lesion_target, nsd_loss
+from clinfuse.method.surface_loss import LesionTarget, lesion_losses, lesion_target
 from clinfuse.presets import Preset
 
 
@@ -91,15 +91,8 @@ def roi_terms(fused: Tensor, reference: RoiReference, lesion_head: LesionHead | 
         zero = torch.zeros_like(brain)
         absent = torch.zeros_like(brain, dtype=torch.bool)
         return RoiTerms(brain=brain, bone=bone, dice=zero, nsd=zero, hd=zero, lesion_present=absent)
-    predicted = lesion_head.probability(fused)
-    return RoiTerms(
-        brain=brain,
-        bone=bone,
-        dice=dice_loss(predicted, target),
-        nsd=nsd_loss(predicted, target),
-        hd=hd95_loss(predicted, target),
-        lesion_present=target.present,
-    )
+    dice, nsd, hd = lesion_losses(lesion_head.probability(fused), target)
+    return RoiTerms(brain=brain, bone=bone, dice=dice, nsd=nsd, hd=hd, lesion_present=target.present)
 
 
 def composite(terms: RoiTerms, weights: RoiWeights) -> Tensor:
