@@ -10,6 +10,7 @@ Reference: Zitzler, Deb, Thiele 2000.
 from __future__ import annotations
 
 import math
+import random
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -30,12 +31,14 @@ class Zdt1:
         spaces: by preset name.
         cases: how many equal cases a trial visits.
         seconds: pretended work per case.
+        noise: spread of the metrics over cases (fixed per case), plus half of it per trial and case.
         failing: trial numbers that raise.
     """
 
     spaces: Mapping[str, Space]
     cases: int = 1
     seconds: float = 0.0
+    noise: float = 0.0
     failing: frozenset[int] = field(default_factory=frozenset)
 
     def __call__(self) -> Zdt1:
@@ -53,7 +56,15 @@ class Zdt1:
         f1 = min(max(x[0], 0.0), 1.0)
         g = 1 + 9 * sum(x[1:]) / max(len(x) - 1, 1)
         f2 = g * (1 - math.sqrt(f1 / g))
-        return {"brain_ssim": 1 - f1, "bone_ssim": 1 - f2, "lesion_dice": math.nan, "seam": g}
+        brain, bone = (self.noise * wobble for wobble in self._wobbles(suggestion, case))
+        return {"brain_ssim": 1 - f1 + brain, "bone_ssim": 1 - f2 + bone, "lesion_dice": math.nan, "seam": g}
+
+    def _wobbles(self, suggestion: Suggestion, case: int) -> tuple[float, float]:
+        """Two standard normal numbers of the case, plus halves of two of the trial on this case."""
+        shared = random.Random(f"{case}")
+        own = random.Random(f"{suggestion.preset}/{suggestion.number}/{case}")
+        brain, bone = (shared.gauss(0, 1) + 0.5 * own.gauss(0, 1) for _ in range(2))
+        return brain, bone
 
     def finish(self, suggestion: Suggestion) -> None:
         """Nothing to keep."""

@@ -10,6 +10,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from clinfuse.report.plots import COLOURS, INK, STYLE, to_svg
@@ -37,12 +38,13 @@ def fronts_figure(comparison: Comparison, pair: tuple[Goal, Goal] | None = None)
         pair: the two goals on x and y; default the first two.
     """
     x, y = pair or (comparison.goals[0], comparison.goals[1])
-    figure = Figure(figsize=(7.6, 5.4), layout="constrained")
+    figure = Figure(figsize=(9.2, 5.4), layout="constrained")
     axes = figure.add_subplot()
     for number, entry in enumerate(comparison.entries):
         draw_entry(axes, entry, x, y, number)
     _decorate(axes, x, y)
-    axes.legend(fontsize=8.5, loc="best")
+    _frame(axes, comparison, x, y)
+    axes.legend(handles=_legend(comparison), fontsize=8.5, loc="upper left", bbox_to_anchor=(1.01, 1))
     return figure
 
 
@@ -61,6 +63,7 @@ def small_multiples(comparison: Comparison, pair: tuple[Goal, Goal] | None = Non
                 _stairs(axes, other, x, y, colour="#8a8a8a", alpha=0.5, width=1.0)
         draw_entry(axes, entry, x, y, number)
         _decorate(axes, x, y)
+        _frame(axes, comparison, x, y)
         axes.set_title(entry.label, color=_colour(number))
     for axes in grid[count:]:
         axes.set_visible(False)
@@ -87,7 +90,44 @@ def draw_entry(axes: Any, entry: Entry, x: Goal, y: Goal, number: int) -> None:
         axes.plot(own[x.name], own[y.name], "o", mfc="none", mec=colour, mew=1.6, markersize=13)
     if knee is not None:
         axes.plot(knee[x.name], knee[y.name], "*", color=colour, mec=INK, mew=0.8, markersize=16)
-    axes.plot([], [], color=colour, marker=marker, label=entry.label)
+
+
+def _legend(comparison: Comparison) -> list[Line2D]:
+    """A line per preset, then what the marks mean, in ink."""
+    ink: dict[str, Any] = {"color": INK, "linestyle": "none"}
+    presets = [
+        Line2D([], [], color=_colour(n), marker=MARKERS[n % len(MARKERS)], linewidth=1.6, label=entry.label)
+        for n, entry in enumerate(comparison.entries)
+    ]
+    marks = [
+        Line2D([], [], marker="*", markersize=12, label="knee: best compromise", **ink),
+        Line2D([], [], marker="o", markersize=11, fillstyle="none", label="preset as it is now", **ink),
+        Line2D([], [], marker="o", markersize=4, alpha=0.35, label="other trials", **ink),
+    ]
+    if any(
+        (entry.table["state"].eq("complete") & ~entry.table["feasible"]).any() for entry in comparison.entries
+    ):
+        marks.append(Line2D([], [], marker="x", markersize=5, alpha=0.5, label="breaks a constraint", **ink))
+    return [*presets, *marks]
+
+
+def _frame(axes: Any, comparison: Comparison, x: Goal, y: Goal) -> None:
+    """Show all fronts, the presets' own places and the better nine tenths of the rest; say what lies outside."""
+    tables = [entry.table[entry.table["state"] == "complete"] for entry in comparison.entries]
+    table = pd.concat(tables)
+    telling = table[table["on_front"] | (table["origin"] == "preset")]
+    outside = pd.Series(False, index=table.index)
+    for goal, name in ((x, "x"), (y, "y")):
+        worse = table[goal.name].quantile(0.1 if goal.direction == "max" else 0.9)
+        edges = [telling[goal.name].min(), telling[goal.name].max(), worse, table[goal.name].median()]
+        low, high = min(edges), max(edges)
+        margin = 0.08 * (high - low) or 0.01
+        limits = (low - margin, high + margin)
+        outside |= (table[goal.name] < limits[0]) | (table[goal.name] > limits[1])
+        getattr(axes, f"set_{name}lim")(*(limits if goal.direction == "max" else limits[::-1]))
+    if outside.any():
+        note = f"{int(outside.sum())} poor trials lie outside"
+        axes.text(0.01, 0.01, note, transform=axes.transAxes, fontsize=8, va="bottom", alpha=0.8)
 
 
 def _stairs(axes: Any, entry: Entry, x: Goal, y: Goal, *, colour: str, alpha: float, width: float) -> None:
@@ -112,9 +152,8 @@ def _decorate(axes: Any, x: Goal, y: Goal) -> None:
     axes.set_xlabel(x.axis)
     axes.set_ylabel(y.axis)
     axes.grid(alpha=0.2, color=INK)
-    for goal, axis in ((x, axes.xaxis), (y, axes.yaxis)):
+    for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(6))
-        axis.set_inverted(goal.direction == "min")
 
 
 def _colour(number: int) -> str:

@@ -193,8 +193,10 @@ def _front_tables(comparison: Comparison, params: Sequence[str]) -> str:
             n for n in ("lesion_dice", "lesion_hd95_mm", "seam", "seconds_per_case") if front[n].notna().any()
         ]
         columns = list(dict.fromkeys(["trial_id", *(g.name for g in comparison.goals), *extra, *params]))
-        rows = front[columns].copy()
-        rows.insert(1, "", ["★ knee" if knee else "" for knee in front["knee"]])
+        rows = front[columns].rename(columns={"trial_id": "trial"})
+        rows["trial"] = [
+            f"{n}{' ★ knee' if k else ''}" for n, k in zip(front["number"], front["knee"], strict=True)
+        ]
         caption = entry.label
         if len(rows) > ROWS_SHOWN:
             caption += f" (the first {ROWS_SHOWN} of {len(rows)}; all are in the Parquet file)"

@@ -16,6 +16,7 @@ import pandas as pd
 from clinfuse.console import say
 from clinfuse.errors import ClinfuseError, ConfigError
 from clinfuse_sweeps.goals import GOALS
+from clinfuse_sweeps.halving import DominatedStop
 from clinfuse_sweeps.plan import Plan
 from clinfuse_sweeps.studies import JOURNAL, PresetSearch, PresetStudy, open_storage, sole_driver
 from clinfuse_sweeps.trainable import EvaluatorRecipe, TrialWorker
@@ -126,11 +127,17 @@ def _tune(
         os.environ.setdefault(name, value)
     from ray import tune
 
+    scheduler = DominatedStop(plan.goals) if plan.halving else None
+    if scheduler is not None:
+        for name, study in search.studies.items():
+            for record in study.records():
+                scheduler.learn(name, record)
     worker = tune.with_parameters(TrialWorker, recipe=recipe, case_by_case=plan.halving)
     tuner = tune.Tuner(
         tune.with_resources(worker, {"cpu": plan.cpus, "gpu": plan.gpus}),
         tune_config=tune.TuneConfig(
             search_alg=search,
+            scheduler=scheduler,
             num_samples=search.left,
             max_concurrent_trials=plan.slots,
             reuse_actors=True,
@@ -185,6 +192,8 @@ class _Progress:
         self.last, self.done = now, self.done + 1
         self.compute += float(record.get("seconds", 0.0))
         self.failed += record.get("state") == "failed"
+        if record.get("state") == "running":
+            record = {**record, "state": "stopped", "error": f"dominated after {record.get('cases')} cases"}
         if self.on_trial is not None:
             self.on_trial({**config, **record})
         if self.total <= 40 or self.done % max(self.total // 20, 1) == 0 or self.done == self.total:

@@ -130,22 +130,27 @@ class PresetStudy(OptunaSearch):
         record: dict[str, Any] = json.loads(text) if text else {"state": "failed", "error": ""}
         if error:
             record |= {"state": "failed", "error": record.get("error") or "the worker died"}
+        if record["state"] == "running":  # the scheduler stopped it
+            record["state"] = "stopped"
         metrics = record.get("metrics", {})
         values = [metrics.get(name, math.nan) for name in self.plan.objectives]
         lost = [name for name, v in zip(self.plan.objectives, values, strict=True) if not math.isfinite(v)]
-        if record["state"] == "complete" and lost:
+        if record["state"] != "failed" and lost:
             record |= {"state": "failed", "error": f"no finite value of {', '.join(lost)}"}
         for limit in self.plan.limits:
-            if record["state"] == "complete":
+            if record["state"] != "failed":
                 trial.set_constraint(
                     str(limit), min(limit.violation(metrics.get(limit.metric, math.nan)), 1e9)
                 )
         trial.set_user_attr(RECORD, record)
-        if record["state"] == "complete":
+        if record["state"] == "failed":
+            self.study.tell(trial, state=TrialState.FAIL)
+        else:  # a stopped trial's means over the cases seen still teach the sampler
             self.study.tell(trial, values)
-        else:
-            stopped = record["state"] == "stopped"
-            self.study.tell(trial, state=TrialState.PRUNED if stopped else TrialState.FAIL)
+
+    def records(self) -> list[dict[str, Any]]:
+        """Facts of all trials told so far."""
+        return [trial.user_attrs[RECORD] for trial in self._trials() if RECORD in trial.user_attrs]
 
 
 def _interrupted(trial: Any) -> bool:
