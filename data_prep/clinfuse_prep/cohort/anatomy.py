@@ -146,7 +146,7 @@ def _paint_soft_parts(head: Head, canvas: Canvas, rng: np.random.Generator) -> N
     deep = 0.5 * np.maximum(soft(np.abs(planes) - 0.16, 0.2), soft(1.25 - planes, 0.5))
     canvas.tissue(head.inside(1.7 - depth), "fat")
     canvas.tissue(head.inside(1.7 + fat_mm * (1 + 0.18 * planes) - depth), "muscle")
-    canvas.tissue(head.inside(4.0 + fat_mm - depth) * deep, "fat")
+    canvas.tissue(np.asarray(head.inside(4.0 + fat_mm - depth) * deep, np.float32), "fat")
     canvas.tissue(head.inside(np.maximum(f["muscle"], 3.2 + 0.8 * fat_mm - depth)), "muscle")
 
 

@@ -36,7 +36,7 @@ def draw(rng: np.random.Generator) -> dict[str, Any]:
         "direction": rounded((np.asarray(direction) + rng.uniform(-0.08, 0.08, 3)) * sign),
         "half_angle_degrees": round(float(angle * rng.uniform(0.8, 1.05)), 3),
         "roughness_mm": round(float(rng.uniform(3.5, 6.0)), 4),
-        "severity": round(float(rng.uniform(0.7, 1.0)), 4),
+        "severity": round(float(rng.uniform(0.65, 0.9)), 4),
     }
 
 

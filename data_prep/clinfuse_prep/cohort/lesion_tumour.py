@@ -61,7 +61,7 @@ class Tumour(Lesion):
         oedema = self._oedema(head, f)
         canvas.paint(0.85 * oedema, pick(contrast, 0.50, 0.50, 0.92), 20.0)
         whole = head.inside(f)
-        rim_mr = pick(contrast, 0.62, 1.18, 0.66) * (1 + 0.10 * self.texture)
+        rim_mr = pick(contrast, 0.62, 1.10, 0.66) * (1 + 0.14 * self.texture)
         canvas.paint(whole, rim_mr, 45.0 + 2.5 * self.texture)
         core = head.inside(self.distance + p["rim_mm"] * (1 + 0.32 * self.texture))
         core_mr = pick(contrast, 0.36, 0.34, 0.93) * (1 + 0.08 * self.spread)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from clinfuse.case import MaskArray
+from clinfuse.errors import ConfigError
 from clinfuse_prep.cohort.anatomy import draw_anatomy, paint_head, sample_head
 from clinfuse_prep.cohort.deform import draw_subject, template_coordinates
 from clinfuse_prep.cohort.fields import Grid, Vector3, covering
@@ -92,11 +93,16 @@ def simulate_patient(
         kind: "tumour", "bone_tumour", "haemorrhage", "stroke" or "none"; default by `lesion_kind`. All other
             draws stay the same.
         contrast: "T1", "T1c" or "T2"; default by `mr_contrast`.
+
+    Raises:
+        ConfigError: there is no such kind or contrast.
     """
     kind = lesion_kind(index) if kind is None else kind
     contrast = mr_contrast(index, kind) if contrast is None else contrast
     if contrast not in CONTRASTS:
-        raise ValueError(f"contrast must be one of {CONTRASTS}, not {contrast!r}")
+        raise ConfigError(
+            "there is no such MR contrast", expected=" or ".join(CONTRASTS), found=repr(contrast)
+        )
     rng = {name: np.random.default_rng([seed, index, number]) for number, name in enumerate(STREAMS)}
     grid = patient_grid(spacing_mm)
     subject, habitus = draw_subject(rng["subject"]), draw_anatomy(rng["habitus"])
@@ -169,5 +175,8 @@ def _paint(
     paint_head(head, canvas, rng["texture"])
     mask, affected = lesion.paint(head, canvas)
     brain = (head.fields["brain"] <= 0.6) & (head.fields["cavity"] <= 0)
-    brain |= (mask > 0) & (head.fields["cavity"] <= 0) & lesion.within_brain
+    if lesion.within_brain:
+        brain |= (mask > 0) & (head.fields["cavity"] <= 0)
+    else:
+        brain &= mask == 0
     return canvas, brain.astype(np.uint8), affected, mask

@@ -25,6 +25,7 @@ def draw_scanners(rng: np.random.Generator) -> dict[str, Any]:
         "ct_noise_hu": round(float(rng.uniform(3.0, 5.5)), 4),
         "ct_blur_mm": round(float(rng.uniform(0.7, 1.0)), 4),
         "ct_scale": round(float(rng.uniform(0.985, 1.015)), 4),
+        "ct_offset_hu": round(float(rng.uniform(-1.0, 1.0)), 4),
     }
 
 
@@ -57,7 +58,8 @@ def ct_image(
     noise = ndimage.gaussian_filter(rng.standard_normal(density.shape, np.float32), 0.6)
     noise *= np.float32(settings["ct_noise_hu"]) / noise.std()
     inside = np.clip((blurred + 1000) / 900, 0.25, 1)
-    out = (blurred + 1000) * np.float32(settings["ct_scale"]) - 1000 + noise * inside
+    scaled = blurred * np.where(blurred > 0, np.float32(settings["ct_scale"]), np.float32(1))
+    out = scaled + np.float32(settings["ct_offset_hu"]) + noise * inside
     return np.asarray(np.maximum(out, CT_LOWEST_HU), np.float32)
 
 

@@ -30,7 +30,7 @@ class Misregistration:
         translation_mm: t along (x, y, z).
         rotation_degrees: rotation vector (x, y, z): its direction the axis, its length the angle.
         centre_mm: c, (x, y, z).
-        elastic_amplitude_mm: the largest length of e on its lattice.
+        elastic_amplitude_mm: what the length of e stays below.
         lattice: where e is given.
         elastic_mm: (3, d, h, w), e along (z, y, x) on the lattice; spline-interpolated between.
     """
@@ -113,8 +113,10 @@ def draw_misregistration(rng: np.random.Generator, grid: Grid) -> Misregistratio
     translation = _direction(rng, float(rng.uniform(0.4, MAX_TRANSLATION_MM)))
     turn = _direction(rng, float(rng.uniform(0.3, MAX_ROTATION_DEGREES)))
     amplitude = round(float(rng.uniform(0.3, MAX_ELASTIC_MM)), 5)
-    raw = rng.normal(size=(3, *lattice.shape))
-    scaled = amplitude * 0.9 * raw / np.sqrt(np.square(raw).sum(axis=0)).max()
+    raw = rng.normal(size=(3, *lattice.shape)).astype(np.float32)
+    dense = lattice_over(grid, 6.0)
+    longest = np.sqrt(sum(np.square(upsample(part, lattice, dense)) for part in raw)).max()
+    scaled = 0.98 * amplitude * raw / longest
     return Misregistration(
         translation_mm=translation,
         rotation_degrees=turn,
