@@ -10,6 +10,9 @@ import pytest
 
 from clinfuse.case import Case
 
+# Read by OpenMP when torch loads: threads that wait sleep instead of spinning, which on a busy machine costs ten
+# times the work itself.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
@@ -25,6 +26,7 @@ FAILED, WRONG_USE, INTERRUPTED = 1, 2, 130
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `clinfuse VERB …` and return its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch loads, see session.LOCAL_SETTINGS
     if not words or words[0] in ("-h", "--help"):
         (sys.stdout if words else sys.stderr).write(overview())
         return 0 if words else WRONG_USE

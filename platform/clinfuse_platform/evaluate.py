@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -109,17 +110,32 @@ def run_jobs(jobs: Sequence[Job], data: str, *, actors: int = 0) -> pd.DataFrame
     Args:
         jobs: see `Job`.
         data: the dataset's path.
-        actors: how many work at once; 0: as many as there are GPUs, else cores, at most the jobs.
+        actors: how many work at once; 0: as many as there are GPUs, else cores, at most the jobs. Without an
+            open Ray session the jobs are done in this process.
     """
     from clinfuse.console import progress
 
     parts: dict[str, Rows | None] = {job.part: read_part(job.part) for job in jobs}
     missing = {job.part: job for job in jobs if parts[job.part] is None}
-    computed = _on_actors(list(missing.values()), data, actors)
+    computed = (_on_actors if ray_ready() else _here)(list(missing.values()), data, actors)
     for part, rows in progress(computed, total=len(missing), label="cases"):
         parts[part] = rows
     table = [{**row, "method": job.variant.label} for job in jobs for row in parts[job.part] or ()]
     return ordered(pd.DataFrame(table), [job.variant.label for job in jobs])
+
+
+def ray_ready() -> bool:
+    """Whether a Ray session is open in this process; Ray is never imported for the question."""
+    ray = sys.modules.get("ray")
+    return ray is not None and bool(ray.is_initialized())
+
+
+def _here(jobs: Sequence[Job], data: str, actors: int) -> Iterable[tuple[str, Rows]]:
+    """The same in this process, one after another."""
+    evaluator = Evaluator(data, max(1, os.cpu_count() or 1)) if jobs else None
+    for job in jobs:
+        if evaluator is not None:
+            yield job.part, evaluator.evaluate(job)
 
 
 def _on_actors(jobs: Sequence[Job], data: str, actors: int) -> Iterable[tuple[str, Rows]]:

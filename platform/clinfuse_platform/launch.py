@@ -162,7 +162,8 @@ def noted_failure(run: Run, job: str) -> ClinfuseError | None:
 
 def our_words(error: BaseException) -> str:
     """One line about an error, for the run's state."""
-    return str(error).splitlines()[0][:300] if str(error) else type(error).__name__
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0][:300]}" if text else type(error).__name__
 
 
 def check_resources(workers: Workers) -> None:

@@ -16,6 +16,7 @@ LEAST_CPUS = 4  # logical: two training workers at one CPU each, their controlle
 
 # Read by Ray when it starts, so they are set before; a value the user has set stays.
 LOCAL_SETTINGS = {
+    "OMP_WAIT_POLICY": "PASSIVE",  # waiting threads sleep: spinning ones cost ten times the work on shared cores
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_prestart_worker_first_driver": "0",  # idle workers cost about 70 MiB each

@@ -71,9 +71,11 @@ def train_worker(settings: dict[str, Any]) -> None:
     try:
         _run_phases(plan, work, run)
     except Exception as error:
-        if isinstance(error, ClinfuseError) or not isinstance(error, PASSING):
+        passing = isinstance(error, PASSING) and not isinstance(error, ClinfuseError)
+        if not passing:
             note_failure(run, job, error)
-        raise
+        if passing or work.world_size > 1:  # others wait for this worker: only a restart of all frees them
+            raise
 
 
 def note_failure(run: UPath, job: str, error: Exception) -> None:

@@ -1,9 +1,8 @@
-"""A tiny dataset and one Ray session for the platform's tests."""
+"""A tiny dataset of seven patients and one Ray session for the platform's tests."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,54 +11,50 @@ import pytest
 from clinfuse.case import Case
 
 SPLITS = {"a": "train", "b": "train", "c": "train", "d": "val", "e": "val", "f": "test", "g": "test"}
+SHAPE, SPACING_MM = (8, 32, 28), (3.0, 1.5, 2.0)
 
 
-def shifted(case: Case, name: str, split: str) -> Case:
-    """The tiny case as another patient: moved by some voxels, other texture, CT misregistered by a voxel."""
+def head(name: str, split: str) -> Case:
+    """A head of ellipsoids with a lesion, 8×32×28 voxels; the CT lies one voxel off, the true place is known."""
     rng = np.random.default_rng(ord(name))
-    by = tuple(int(n) for n in rng.integers(-1, 2, 3))
-
-    def move(array: np.ndarray) -> np.ndarray:
-        return np.roll(array, by, axis=(0, 1, 2))
-
-    def noisy(array: np.ndarray) -> np.ndarray:
-        return np.clip(move(array) + rng.normal(0, 0.01, array.shape), 0, 1).astype(np.float32)
-
-    aligned = noisy(case.companion)
-    return replace(
-        case,
+    axes = [(np.arange(n) - (n - 1) / 2) * s for n, s in zip(SHAPE, SPACING_MM, strict=True)]
+    z, y, x = np.meshgrid(*axes, indexing="ij")
+    size = rng.uniform(0.95, 1.05)
+    radius = np.sqrt((z / 16) ** 2 + (y / 22) ** 2 + (x / 25) ** 2) / size
+    brain, bone = radius < 0.75, (radius >= 0.82) & (radius < 0.95)
+    at = rng.uniform(-4, 4, 2)
+    lesion = ((z / 7) ** 2 + ((y - at[0]) / 6) ** 2 + ((x - at[1]) / 6) ** 2 < 1) & brain
+    texture = rng.normal(0, 0.03, SHAPE)
+    anatomy = np.where(brain, 0.55 + texture, 0.05) + 0.3 * lesion
+    aligned = np.where(bone, 0.8 + texture, 0.0) + 0.08 * brain + 0.04 * (radius < 1.05)
+    aligned = np.clip(aligned, 0, 1).astype(np.float32)
+    scaling = {"companion": {"unit": "HU", "low": -100, "high": 1700}}
+    return Case(
         case_id=name * 6,
-        anatomy=noisy(case.anatomy),
+        anatomy=np.clip(anatomy, 0, 1).astype(np.float32),
         companion=np.roll(aligned, 1, axis=2),
         aligned_companion=aligned,
-        brain=move(case.brain),
-        bone=move(case.bone),
-        lesion=move(case.lesion),
-        attrs={
-            "patient": name * 6,
-            "split": split,
-            "simulated": True,
-            "scaling": {"companion": {"unit": "HU", "low": -100, "high": 1700}},
-        },
+        brain=brain.astype(np.uint8),
+        bone=bone.astype(np.uint8),
+        lesion=lesion.astype(np.uint8),
+        affine=np.diag([*SPACING_MM[::-1], 1.0]),
+        attrs={"patient": name * 6, "split": split, "simulated": True, "scaling": scaling},
     )
 
 
-def write_store(path: Path, case: Case) -> Path:
+@pytest.fixture(scope="session")
+def tiny_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A dataset of seven patients: three to train, two to validate, two to test."""
-    from clinfuse_prep.store import CaseStore, manifest_row
+    from clinfuse_prep.manifest import manifest_row
+    from clinfuse_prep.store import CaseStore
 
+    path = tmp_path_factory.mktemp("data") / "tiny.zarr"
     store = CaseStore(path)
-    cases = [shifted(case, name, split) for name, split in SPLITS.items()]
-    for one in cases:
-        store.write(one)
-    store.commit_manifest([manifest_row(one) for one in cases])
+    cases = [head(name, split) for name, split in SPLITS.items()]
+    for case in cases:
+        store.write(case)
+    store.commit_manifest([manifest_row(case) for case in cases])
     return path
-
-
-@pytest.fixture
-def tiny_store(tmp_path: Path, tiny_case: Case) -> Path:
-    """Path of the dataset."""
-    return write_store(tmp_path / "tiny.zarr", tiny_case)
 
 
 @pytest.fixture(scope="session")

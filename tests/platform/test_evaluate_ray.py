@@ -1,0 +1,152 @@
+"""Evaluation and ablations on real Ray: the table, going on where it stopped, a failed case as a row."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from clinfuse_platform.ablate_report import jitter_area
+from clinfuse_platform.ablations import ABLATIONS, chosen, labelled
+from clinfuse_platform.evaluate import failed_cases
+from clinfuse_platform.variants import Variant, automatic_masks, jittered, slab
+from clinfuse_platform.verb_table import run_verb
+
+from clinfuse.case import Case
+from clinfuse.errors import ConfigError, InputError
+from clinfuse.pipeline import FusionPipeline
+from clinfuse.presets import load_presets
+from clinfuse.training import build_denoiser, build_lesion_head, recipe
+
+BASE = Variant(label="base", model="m", model_hash="h", preset=load_presets()["balanced"].as_dict())
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder with fresh weights."""
+    config = recipe("cpu-debug")
+    pipeline = FusionPipeline(
+        members=[build_denoiser(config)], lesion_head=build_lesion_head(config), diffusion=config.diffusion
+    )
+    return pipeline.save_pretrained(tmp_path_factory.mktemp("model") / "fresh")
+
+
+@pytest.mark.ray
+def test_methods_side_by_side_and_again_without_work(
+    ray_session: None, model: Path, tiny_store: Path, tmp_path: Path
+) -> None:
+    words = [str(model), "--data", str(tiny_store), "--steps", "2", "--out", str(tmp_path / "out")]
+    result = run_verb("evaluate", words)
+    assert result["lost"] == 0 and result["cases"] == 2
+    assert result["methods"] == ["fresh", "mean", "max", "mri", "ct", "hard_roi", "prior"]
+    rows = pd.read_parquet(result["metrics"])
+    assert set(rows["case_id"]) == {"ffffff", "gggggg"}
+    mri = rows[(rows["method"] == "mri") & (rows["metric"] == "ssim") & (rows["roi"] == "brain")]
+    np.testing.assert_allclose(mri["value"], 1.0, atol=1e-6)
+    assert {"dice", "nsd", "hd95"} <= set(rows.loc[rows["method"] == "fresh", "metric"])
+    page = Path(result["result"]).read_text()
+    assert "Research use only" in page and "data:image/png;base64" in page
+    parts = sorted((tmp_path / "out" / "parts").iterdir())
+    stamps = [part.stat().st_mtime_ns for part in parts]
+    assert len(parts) == 7 * 2
+    again = run_verb("evaluate", words)
+    assert [part.stat().st_mtime_ns for part in parts] == stamps
+    pd.testing.assert_frame_equal(rows, pd.read_parquet(again["metrics"]))
+
+
+@pytest.mark.ray
+def test_a_damaged_case_is_a_row_and_the_others_go_on(
+    ray_session: None, tiny_store: Path, tmp_path: Path
+) -> None:
+    damaged = tmp_path / "damaged.zarr"
+    shutil.copytree(tiny_store, damaged)
+    for chunk in (damaged / "cases" / "ffffff" / "anatomy").rglob("c/**/*"):
+        if chunk.is_file():
+            chunk.write_bytes(b"broken")
+    words = ["mean", "mri", "--bare", "--data", str(damaged), "--out", str(tmp_path / "out")]
+    result = run_verb("evaluate", words)
+    rows = pd.read_parquet(result["metrics"])
+    assert result["lost"] == failed_cases(rows) == 2
+    failed = rows[rows["status"].str.startswith("failed")]
+    assert set(failed["case_id"]) == {"ffffff"}
+    assert rows.loc[rows["case_id"] == "gggggg", "status"].eq("ok").all()
+    assert "failed" in Path(result["table"]).read_text()
+
+
+@pytest.mark.ray
+def test_all_six_ablations(ray_session: None, model: Path, tiny_store: Path, tmp_path: Path) -> None:
+    words = [str(model), "--data", str(tiny_store), "--cases", "1", "--slices", "2", "--steps", "2"]
+    result = run_verb("ablate", [*words, "--out", str(tmp_path)])
+    assert result["lost"] == 0 and result["ablations"] == list(ABLATIONS)
+    rows = pd.read_parquet(result["metrics"])
+    assert set(rows["ablation"]) == set(ABLATIONS)
+    assert set(rows.loc[rows["ablation"] == "jitter", "level"]) == {"0", "1", "2", "4"}
+    assert Path(result["result"]).read_text().count("<svg") >= len(ABLATIONS)
+    table = Path(result["table"]).read_text()
+    assert all(f"## {name}" in table for name in ABLATIONS)
+
+
+def test_unknown_method_lists_models_and_baselines(tiny_store: Path, tmp_path: Path) -> None:
+    words = ["nosuch", "--data", str(tiny_store), "--storage", str(tmp_path)]
+    import argparse
+
+    from clinfuse_platform.evaluate_verb import add_arguments, methods_of
+
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    with pytest.raises(InputError, match=r"hard_roi"):
+        methods_of(parser.parse_args(words))
+
+
+def test_equal_settings_have_one_key_whatever_their_label() -> None:
+    variants = {v.label: v for name in ABLATIONS for v in labelled(ABLATIONS[name], BASE)}
+    assert variants["masks: stored"].key() == variants["modulation: on"].key() == variants["jitter: 0"].key()
+    assert variants["guidance: on"].key() != variants["guidance: off"].key()
+    assert variants["steps: 4"].key("data1") != variants["steps: 4"].key("data2")
+    assert variants["modulation: off (κ = 0)"].named_preset().kappa == 0
+
+
+def test_unknown_ablation_is_refused() -> None:
+    assert [a.name for a in chosen(["steps"])] == ["steps"]
+    with pytest.raises(ConfigError, match="jitter"):
+        chosen(["nosuch"])
+
+
+def test_jitter_area_of_a_straight_line_is_half_its_fall() -> None:
+    assert jitter_area([0, 1, 2, 4], [1.0, 0.9, 0.8, 0.6]) == pytest.approx(-0.2)
+    assert jitter_area([4, 0, 2], [3.0, 3.0, 3.0]) == 0
+    assert np.isnan(jitter_area([0, 1], [np.nan, 1.0]))
+
+
+def test_a_warped_companion_is_repeatable_and_grows_with_the_amplitude(tiny_case: Case) -> None:
+    small, again, large = (jittered(tiny_case, mm, seed=3) for mm in (1.0, 1.0, 4.0))
+    np.testing.assert_array_equal(small, again)
+    difference = [float(np.abs(image - tiny_case.companion).mean()) for image in (small, large)]
+    assert 0 < difference[0] < difference[1]
+    assert large.min() >= 0 and large.max() <= 1
+
+
+def test_automatic_masks_find_brain_and_bone_from_hounsfield_units(tiny_case: Case) -> None:
+    from dataclasses import replace
+
+    scaling = {"companion": {"unit": "HU", "low": -100, "high": 1700}}
+    masks = automatic_masks(replace(tiny_case, attrs={"scaling": scaling}))
+    found = masks["bone"] > 0
+    overlap = 2 * (found & (tiny_case.bone > 0)).sum() / (found.sum() + tiny_case.bone.sum())
+    assert overlap > 0.9
+    assert set(masks) == {"brain", "bone"}
+
+
+def test_the_slab_is_about_the_lesion(tiny_case: Case) -> None:
+    cut = slab(tiny_case, 4)
+    assert cut.shape[0] == 4 and cut.has_lesion
+    assert slab(tiny_case, None) is tiny_case and slab(tiny_case, 99) is tiny_case
+
+
+def test_rows_are_json_able() -> None:
+    from dataclasses import asdict
+
+    assert json.loads(json.dumps(asdict(BASE)))["label"] == "base"

@@ -1,0 +1,165 @@
+"""Training on real Ray: two workers, one killed in the middle, the same weights as undisturbed; and what follows."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from clinfuse_platform.launch import TrainingError, Workers, check_resources
+from clinfuse_platform.runs import Run, find_run
+from clinfuse_platform.verb_table import run_verb
+from safetensors.numpy import load_file
+
+from clinfuse.errors import ConfigError
+from clinfuse.pipeline import FusionPipeline
+
+pytestmark = pytest.mark.ray
+SMALL = [
+    "--recipe",
+    "cpu-debug",
+    "--set",
+    "crop=[24,24]",
+    "--set",
+    "lesion_steps=6",
+    "--set",
+    "denoiser_steps=40",
+]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("platform")
+
+
+@pytest.fixture(scope="module")
+def trained(ray_session: None, place: Path, tiny_store: Path) -> Namespace:
+    """An undisturbed run with two workers."""
+    words = [str(tiny_store), "--run", "calm", "--storage", str(place), "--workers", "2", *SMALL]
+    result = run_verb("train", words)
+    return Namespace(words=words, result=result, run=find_run("calm", place), data=tiny_store)
+
+
+def weights(run: Run, part: str = "denoiser") -> dict[str, np.ndarray[Any, Any]]:
+    return load_file(Path(str(run.path / "model" / part / "model.safetensors")))
+
+
+def workers_alive() -> list[psutil.Process]:
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if "RayTrainWorker" in " ".join(process.cmdline()):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+class KillOne(threading.Thread):
+    """Kills a training worker with SIGKILL as soon as the run reports from the named phase."""
+
+    def __init__(self, progress: Path, phase: str) -> None:
+        super().__init__(daemon=True)
+        self.progress, self.phase, self.killed = progress, phase, 0
+
+    def run(self) -> None:
+        for _ in range(6000):
+            try:
+                facts = json.loads(self.progress.read_text())
+            except (OSError, ValueError):
+                facts = {}
+            if facts.get("phase") == self.phase and (workers := workers_alive()):
+                os.kill(workers[-1].pid, signal.SIGKILL)
+                self.killed = workers[-1].pid
+                return
+            time.sleep(0.05)
+
+
+def test_a_finished_run_has_model_history_and_state(trained: Namespace) -> None:
+    run, result = trained.run, trained.result
+    pipeline = FusionPipeline.from_pretrained(result["result"])
+    assert pipeline.kind == "teacher" and pipeline.lesion_head is not None
+    assert pipeline.metadata["workers"] == 2 and len(pipeline.metadata["data_hash"]) == 16
+    rows = run.metrics()
+    assert rows.groupby("phase")["step"].max().to_dict() == {"denoiser": 40, "lesion_head": 6}
+    assert np.isfinite(rows.loc[rows["phase"] == "denoiser", "loss"]).all()
+    assert run.state("train") == "finished"
+    assert run.read_json("config.json")["config"]["crop"] == [24, 24]
+
+
+def test_a_finished_run_does_not_train_again(trained: Namespace) -> None:
+    before = (trained.run.path / "model" / "metadata.json").stat().st_mtime_ns
+    started = time.monotonic()
+    assert run_verb("train", trained.words)["model_hash"] == trained.result["model_hash"]
+    assert time.monotonic() - started < 5
+    assert (trained.run.path / "model" / "metadata.json").stat().st_mtime_ns == before
+
+
+def test_a_killed_worker_costs_nothing_but_time(trained: Namespace, place: Path) -> None:
+    words = [*trained.words[:1], "--run", "killed", *trained.words[3:]]
+    killer = KillOne(place / "killed" / "progress-train.json", "denoiser")
+    killer.start()
+    run_verb("train", words)
+    assert killer.killed, "training was over before a worker could be killed"
+    run = find_run("killed", place)
+    for part in ("lesion_head", "denoiser"):
+        calm, disturbed = weights(trained.run, part), weights(run, part)
+        assert max(float(np.abs(calm[k] - disturbed[k]).max()) for k in calm) <= 1e-6
+    steps = run.metrics().query("phase == 'denoiser'")["step"].tolist()
+    assert steps == sorted(set(steps)) and steps[-1] == 40
+    left = {path.name for path in Path(str(run.path)).glob("checkpoints-*/checkpoint_2*")}
+    assert len(left) <= 2, "checkpoints that nobody registered stay behind"
+
+
+def test_student_and_ensemble_follow_from_the_run(trained: Namespace, place: Path) -> None:
+    common = [
+        str(trained.run.path),
+        "--workers",
+        "1",
+        "--set",
+        "distill_iterations=4",
+        "--set",
+        "member_steps=3",
+    ]
+    student = run_verb("distill", [*common, "--steps", "2"])
+    assert FusionPipeline.from_pretrained(student["result"]).student_steps == 2
+    ensemble = run_verb("ensemble", [*common, "--members", "2"])
+    pipeline = FusionPipeline.from_pretrained(ensemble["result"])
+    assert len(pipeline.members) == 2 and pipeline.kind == "student"
+    assert pipeline.metadata["base"] == student["model_hash"]
+    first, second = (dict(member.named_parameters()) for member in pipeline.members)
+    assert any(float((first[k] - second[k]).abs().max()) > 1e-3 for k in first)
+    calibrated = run_verb("calibrate", [ensemble["result"].as_posix(), "--data", str(trained.data)])
+    assert calibrated["cases"] == 2
+    assert FusionPipeline.from_pretrained(ensemble["result"]).calibration is not None
+
+
+def test_a_loss_that_is_not_finite_stops_and_names_the_cases(trained: Namespace, place: Path) -> None:
+    words = [
+        *trained.words[:1],
+        "--run",
+        "wild",
+        "--storage",
+        str(place),
+        *SMALL,
+        "--set",
+        "learning_rate=1e30",
+    ]
+    with pytest.raises(TrainingError, match=r"not finite .*cases in the batch: [abc]{6}"):
+        run_verb("train", words)
+    assert find_run("wild", place).state("train") == "failed"
+
+
+def test_more_workers_than_the_cluster_can_hold_are_refused_at_once(ray_session: None) -> None:
+    with pytest.raises(ConfigError, match=r"64 CPU.*4 CPU"):
+        check_resources(Workers(count=64, cpus=1))
+    with pytest.raises(ConfigError, match="1 GPU"):
+        check_resources(Workers(count=1, gpus=1, cpus=1))
