@@ -114,19 +114,35 @@ def create_run(name: str, storage: str | Path, config: Mapping[str, Any]) -> Run
     run = Run(path=storage_path(storage) / name)
     asked = json.loads(json.dumps(config))
     known = run.read_json("config.json")
+    if known:
+        _refuse_other_settings(name, flat(known), flat(asked))
+    if not known:
+        run.path.mkdir(parents=True, exist_ok=True)
+        run.write_json("environment.json", environment())
+        run.write_json("config.json", asked)
+    return run
+
+
+def _refuse_other_settings(name: str, known: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
     changed = sorted(key for key in asked.keys() | known.keys() if asked.get(key) != known.get(key))
-    if known and changed:
+    if changed:
         raise ConfigError(
             f"run {name!r} exists with other settings",
             expected=", ".join(f"{key}={known.get(key)!r}" for key in changed),
             found=", ".join(f"{key}={asked.get(key)!r}" for key in changed),
             todo="choose another --run name, or repeat the settings to go on with that run",
         )
-    if not known:
-        run.path.mkdir(parents=True, exist_ok=True)
-        run.write_json("environment.json", environment())
-        run.write_json("config.json", asked)
-    return run
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one, with dotted names."""
+    leaves: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            leaves |= flat(value, f"{prefix}{key}.")
+        else:
+            leaves[f"{prefix}{key}"] = value
+    return leaves
 
 
 def find_run(name: str | Path, storage: str | Path = DEFAULT_STORAGE) -> Run:

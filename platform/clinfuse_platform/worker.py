@@ -21,6 +21,7 @@ from clinfuse.errors import ClinfuseError, InputError
 from clinfuse_platform.phases import Phase, Plan, Work
 from clinfuse_platform.position import Position, Stretches, load_weights
 from clinfuse_platform.runs import publish_folder, write_atomic
+from clinfuse_platform.telemetry import Telemetry, TimedBatches
 
 if TYPE_CHECKING:
     from torch import nn
@@ -172,12 +173,13 @@ def _train_phase(
     from clinfuse.training import fit
 
     module = phase.build(modules)
-    reporter = Reporter(phase, work, run, position, modules)
+    batches = TimedBatches(phase.batches(modules))
+    reporter = Reporter(phase, work, run, position, modules, batches)
     try:
         fit(
             module,
             phase.loss(modules),
-            phase.batches(modules),
+            batches,
             steps=phase.steps,
             learning_rate=phase.learning_rate,
             seed=phase.seed * 1000 + work.rank,
@@ -205,9 +207,16 @@ class Reporter:
     """Called after every step: keeps the history and, when it is time, reports with a checkpoint."""
 
     def __init__(
-        self, phase: Phase, work: Work, run: UPath, position: Position, modules: dict[str, nn.Module]
+        self,
+        phase: Phase,
+        work: Work,
+        run: UPath,
+        position: Position,
+        modules: dict[str, nn.Module],
+        batches: TimedBatches,
     ) -> None:
         self.phase, self.work, self.run, self.position, self.modules = phase, work, run, position, modules
+        self.batches, self.telemetry = batches, Telemetry(run.name, work.job, phase.name, work.rank)
         self.stretches = Stretches(phase.name, phase.steps)
         self.step = position.step if position.phase == phase.name else 0
         self.due = self.step + FIRST_REPORT_STEPS
@@ -223,11 +232,13 @@ class Reporter:
             return
         self.position.phase, self.position.step = self.phase.name, step
         _report(self.work, self.run, self.position, self.modules, state, {"phase": self.phase.name, **logs})
-        self.due = step + self._steps_until_next()
+        self.due = step + self._steps_until_next(logs)
 
-    def _steps_until_next(self) -> int:
-        seconds_per_step = (time.monotonic() - self.since) / max(1, self.step - self.since_step)
-        self.since, self.since_step = time.monotonic(), self.step
+    def _steps_until_next(self, logs: Mapping[str, float]) -> int:
+        passed = max(time.monotonic() - self.since, 1e-6)
+        seconds_per_step = passed / max(1, self.step - self.since_step)
+        self.telemetry.tell(self.step, 1 / seconds_per_step, min(1.0, self.batches.seconds / passed), logs)
+        self.since, self.since_step, self.batches.seconds = time.monotonic(), self.step, 0.0
         wanted = max(1, math.ceil(REPORT_SECONDS / max(seconds_per_step, 1e-6)))
         return wanted if self.work.world_size == 1 else _from_rank_0(wanted, self.work.device)
 

@@ -37,6 +37,9 @@ def test_same_settings_go_on_and_others_are_refused_with_both_values(tmp_path: P
     assert create_run("first", tmp_path, CONFIG).name == "first"
     with pytest.raises(ConfigError, match=r"seed=0.*seed=5"):
         create_run("first", tmp_path, CONFIG | {"seed": 5})
+    create_run("nested", tmp_path, {"config": {"denoiser": {"levels": 1, "groups": 8}}})
+    with pytest.raises(ConfigError, match=r"settings; expected config.denoiser.levels=1; found"):
+        create_run("nested", tmp_path, {"config": {"denoiser": {"levels": 2, "groups": 8}}})
 
 
 @pytest.mark.parametrize("name", ["", "../x", "a/b", ".hidden"])
