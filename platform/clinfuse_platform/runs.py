@@ -19,6 +19,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import time
 import uuid
@@ -107,9 +108,11 @@ def create_run(name: str, storage: str | Path, config: Mapping[str, Any]) -> Run
     Raises:
         ConfigError: not a plain folder name, or a run of that name with other settings (both shown).
     """
-    if not name or any(part in name for part in ("/", "\\", "..")) or name.startswith("."):
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
         raise ConfigError(
-            "not usable as a run's name", expected="letters, digits, '-' and '_'", found=repr(name)
+            "not usable as a run's name",
+            expected="up to 100 of A-Z, a-z, 0-9, '.', '-' and '_', a letter or digit first",
+            found=repr(name),
         )
     run = Run(path=storage_path(storage) / name)
     asked = json.loads(json.dumps(config))

@@ -15,7 +15,7 @@ GAUGES = {
     "clinfuse_train_steps_per_second": "optimiser steps per second since the last report",
     "clinfuse_train_data_wait_share": "share of the time spent waiting for batches, 0 to 1",
     "clinfuse_train_gpu_memory_bytes": "largest GPU memory allocated by this worker",
-    "clinfuse_train_term": "a term of the loss (tag term): loss, simple, segmentation, brain, bone, dice, nsd, hd, …",
+    "clinfuse_train_term": "a term of the loss (tag term): loss, simple, segmentation, brain, bone, dice, nsd, hd",
 }
 
 

@@ -42,7 +42,7 @@ def test_same_settings_go_on_and_others_are_refused_with_both_values(tmp_path: P
         create_run("nested", tmp_path, {"config": {"denoiser": {"levels": 2, "groups": 8}}})
 
 
-@pytest.mark.parametrize("name", ["", "../x", "a/b", ".hidden"])
+@pytest.mark.parametrize("name", ["", "../x", "a/b", ".hidden", "é", "a b"])
 def test_unusable_names_are_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="name"):
         create_run(name, tmp_path, CONFIG)
