@@ -68,7 +68,7 @@ def _summary(comparison: Comparison) -> str:
             f"<li><b>{escape(entry.label)}</b> — {words}<br>{escape(_verdict(entry, comparison.goals))}</li>"
         )
     cautions = "".join(f'<p class="caution">{escape(text)}</p>' for text in comparison.warnings)
-    return f"{cautions}<ul>{''.join(items)}</ul>"
+    return f"<style>{_asset('chooser.css')}</style>{cautions}<ul>{''.join(items)}</ul>"
 
 
 def _verdict(entry: Entry, goals: Sequence[Goal]) -> str:
@@ -143,7 +143,7 @@ def _images(comparison: Comparison, params: Sequence[str]) -> str:
     )
     data = json.dumps(trials).replace("<", "\\u003c")
     return (
-        f"<style>{_asset('chooser.css')}</style>{_sources(comparison)}"
+        f"{_sources(comparison)}"
         "<p>Choose two trials, or click a point of the fronts above (with shift: left pane). The same slices, "
         "patient's right on the left.</p>"
         f'<div class="panes">{panes}</div>'
@@ -201,7 +201,7 @@ def _front_tables(comparison: Comparison, params: Sequence[str]) -> str:
         if len(rows) > ROWS_SHOWN:
             caption += f" (the first {ROWS_SHOWN} of {len(rows)}; all are in the Parquet file)"
         html += table(rows.head(ROWS_SHOWN), caption=caption)
-    return html
+    return f'<div class="trials">{html}</div>'
 
 
 def _parallel(comparison: Comparison, params: Sequence[str]) -> str:

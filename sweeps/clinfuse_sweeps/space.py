@@ -6,14 +6,25 @@ import difflib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from clinfuse.errors import ConfigError
 from clinfuse.presets import RANGES, Preset
 
 JITTER_RANGE_MM = (0.0, 10.0)
-AXIS_RANGES: dict[str, tuple[float, float]] = {**RANGES, "jitter_mm": JITTER_RANGE_MM}
+# values of a training recipe that `sweep-train` searches; jitter.* are amplitudes of the training jitter
+TRAIN_RANGES: dict[str, tuple[float, float]] = {
+    "learning_rate": (1e-6, 1e-1),
+    "roi_weight": (0.0, 10.0),
+    "seam_weight": (0.0, 1000.0),
+    "residual_weight": (0.0, 10.0),
+    "jitter_share": (0.0, 1.0),
+    "jitter.translation_mm": (0.0, 20.0),
+    "jitter.rotation_deg": (0.0, 20.0),
+    "jitter.elastic_mm": (0.0, 5.0),
+}
+AXIS_RANGES: dict[str, tuple[float, float]] = {**RANGES, "jitter_mm": JITTER_RANGE_MM, **TRAIN_RANGES}
 SCALES = ("linear", "log", "int")
 
 # name: (factor below, factor above) of the preset's own value, searched on a log scale
@@ -107,10 +118,12 @@ class Space:
     Attributes:
         base: the preset.
         axes: at least one, names unique.
+        own: present values of axes that are no part of the preset.
     """
 
     base: Preset
     axes: tuple[Axis, ...]
+    own: Mapping[str, float] = field(default_factory=lambda: {"jitter_mm": 0.0})
 
     def __post_init__(self) -> None:
         names = [axis.name for axis in self.axes]
@@ -131,8 +144,8 @@ class Space:
         return {axis.name: axis.distribution() for axis in self.axes}
 
     def origin(self) -> dict[str, float]:
-        """The preset's own position, clipped into the ranges; jitter starts at its lowest amplitude."""
-        own = {**self.base.as_dict(), "jitter_mm": 0.0}
+        """The present position, clipped into the ranges."""
+        own = {**self.base.as_dict(), **self.own}
         return {axis.name: axis.clip(own[axis.name]) for axis in self.axes}
 
     def starts(self) -> list[dict[str, float]]:
@@ -158,7 +171,8 @@ class Space:
 
     def to_json(self) -> str:
         """JSON text that `space_from_json` reads back."""
-        return json.dumps({"base": self.base.as_dict(), "axes": [asdict(a) for a in self.axes]}, indent=1)
+        axes = [asdict(axis) for axis in self.axes]
+        return json.dumps({"base": self.base.as_dict(), "axes": axes, "own": dict(self.own)}, indent=1)
 
 
 def space_from_json(text: str) -> Space:
@@ -169,8 +183,8 @@ def space_from_json(text: str) -> Space:
     """
     try:
         data = json.loads(text)
-        base, axes = data["base"], data["axes"]
-        return Space(base=Preset(**base), axes=tuple(Axis(**axis) for axis in axes))
+        axes = tuple(Axis(**axis) for axis in data["axes"])
+        return Space(base=Preset(**data["base"]), axes=axes, own=data["own"])
     except (ValueError, KeyError, TypeError) as error:
         if isinstance(error, ConfigError):
             raise
@@ -191,8 +205,40 @@ def space_around(preset: Preset, overrides: Mapping[str, Axis | None] | None = N
     """
     axes: dict[str, Axis | None] = {name: _multiples(preset, name) for name in FACTORS}
     axes |= {name: Axis(name=name, low=low, high=high) for name, (low, high) in SPANS.items()}
-    axes |= dict(overrides or {})
+    axes |= _allowed(overrides or {}, {**RANGES, "jitter_mm": JITTER_RANGE_MM})
     return Space(base=preset, axes=tuple(axis for axis in axes.values() if axis is not None))
+
+
+def space_of_training(
+    preset: Preset, own: Mapping[str, float], overrides: Mapping[str, Axis | None] | None = None
+) -> Space:
+    """The space around a training recipe: multiples of its learning rate and λ_roi, spans of its jitter.
+
+    Args:
+        preset: under which the trained models are compared.
+        own: the recipe's values of every name in TRAIN_RANGES.
+        overrides: as in `space_around`.
+    """
+    axes: dict[str, Axis | None] = {}
+    for name, (below, above) in {"learning_rate": (0.1, 5.0), "roi_weight": (0.1, 10.0)}.items():
+        low, high = own[name] * below, min(own[name] * above, TRAIN_RANGES[name][1])
+        axes[name] = Axis(name=name, low=low, high=high, scale="log") if low > 0 else None
+    for name, span in {"jitter_share": (0.0, 1.0), "jitter.translation_mm": (0.0, 4.0)}.items():
+        axes[name] = Axis(name=name, low=span[0], high=span[1])
+    axes |= _allowed(overrides or {}, TRAIN_RANGES)
+    return Space(base=preset, axes=tuple(axis for axis in axes.values() if axis is not None), own=dict(own))
+
+
+def _allowed(
+    overrides: Mapping[str, Axis | None], ranges: Mapping[str, tuple[float, float]]
+) -> dict[str, Axis | None]:
+    for name in overrides:
+        if name not in ranges:
+            near = difflib.get_close_matches(name, ranges, n=3, cutoff=0.3) or sorted(ranges)
+            raise ConfigError(
+                "no such value to search here", expected=f"for example {', '.join(near)}", found=name
+            )
+    return dict(overrides)
 
 
 def _multiples(preset: Preset, name: str) -> Axis:

@@ -1,0 +1,110 @@
+"""What the verbs of this room share: arguments of the search, running a plan, and writing its report."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clinfuse.console import step
+
+if TYPE_CHECKING:
+    from clinfuse.case import Case
+    from clinfuse_sweeps.compare import Comparison, Sweep
+    from clinfuse_sweeps.goals import Limit
+    from clinfuse_sweeps.plan import Plan
+    from clinfuse_sweeps.trainable import EvaluatorRecipe
+
+
+def words(text: str) -> list[str]:
+    """The words of a comma-separated list."""
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def add_search_arguments(parser: argparse.ArgumentParser, ranges: str) -> None:
+    """Arguments that say what is searched, how, and on which cases.
+
+    Args:
+        parser: the verb's.
+        ranges: examples of ranges, for the help text.
+    """
+    search = parser.add_argument_group("search")
+    search.add_argument(
+        "--objectives",
+        type=words,
+        default=["brain_ssim", "bone_ssim"],
+        metavar="A,B",
+        help="two or more metrics (default brain_ssim,bone_ssim)",
+    )
+    search.add_argument(
+        "--limit", action="append", default=[], metavar="M>=X", help="constraint: bone_ssim>=0.6; repeatable"
+    )
+    search.add_argument("--space", action="append", default=[], metavar="NAME=RANGE", help=ranges)
+    search.add_argument("--sampler", default="tpe", help="tpe, nsga2, nsga3, gp, or random (default tpe)")
+    search.add_argument("--seed", type=int, default=0, help="of the search and of the fusion's noise")
+    search.add_argument("--slots", type=int, metavar="N", help="trials at a time (default: as many as fit)")
+    cases = parser.add_argument_group("cases")
+    cases.add_argument("--split", default="val", help="cases of this split (default val)")
+    cases.add_argument("--cases", type=int, metavar="N", help="at most so many cases")
+    cases.add_argument("--slices", type=int, metavar="N", help="a slab of N slices per case (default: all)")
+    cases.add_argument("--steps", type=int, metavar="N", help="sampler steps (default: the model's own)")
+
+
+def parse_limits(texts: Sequence[str]) -> tuple[Limit, ...]:
+    """The constraints of the command line."""
+    from clinfuse_sweeps.goals import parse_limit
+
+    return tuple(parse_limit(text) for text in texts)
+
+
+def conclude(
+    plan: Plan, recipe: EvaluatorRecipe, cases: Sequence[Case], out: Path, *, resume: bool
+) -> dict[str, Any]:
+    """Keep the sources' pictures, run the plan, write the report; the verb's result."""
+    from clinfuse_sweeps.compare import open_sweep
+    from clinfuse_sweeps.pictures import source_strips
+    from clinfuse_sweeps.runner import run_sweep
+
+    pictures = out / "pictures"
+    pictures.mkdir(parents=True, exist_ok=True)
+    for name, png in source_strips(cases).items():
+        (pictures / f"{name}.png").write_bytes(png)
+    names = ", ".join(plan.spaces)
+    with step(f"sweep of {names}: {plan.trials} trials each, {plan.slots} at a time"):
+        result = run_sweep(plan, recipe, out, resume=resume)
+    with step("report"):
+        _, path = write_report([open_sweep(out)], out, title=f"Sweep: {names}")
+    table = result.table
+    return {
+        "result": str(path),
+        "trials": len(table),
+        "completed": int((table["state"] == "complete").sum()),
+        "failed": int((table["state"] == "failed").sum()),
+        "wall_seconds": round(result.wall_seconds, 2),
+        "compute_seconds": round(result.compute_seconds, 2),
+        "wall_ratio": round(result.wall_seconds * plan.slots / max(result.compute_seconds, 1e-9), 3),
+    }
+
+
+def write_report(
+    sweeps: Sequence[Sweep],
+    out: Path,
+    *,
+    title: str,
+    presets: Sequence[str] | None = None,
+    objectives: Sequence[str] | None = None,
+    name: str = "report",
+) -> tuple[Comparison, Path]:
+    """Compare the sweeps; write `<name>.html` and `<name>.png`."""
+    from clinfuse_sweeps.compare import compare
+    from clinfuse_sweeps.figures import fronts_figure, png
+    from clinfuse_sweeps.goals import find_goals
+    from clinfuse_sweeps.report import report
+    from clinfuse_sweeps.trials import write_text
+
+    goals = find_goals(objectives) if objectives else None
+    comparison = compare(sweeps, presets=presets, goals=goals)
+    path = write_text(report(comparison, sweeps, title=title), out / f"{name}.html")
+    (out / f"{name}.png").write_bytes(png(fronts_figure, comparison))
+    return comparison, path

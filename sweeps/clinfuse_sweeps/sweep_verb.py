@@ -1,0 +1,142 @@
+"""`clinfuse sweep`: search preset weights, guidance and jitter around presets, on one model."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clinfuse.console import say, step
+from clinfuse.errors import ConfigError
+from clinfuse.presets import Preset, find_preset, load_presets
+from clinfuse.verbs import Verb
+from clinfuse_sweeps.common import add_search_arguments, conclude, parse_limits, words
+
+if TYPE_CHECKING:
+    from clinfuse.case import Case
+    from clinfuse_sweeps.plan import Plan
+    from clinfuse_sweeps.space import Axis
+
+
+def _arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "model", metavar="MODEL", help="model folder, RUN (its teacher), RUN/student or RUN/ensemble"
+    )
+    parser.add_argument("--data", type=Path, required=True, metavar="D.zarr", help="prepared cases")
+    parser.add_argument(
+        "--presets", type=words, required=True, metavar="A,B", help="presets to search around"
+    )
+    parser.add_argument("--presets-file", type=Path, metavar="F", help="YAML file with presets of your own")
+    parser.add_argument("--trials", type=int, default=40, metavar="N", help="trials per preset (default 40)")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="sweep folder to write")
+    parser.add_argument("--resume", action="store_true", help="go on with the sweep in --out")
+    parser.add_argument("--storage", type=Path, default=Path("runs"), help="where runs are (default ./runs)")
+    add_search_arguments(parser, "eta=0.1..5:log, steps=4..50, kappa=fixed; repeatable")
+    cost = parser.add_argument_group("cost of a trial")
+    cost.add_argument("--members", type=int, metavar="K", help="ensemble members asked (default all)")
+    cost.add_argument("--halving", action="store_true", help="stop a trial once cases seen show it dominated")
+    cost.add_argument("--cpus-per-trial", type=float, default=1.0, metavar="C", help="default 1")
+    cost.add_argument("--gpus-per-trial", type=float, default=0.0, metavar="G", help="may be a fraction")
+
+
+def _presets(names: Sequence[str], file: Path | None) -> dict[str, Preset]:
+    if not names or len(set(names)) != len(names):
+        raise ConfigError(
+            "the presets cannot be used", expected="at least one, none twice", found=",".join(names)
+        )
+    known = load_presets(file)
+    return {name: find_preset(known, name) for name in names}
+
+
+def _run(args: argparse.Namespace) -> dict[str, Any]:
+    from clinfuse_platform.runs import find_model
+
+    from clinfuse_sweeps.fusion_evaluator import FusionRecipe, FusionSettings, check_cases, load_slabs
+
+    presets = _presets(args.presets, args.presets_file)
+    model = find_model(args.model, args.storage)
+    out: Path = args.out.resolve()
+    with step("reading cases"):
+        slabs = load_slabs(args.data, split=args.split, slices=args.slices, limit=args.cases)
+        plan = _plan(args, presets, model, slabs)
+        check_cases(slabs, plan.goals, plan.limits)
+    settings = FusionSettings(
+        model=str(model),
+        spaces=plan.spaces,
+        steps=args.steps,
+        members=args.members,
+        seed=args.seed,
+        threads=max(1, int(args.cpus_per_trial)),
+        device="cuda" if args.gpus_per_trial > 0 else "cpu",
+        pictures=str(out / "pictures"),
+    )
+    return conclude(plan, FusionRecipe(settings, slabs), slabs, out, resume=args.resume)
+
+
+def _plan(args: argparse.Namespace, presets: dict[str, Preset], model: Path, slabs: Sequence[Case]) -> Plan:
+    from clinfuse_sweeps.plan import Plan
+    from clinfuse_sweeps.space import parse_axis, space_around
+
+    overrides = _unguided(model) | dict(parse_axis(text) for text in args.space)
+    return Plan(
+        spaces={name: space_around(preset, overrides) for name, preset in presets.items()},
+        trials=args.trials,
+        objectives=tuple(args.objectives),
+        limits=parse_limits(args.limit),
+        sampler=args.sampler,
+        seed=args.seed,
+        slots=args.slots or _slots(args.cpus_per_trial, args.gpus_per_trial),
+        cpus=args.cpus_per_trial,
+        gpus=args.gpus_per_trial,
+        halving=args.halving,
+        facts=_facts(args, model, slabs),
+    )
+
+
+def _unguided(model: Path) -> dict[str, Axis | None]:
+    """A student takes no guided steps: what only guides it is not searched, and the person is told."""
+    if json.loads((model / "model_index.json").read_text(encoding="utf-8")).get("kind") != "student":
+        return {}
+    say("  a student takes no guided steps: eta, eta_u and kappa are not searched (a teacher's run would)")
+    return {"eta": None, "eta_u": None, "kappa": None}
+
+
+def _facts(args: argparse.Namespace, model: Path, slabs: Sequence[Case]) -> dict[str, Any]:
+    from clinfuse_platform.provenance import data_hash
+
+    card = json.loads((model / "metadata.json").read_text(encoding="utf-8"))
+    return {
+        "model_hash": card.get("model_hash", ""),
+        "data_hash": data_hash(args.data),
+        "cases": [slab.case_id for slab in slabs],
+        "split": args.split,
+        "slices": args.slices,
+        "steps": args.steps,
+        "members": args.members,
+        "simulated": any(bool(slab.attrs.get("simulated")) for slab in slabs),
+    }
+
+
+def _slots(cpus: float, gpus: float) -> int:
+    """Trials that fit at a time: by GPUs if they are asked for, else by CPUs; on one machine its real cores."""
+    import ray
+
+    there = ray.cluster_resources()
+    if gpus > 0:
+        return max(1, int(there.get("GPU", 0) / gpus))
+    count = there.get("CPU", 1.0)
+    if len(ray.nodes()) == 1:  # a local session may count more CPUs than the machine has
+        count = min(count, os.cpu_count() or 1)
+    return max(1, int(count / max(cpus, 0.1)))
+
+
+SWEEP = Verb(
+    name="sweep",
+    help="Search preset weights, guidance and jitter around presets; several objectives at once.",
+    add_arguments=_arguments,
+    run=_run,
+    needs_ray=True,
+)

@@ -1,0 +1,106 @@
+"""A trial of the training-time search: a Ray Train run with its own workers, then its model's scores.
+
+The worker that Tune keeps holds one CPU and waits while the run's training workers work. A run is named by what
+it tries, so a trial that was interrupted goes on from its last checkpoint when it is tried again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from clinfuse.case import Case
+from clinfuse_sweeps.fusion_evaluator import FusionEvaluator, FusionSettings
+from clinfuse_sweeps.space import TRAIN_RANGES
+from clinfuse_sweeps.trainable import Suggestion
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """How a trial trains.
+
+    Attributes:
+        config: the recipe as TrainConfig.to_dict gives it.
+        data, data_hash: the dataset.
+        storage: folder of the trials' runs.
+        workers, gpus, cpus: training workers of one trial, and what each gets.
+        fusion: how the trained model is scored; its `model` is set per trial.
+    """
+
+    config: Mapping[str, Any]
+    data: str
+    data_hash: str
+    storage: str
+    workers: int = 1
+    gpus: float = 0.0
+    cpus: int = 1
+    fusion: FusionSettings
+
+
+@dataclass(frozen=True)
+class TrainRecipe:
+    """Travels to the worker."""
+
+    settings: TrainSettings
+    cases: Sequence[Case]
+
+    def __call__(self) -> TrainEvaluator:
+        """Nothing to load yet: each trial makes its own model."""
+        return TrainEvaluator(self.settings, self.cases)
+
+
+class TrainEvaluator:
+    """Trains before a trial's first case, then scores the model on every case."""
+
+    def __init__(self, settings: TrainSettings, cases: Sequence[Case]) -> None:
+        self.settings, self.slabs = settings, list(cases)
+        self.trained: tuple[Suggestion, FusionEvaluator] | None = None
+
+    @property
+    def cases(self) -> int:
+        """Number of slabs."""
+        return len(self.slabs)
+
+    def score(self, suggestion: Suggestion, case: int) -> dict[str, float]:
+        """Metrics of the trained model on one slab."""
+        return self._model(suggestion).score(suggestion, case)
+
+    def finish(self, suggestion: Suggestion) -> None:
+        """Keep the picture and let go of the model."""
+        self._model(suggestion).finish(suggestion)
+        self.trained = None
+
+    def _model(self, suggestion: Suggestion) -> FusionEvaluator:
+        if self.trained is None or self.trained[0] != suggestion:
+            model = train(self.settings, suggestion)
+            fusion = replace(self.settings.fusion, model=model)
+            self.trained = (suggestion, FusionEvaluator(fusion, self.slabs))
+        return self.trained[1]
+
+
+def changes_of(params: Mapping[str, float]) -> dict[str, float]:
+    """The suggestion's values that belong to the training recipe."""
+    return {name: float(value) for name, value in params.items() if name in TRAIN_RANGES}
+
+
+def run_name(suggestion: Suggestion) -> str:
+    """A run's name that depends on the preset and the values tried alone."""
+    text = json.dumps([suggestion.preset, sorted(changes_of(suggestion.params).items())])
+    return f"{suggestion.preset}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
+
+
+def train(settings: TrainSettings, suggestion: Suggestion) -> str:
+    """Train (or go on training) the suggestion's run; the path of its model folder."""
+    from clinfuse_platform.launch import Workers, launch
+    from clinfuse_platform.runs import create_run
+
+    from clinfuse.training import TrainConfig
+
+    config = TrainConfig.from_dict(settings.config).changed(changes_of(suggestion.params)).to_dict()
+    whole = {"config": config, "data": settings.data, "data_hash": settings.data_hash}
+    run = create_run(run_name(suggestion), settings.storage, {"verb": "sweep-train", **whole})
+    workers = Workers(count=settings.workers, gpus=settings.gpus, cpus=settings.cpus)
+    return str(launch("train", "model", run, whole, workers))
