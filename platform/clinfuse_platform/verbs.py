@@ -115,19 +115,22 @@ def run_calibrate(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def parse_settings(words: list[str]) -> dict[str, Any]:
-    """`--set key=value` words as a dict; values are read as YAML (numbers, lists, true and false).
+    """`--set key=value` words as a dict; values are read as JSON (numbers, lists, true and false), else as text.
 
     Raises:
         ConfigError: a word without '='.
     """
-    import yaml
+    import json
 
-    changes = {}
+    changes: dict[str, Any] = {}
     for word in words:
         key, equals, value = word.partition("=")
         if not equals or not key:
             raise ConfigError("not a setting", expected="--set key=value", found=repr(word))
-        changes[key.strip()] = yaml.safe_load(value)
+        try:
+            changes[key.strip()] = json.loads(value)
+        except ValueError:
+            changes[key.strip()] = value
     return changes
 
 

@@ -1,0 +1,123 @@
+"""Checkpoint content, history, worker counts, student targets: all that training needs short of Ray itself."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from clinfuse_platform.launch import TrainingError, Workers, noted_failure, settings_key
+from clinfuse_platform.phases import Work
+from clinfuse_platform.position import Position, Stretches, load_weights, remove_orphans
+from clinfuse_platform.runs import create_run
+from clinfuse_platform.targets import Targets
+from clinfuse_platform.verbs import parse_settings
+from clinfuse_platform.worker import note_failure
+from clinfuse_prep.reader import ShardReader
+from torch import nn
+
+from clinfuse.errors import ConfigError, InputError
+from clinfuse.pipeline import FusionPipeline
+from clinfuse.training import TrainState, build_denoiser, build_lesion_head, recipe
+
+
+def test_a_checkpoint_gives_back_position_weights_and_optimiser() -> None:
+    done, current = nn.Linear(3, 2), nn.Linear(2, 2)
+    optimizer = torch.optim.AdamW(current.parameters(), lr=0.1)
+    current(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    position = Position(done=["head"], phase="denoiser", step=7, history=[{"phase": "head", "step": 3}])
+    folder = position.save({"head": done}, TrainState(7, current, optimizer))
+    assert Position.load(folder) == position
+    again = nn.Linear(3, 2)
+    load_weights(again, folder, "head")
+    assert torch.equal(again.weight, done.weight)
+    other = nn.Linear(2, 2)
+    state = TrainState(0, other, torch.optim.AdamW(other.parameters(), lr=0.1))
+    state.load(folder / "current")
+    assert state.step == 7 and torch.equal(other.weight, current.weight)
+    assert not [path for path in folder.rglob("*") if path.suffix in (".pt", ".pkl", ".bin")]
+
+
+def test_history_keeps_every_step_of_a_short_phase_and_means_of_a_long_one() -> None:
+    short = Stretches("p", 3)
+    rows = [short.add({"step": s, "loss": float(s)}, last=s == 3) for s in (1, 2, 3)]
+    assert [row["loss"] for row in rows if row] == [1.0, 2.0, 3.0]
+    long = Stretches("p", 1001)
+    made = [long.add({"step": s, "loss": float(s)}, last=s == 1001) for s in range(1, 1002)]
+    kept = [row for row in made if row]
+    assert len(kept) <= 500 and kept[0] == {"phase": "p", "step": 3, "loss": 2.0}
+    assert kept[-1]["step"] == 1001
+
+
+def test_only_unregistered_checkpoints_are_removed(tmp_path: Path) -> None:
+    assert remove_orphans(tmp_path) == 0
+    for name in ("checkpoint_1", "checkpoint_2", "checkpoint_3"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "checkpoint_manager_snapshot.json").write_text(json.dumps({"latest": "checkpoint_2"}))
+    assert remove_orphans(tmp_path) == 2
+    assert [path.name for path in tmp_path.glob("checkpoint_?")] == ["checkpoint_2"]
+
+
+def test_numbers_of_workers() -> None:
+    assert Workers.parse("2", 0, 0).count == 2
+    elastic = Workers.parse("1:4", 1, 3)
+    assert elastic.count == (1, 4) and elastic.most == 4 and elastic.cpus_each == 3
+    for wrong in ("0", "x", "4:1", "1:2:3", ""):
+        with pytest.raises(ConfigError, match="FEWEST:MOST"):
+            Workers.parse(wrong, 0, 0)
+
+
+def test_settings_from_the_command_line_have_types() -> None:
+    found = parse_settings(["crop=[32,32]", "learning_rate=1e-3", "denoiser.head=v", "jitter_share=0"])
+    assert found == {"crop": [32, 32], "learning_rate": 0.001, "denoiser.head": "v", "jitter_share": 0}
+    with pytest.raises(ConfigError, match="key=value"):
+        parse_settings(["crop"])
+
+
+def test_a_job_is_known_by_its_settings() -> None:
+    assert settings_key({"a": 1, "b": (2,)}) == settings_key({"b": [2], "a": 1})
+    assert settings_key({"a": 1}) != settings_key({"a": 2})
+
+
+def test_errors_come_back_from_the_workers_in_their_own_words(tmp_path: Path) -> None:
+    run = create_run("r", tmp_path, {"verb": "train"})
+    assert noted_failure(run, "train") is None
+    note_failure(
+        run.path, "train", InputError("the split is empty", expected="cases", found="none", todo="prep")
+    )
+    error = noted_failure(run, "train")
+    assert isinstance(error, InputError) and error.todo == "prep"
+    note_failure(run.path, "train", FloatingPointError("the loss is not finite"))
+    assert str(noted_failure(run, "train")) == "the loss is not finite"
+    try:
+        raise KeyError("oops")
+    except KeyError as cause:
+        note_failure(run.path, "train", cause)
+    unexpected = noted_failure(run, "train")
+    assert isinstance(unexpected, TrainingError) and "test_positions" in unexpected.__notes__[0]
+
+
+def test_targets_are_made_once_and_depend_on_the_seed(tmp_path: Path, tiny_store: Path) -> None:
+    config = recipe("cpu-debug", crop=(24, 24), batch_size=2, distill_batches=2, teacher_steps=1)
+    teacher = FusionPipeline(
+        members=[build_denoiser(config)], lesion_head=build_lesion_head(config), diffusion=config.diffusion
+    )
+    reader = ShardReader(tiny_store, crop=config.crop, batch_size=2)
+    settings = {"run": str(tmp_path), "config": config.to_dict(), "data_hash": "d"}
+    work = Work(job="distill", settings=settings)
+    made = Targets.of(work, config, teacher, reader)
+    assert made.batches[0]["teacher"].shape == (2, 1, 24, 24)
+    assert made.batches[0]["vector"].shape == (2, 6)
+    assert not torch.equal(made.batches[0]["vector"], made.batches[1]["vector"])
+    assert float(made.batches[0]["teacher"].min()) >= 0 and float(made.batches[0]["teacher"].max()) <= 1
+    (file,) = (tmp_path / "targets").iterdir()
+    stamp = file.stat().st_mtime_ns
+    again = Targets.of(work, config, teacher, reader)
+    assert file.stat().st_mtime_ns == stamp
+    for first, second in zip(made.batches, again.batches, strict=True):
+        assert all(torch.equal(first[key], second[key]) for key in first)
+    Targets.of(work, config.changed({"seed": 1}), teacher, reader)
+    assert len(list((tmp_path / "targets").iterdir())) == 2
+    assert made.batch(5) is made.batches[1]
