@@ -45,7 +45,8 @@ COMMANDS = {
     "ensemble": "clinfuse ensemble {run} --members {members} --workers 2",
     "calibrate": "clinfuse calibrate {ensemble} --data {store}",
     "evaluate": "clinfuse evaluate {ensemble} {baselines} --data {store} --out {table}",
-    "sweep": "clinfuse sweep {ensemble} --data {store} --presets {presets} --trials {trials} --out {sweep}",
+    "sweep": "clinfuse sweep {run} --data {store} --presets {presets} --trials {trials} --steps 6 --slices 6 "
+    "--out {sweep}",
     "pareto": "clinfuse pareto {sweep} --presets {presets} --out {fronts}",
 }
 

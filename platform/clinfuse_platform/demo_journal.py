@@ -14,7 +14,7 @@ from typing import Any
 from clinfuse import RESEARCH_USE, __version__
 from clinfuse.console import say
 from clinfuse.errors import ConfigError
-from clinfuse_platform.memory import MemorySampler, tree_cpu_seconds
+from clinfuse_platform.memory import MemorySampler
 
 NAME = "demo.json"
 
@@ -93,10 +93,11 @@ class Journal:
         say(f"[bold]{title}[/bold]")
         for line in command.splitlines():
             say(f"  $ {line}")
-        start, since, used = time.monotonic(), memory.now, tree_cpu_seconds()
+        memory.sample()
+        start, since, used = time.monotonic(), memory.now, memory.cpu_seconds
         result = jsonable(work())
         memory.sample()
-        seconds, used = time.monotonic() - start, tree_cpu_seconds() - used
+        seconds, used = time.monotonic() - start, memory.cpu_seconds - used
         peak = memory.peak(since)
         say(f"  {seconds:.1f} s ({used:.1f} s of processor time), at most {peak:.2f} GB")
         self.memory.extend((self.seconds + at - since, gb) for at, gb in memory.samples if at >= since)

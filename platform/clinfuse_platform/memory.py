@@ -12,15 +12,20 @@ import psutil
 GIGABYTE = 1e9
 
 
+def tree(root: int | None = None) -> list[psutil.Process]:
+    """A process (default this one) and all its descendants now."""
+    process = psutil.Process(os.getpid() if root is None else root)
+    return [process, *process.children(recursive=True)]
+
+
 def tree_bytes(root: int | None = None) -> int:
     """Memory in use by a process and its descendants now, in bytes.
 
     The sum of proportional set sizes (PSS: a page shared by n processes counts 1/n for each), which is what the
     job takes from the machine. Where the system does not tell PSS, the unique set size is summed instead.
     """
-    process = psutil.Process(os.getpid() if root is None else root)
     total = 0
-    for member in [process, *process.children(recursive=True)]:
+    for member in tree(root):
         try:
             info = member.memory_full_info()
         except psutil.Error:  # ended meanwhile, or not ours
@@ -29,21 +34,8 @@ def tree_bytes(root: int | None = None) -> int:
     return total
 
 
-def tree_cpu_seconds(root: int | None = None) -> float:
-    """Processor time used so far by a process and its descendants, those that ended included, in seconds."""
-    process = psutil.Process(os.getpid() if root is None else root)
-    total = 0.0
-    for member in [process, *process.children(recursive=True)]:
-        try:
-            times = member.cpu_times()
-        except psutil.Error:
-            continue
-        total += times.user + times.system + times.children_user + times.children_system
-    return total
-
-
 class MemorySampler:
-    """Samples `tree_bytes` every `interval` seconds while it is entered.
+    """Samples `tree_bytes` and processor times every `interval` seconds while it is entered.
 
     Attributes:
         samples: (seconds since entering, gigabytes) in order.
@@ -55,6 +47,7 @@ class MemorySampler:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="memory-sampler", daemon=True)
         self._start = 0.0
+        self._cpu: dict[tuple[int, float], float] = {}
 
     def __enter__(self) -> MemorySampler:
         self._start = time.monotonic()
@@ -75,6 +68,17 @@ class MemorySampler:
     def sample(self) -> None:
         """Take one sample now."""
         self.samples.append((self.now, tree_bytes() / GIGABYTE))
+        for member in tree():
+            try:
+                times = member.cpu_times()
+                self._cpu[member.pid, member.create_time()] = times.user + times.system
+            except psutil.Error:
+                continue
+
+    @property
+    def cpu_seconds(self) -> float:
+        """Processor time of all processes seen so far, those that ended included (up to their last sample)."""
+        return sum(self._cpu.values())
 
     def _run(self) -> None:
         self.sample()
