@@ -114,8 +114,8 @@ def test_masks_are_binary_disjoint_and_of_plausible_size(kind: str) -> None:
     voxel_ml = float(np.prod(p.grid.spacing)) / 1000
     for mask in (p.brain, p.bone, p.lesion):
         assert mask.dtype == np.uint8 and set(np.unique(mask)) <= {0, 1}
-    assert 1100 < p.brain.sum() * voxel_ml < 2100
-    assert 300 < p.bone.sum() * voxel_ml < 900
+    assert 1000 < p.brain.sum() * voxel_ml < 2000
+    assert 280 < p.bone.sum() * voxel_ml < 900
     assert not (p.brain & p.bone).any()
     assert (p.lesion.sum() > 0) == (kind != "none")
     if kind != "none":

@@ -27,8 +27,8 @@ def rotation(degrees: tuple[float, float, float]) -> NDArray[np.float64]:
 
 def draw_subject(rng: np.random.Generator) -> dict[str, Any]:
     """Size and pose of one subject: scales (z, y, x), pitch, roll, yaw in degrees, offset (z, y, x) in mm."""
-    overall = rng.uniform(0.93, 1.0)
-    scale = np.clip(overall * rng.uniform(0.965, 1.035, 3), 0.90, 1.01)
+    overall = rng.uniform(0.90, 0.965)
+    scale = np.clip(overall * rng.uniform(0.965, 1.035, 3), 0.87, 0.99)
     pose = (rng.uniform(-7, 5), rng.uniform(-3, 3), rng.uniform(-4, 4))
     return {
         "scale": [round(float(s), 5) for s in scale],

@@ -174,7 +174,7 @@ def _paint(
     canvas = Canvas(contrast=contrast, shape=grid.shape)
     paint_head(head, canvas, rng["texture"])
     mask, affected = lesion.paint(head, canvas)
-    brain = (head.fields["brain"] <= 0.6) & (head.fields["cavity"] <= 0)
+    brain = (head.fields["brain"] <= 0.3) & (head.fields["cavity"] <= 0)
     if lesion.within_brain:
         brain |= (mask > 0) & (head.fields["cavity"] <= 0)
     else:
