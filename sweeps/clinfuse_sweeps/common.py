@@ -41,7 +41,9 @@ def add_search_arguments(parser: argparse.ArgumentParser, ranges: str) -> None:
         "--limit", action="append", default=[], metavar="M>=X", help="constraint: bone_ssim>=0.6; repeatable"
     )
     search.add_argument("--space", action="append", default=[], metavar="NAME=RANGE", help=ranges)
-    search.add_argument("--sampler", default="tpe", help="tpe, nsga2, nsga3, gp, or random (default tpe)")
+    search.add_argument(
+        "--sampler", default="auto", help="auto (default), gp, tpe, nsga2, nsga3, or random as baseline"
+    )
     search.add_argument("--seed", type=int, default=0, help="of the search and of the fusion's noise")
     search.add_argument("--slots", type=int, metavar="N", help="trials at a time (default: as many as fit)")
     cases = parser.add_argument_group("cases")

@@ -15,7 +15,7 @@ from clinfuse_sweeps.space import Space, space_from_json
 from clinfuse_sweeps.trials import write_text
 
 FORMAT = 1
-SAMPLERS = ("tpe", "nsga2", "nsga3", "gp", "random")
+SAMPLERS = ("auto", "gp", "tpe", "nsga2", "nsga3", "random")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ class Plan:
     trials: int
     objectives: tuple[str, ...] = DEFAULT_OBJECTIVES
     limits: tuple[Limit, ...] = ()
-    sampler: str = "tpe"
+    sampler: str = "auto"
     seed: int = 0
     slots: int = 1
     cpus: float = 1.0

@@ -46,6 +46,7 @@ def finished(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Swe
     plan = Plan(
         spaces=SPACES,
         trials=PER_PRESET,
+        sampler="tpe",
         slots=2,
         limits=(Limit(metric="brain_ssim", sense=">=", bound=0.2),),
         facts={"cases": ["a"], "model_hash": "0"},
@@ -136,7 +137,7 @@ from clinfuse_sweeps.space import space_around
 
 spaces = {name: space_around(load_presets()[name]) for name in ("balanced", "bone_tumor")}
 with session():
-    run_sweep(Plan(spaces=spaces, trials=8, slots=2), Zdt1(spaces, seconds=0.3), Path(sys.argv[1]))
+    run_sweep(Plan(spaces=spaces, trials=8, slots=2, sampler="tpe"), Zdt1(spaces, seconds=0.3), Path(sys.argv[1]))
 """
 
 
@@ -161,7 +162,7 @@ def test_killed_driver_loses_no_finished_trial_and_repeats_none(ray_session: Non
         if t.state.name == "COMPLETE"
     }
     assert len(before) >= 3
-    plan = Plan(spaces=SPACES, trials=PER_PRESET, slots=2)
+    plan = Plan(spaces=SPACES, trials=PER_PRESET, slots=2, sampler="tpe")
     result = run_sweep(plan, Zdt1(SPACES), folder, resume=True)
     done = result.table[result.table["state"] == "complete"]
     assert done.groupby("preset").size().to_dict() == dict.fromkeys(SPACES, PER_PRESET)
