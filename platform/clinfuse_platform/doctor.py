@@ -52,8 +52,14 @@ class Check:
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Examine this machine; `lost` counts what is needed and broken."""
     checks = [check_python(), *map(check_package, PACKAGES), *check_optional(), check_devices()]
-    checks += [check_disk(Path(arguments.storage)), *check_verbs()]
-    if not arguments.quick:
+    if "://" not in arguments.storage:
+        checks.append(check_disk(Path(arguments.storage)))
+    checks += check_verbs()
+    if arguments.cluster:
+        from clinfuse_platform.doctor_cluster import check_cluster
+
+        checks += check_cluster(arguments.address, arguments.storage)
+    elif not arguments.quick:
         checks.append(check_ray())
     show(checks)
     broken = sum(check.status == "broken" for check in checks)
@@ -189,6 +195,7 @@ def show(checks: list[Check]) -> None:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `clinfuse doctor`."""
     parser.add_argument("--storage", default="runs", metavar="DIR", help="where runs will be kept")
+    parser.add_argument("--cluster", action="store_true", help="examine every node of the cluster")
     parser.add_argument("--quick", action="store_true", help="do not start a Ray session")
 
 
