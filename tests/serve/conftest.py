@@ -25,14 +25,19 @@ Pair = dict[str, Path]
 
 @pytest.fixture(scope="session")
 def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model folder: three freshly initialised student members and a lesion head of the smallest recipe."""
+    """A model folder: three student members with random weights and a lesion head, of the smallest recipe."""
     from clinfuse.pipeline import FusionPipeline
     from clinfuse.training import build_denoiser, build_lesion_head, recipe
 
     torch.set_num_threads(1)
     config = recipe("cpu-debug")
+    generator = torch.Generator().manual_seed(1)
+    members = [build_denoiser(config, member) for member in range(3)]
+    with torch.no_grad():
+        for weights in (w for member in members for w in member.parameters()):
+            weights.add_(torch.randn(weights.shape, generator=generator), alpha=0.03)
     pipeline = FusionPipeline(
-        members=[build_denoiser(config, member) for member in range(3)],
+        members=members,
         lesion_head=build_lesion_head(config),
         diffusion=config.diffusion,
         kind="student",

@@ -7,7 +7,7 @@ const GREEK = [["alpha", "α brain like MRI"], ["beta", "β bone like CT"], ["ga
   ["lambda_dice", "λ₁ Dice"], ["lambda_nsd", "λ₂ surface"], ["lambda_hd", "λ₃ HD95"], ["tau_mm", "τ tolerance, mm"],
   ["eta", "η ROI guidance"], ["eta_u", "η_u uncertainty guidance"], ["kappa", "κ modulation"]];
 const ROLES = ["anatomy", "companion", "brain", "bone", "lesion"];
-const state = { presets: [], volumes: {}, cross: [0, 0, 0], token: null, source: null, info: null, abort: null, timer: 0 };
+const state = { presets: [], volumes: {}, cross: [0, 0, 0], token: null, source: null, info: null, abort: null, timer: 0, busy: false };
 
 function say(text, kind = "") {
   $("status").textContent = text;
@@ -66,17 +66,20 @@ async function fuse(source) {
   const { signal } = state.abort;
   const started = performance.now();
   say("Fusing …", "busy");
+  state.busy = true;
   try {
     const reply = await post({ inputs: !state.token, compress: false, format: "nifti" }, signal);
     const buffer = await reply.arrayBuffer();
     if (signal.aborted) return;
     receive(reply, buffer);
+    state.busy = false;
     const seconds = ((performance.now() - started) / 1000).toFixed(2);
     const members = reply.headers.get("X-Clinfuse-Members").replace("/", " of ");
     const degraded = reply.headers.get("X-Clinfuse-Degraded") === "true";
     say(`Fused in ${seconds} s with preset ${state.info.preset}; ${members} members answered${degraded ? ": degraded, doubt more" : ""}; seed ${state.info.seed}.`, degraded ? "warn" : "");
   } catch (error) {
     if (error.name === "AbortError") return;
+    state.busy = false;
     say(error.message, "bad");
     if (error.status === 429) state.timer = setTimeout(() => fuse(), 1000 * (error.retryAfter || 1));
   }

@@ -1,0 +1,176 @@
+"""The service on real Ray Serve: equal to the pipeline, degraded when a member dies, hot presets, clean end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import nibabel as nib
+import numpy as np
+import psutil
+import pytest
+from clinfuse_serve.client import Client, FusedReply
+from clinfuse_serve.deploy import ServeHandle, start
+from clinfuse_serve.limits import Limits
+
+from clinfuse.errors import ClinfuseError, ConfigError
+from clinfuse.presets import Preset
+
+pytestmark = pytest.mark.ray
+TOKEN = "a-token-of-20-letters"
+Pair = dict[str, Path]
+
+
+@pytest.fixture(scope="module")
+def service(model_dir: Path) -> Iterator[ServeHandle]:
+    """Three members, two aggregators, a token, a queue of two per aggregator, bodies of 4 MiB at most."""
+    from clinfuse_platform.session import session
+
+    with (
+        session(),
+        start(model_dir, port=0, token=TOKEN, limits=Limits(queue=2, body_bytes=4 << 20)) as handle,
+    ):
+        yield handle
+
+
+@pytest.fixture
+def client(service: ServeHandle) -> Iterator[Client]:
+    """A patient client with the token."""
+    with Client(service.url, TOKEN, retries=20) as made:
+        yield made
+
+
+def fuse(client: Client, pair: Pair, **params: Any) -> FusedReply:
+    masks = {roi: pair[roi] for roi in ("brain", "bone", "lesion")}
+    return client.fuse(pair["anatomy"], pair["companion"], masks=masks, **params)
+
+
+def processes(deployment: str) -> list[psutil.Process]:
+    """Replica processes of a deployment of this test's own Ray."""
+    title = f"ray::ServeReplica:clinfuse:{deployment}"
+    return [
+        p for p in psutil.Process().children(recursive=True) if p.cmdline()[:1] and title in p.cmdline()[0]
+    ]
+
+
+def test_start_refuses_before_anything_runs(model_dir: Path) -> None:
+    with pytest.raises(ConfigError, match="open to the network"):
+        start(model_dir, host="0.0.0.0")
+    with pytest.raises(ClinfuseError, match="Ray is not running"):
+        start(model_dir)
+
+
+def test_served_equals_the_pipeline(
+    client: Client, nifti_pair: Pair, model_dir: Path, tmp_path: Path
+) -> None:
+    from clinfuse_prep.geometry import to_source_grid
+    from clinfuse_prep.prepare import prepare_pair
+
+    from clinfuse.pipeline import FusionPipeline
+
+    options: dict[str, Any] = {"preset": "skull_base", "seed": 11, "samples": 2, "jitters": 1}
+    reply = fuse(client, nifti_pair, **options)
+    assert (reply.members_used, reply.members_asked, reply.degraded) == (3, 3, False)
+    pair = dict(nifti_pair)
+    case = prepare_pair(pair.pop("anatomy"), pair.pop("companion"), **pair)
+    result = FusionPipeline.from_pretrained(model_dir)(case, **options)
+    paths = reply.write(tmp_path)
+    for key in ("fused", "uncertainty"):
+        image = nib.load(paths[reply.info["Files"][key]])
+        expected, affine = to_source_grid(getattr(result, key), case)
+        np.testing.assert_allclose(np.asarray(image.dataobj), expected, atol=1e-5)
+        np.testing.assert_allclose(image.affine, affine, atol=1e-5)
+    volatile = {"case_id"}
+    for key in set(result.info) - volatile:
+        assert reply.info[key] == json.loads(json.dumps(result.info[key])), key
+
+
+def test_the_proxy_passes_refusals_on(service: ServeHandle, nifti_pair: Pair) -> None:
+    assert httpx.get(f"{service.url}/v1/presets", trust_env=False).status_code == 401
+    headers = {"Authorization": f"Bearer {TOKEN}"}
+    big = httpx.post(
+        f"{service.url}/v1/fuse", files={"anatomy": bytes(6 << 20)}, headers=headers, trust_env=False
+    )
+    assert big.status_code == 413 and big.headers["content-type"] == "application/problem+json"
+    wrong = httpx.post(f"{service.url}/v1/fuse", data={"params": "{"}, headers=headers, trust_env=False)
+    assert wrong.status_code == 422 and wrong.json()["expected"]
+
+
+def test_a_full_queue_answers_429_and_the_client_waits(client: Client, nifti_pair: Pair) -> None:
+    statuses: list[int] = []
+    headers = {"Authorization": f"Bearer {TOKEN}"}
+    files = {role: path.read_bytes() for role, path in nifti_pair.items()}
+
+    def rude() -> None:
+        form = {"params": json.dumps({"samples": 8, "output": "json"})}
+        reply = httpx.post(
+            f"{client.url}/v1/fuse", data=form, files=files, headers=headers, timeout=120, trust_env=False
+        )
+        statuses.append(reply.status_code)
+
+    threads = [threading.Thread(target=rude) for _ in range(10)]
+    for thread in threads:
+        thread.start()
+    polite = fuse(client, nifti_pair, seed=5)
+    for thread in threads:
+        thread.join()
+    assert set(statuses) == {200, 429} and polite.members_used == 3
+
+
+def test_presets_change_on_every_replica(client: Client, nifti_pair: Pair) -> None:
+    client.put_preset(Preset(name="ours", description="A test.", beta=7.0))
+    for _ in range(8):
+        assert next(row for row in client.presets() if row.name == "ours").model_dump()["beta"] == 7.0
+    assert fuse(client, nifti_pair, preset="ours").info["weights"]["beta"] == 7.0
+
+
+def test_metrics_add_up_over_replicas(client: Client, nifti_pair: Pair) -> None:
+    def done() -> float:
+        rows = [line for line in client.metrics().splitlines() if line.startswith("clinfuse_seconds_count")]
+        return float(next(line for line in rows if '"fuse"' in line).rsplit(" ", 1)[1])
+
+    fuse(client, nifti_pair)
+    before = done()
+    for seed in range(4):
+        fuse(client, nifti_pair, seed=seed)
+    assert done() == before + 4
+
+
+def test_a_dead_member_degrades_the_reply_and_comes_back(client: Client, nifti_pair: Pair) -> None:
+    whole = fuse(client, nifti_pair, seed=2)
+    victim = processes("Member1")
+    assert len(victim) == 1
+    os.kill(victim[0].pid, signal.SIGKILL)
+    begun = time.monotonic()
+    reply = fuse(client, nifti_pair, seed=2)
+    seconds = time.monotonic() - begun
+    assert reply.degraded and reply.members_used == 2 and reply.info["members"] == [0, 2]
+    assert reply.info["degraded"] is True and seconds < 30
+    deadline = time.monotonic() + 180
+    while fuse(client, nifti_pair, seed=2).degraded:
+        assert time.monotonic() < deadline, "the member did not come back"
+        time.sleep(0.5)
+    again = fuse(client, nifti_pair, seed=2)
+    name = whole.info["Files"]["fused"]
+    assert again.members_used == 3 and again.files[name] == whole.files[name]
+
+
+def test_a_dead_aggregator_loses_no_request_and_its_successor_knows_the_presets(
+    client: Client, nifti_pair: Pair
+) -> None:
+    client.put_preset(Preset(name="kept", beta=6.0))
+    os.kill(processes("Aggregator")[0].pid, signal.SIGKILL)
+    for seed in range(6):
+        assert fuse(client, nifti_pair, seed=seed, preset="kept").members_used == 3
+    deadline = time.monotonic() + 120
+    while len(processes("Aggregator")) < 2 and time.monotonic() < deadline:
+        time.sleep(0.5)
+    for _ in range(8):
+        assert "kept" in {row.name for row in client.presets()}
