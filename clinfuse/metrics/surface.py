@@ -20,15 +20,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import distance_transform_edt
-from scipy.spatial import cKDTree
 
 from clinfuse.errors import InputError
 from clinfuse.metrics.checks import BoolArray, as_mask, as_spacing, positive, same_shape
+from clinfuse.metrics.nearest import nearest_mm
 
 Floats = NDArray[np.float64]
-# One query of the tree costs about as much as the distance transform spends on this many voxels.
-VOXELS_PER_QUERY = 12
+# distances are exact to single precision; a distance that equals the tolerance must count as within
+ROUNDING = 1e-5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +54,9 @@ class SurfaceDistances:
         Reference: Nikolov et al. 2018, arXiv 1809.04430, surface Dice at tolerance.
         """
         positive("tolerance_mm", tolerance_mm)
-        near = float(self.reference_area[self.reference_mm <= tolerance_mm].sum())
-        near += float(self.predicted_area[self.predicted_mm <= tolerance_mm].sum())
+        limit = tolerance_mm * (1 + ROUNDING)
+        near = float(self.reference_area[self.reference_mm <= limit].sum())
+        near += float(self.predicted_area[self.predicted_mm <= limit].sum())
         return near / float(self.reference_area.sum() + self.predicted_area.sum())
 
     def hausdorff(self, percent: float = 95.0) -> float:
@@ -105,19 +105,12 @@ def distances_in_box(a: BoolArray, b: BoolArray, spacing: tuple[float, ...]) -> 
     """`surface_distances` of checked, non-empty masks already cropped to their union."""
     codes_a, codes_b = _neighbour_codes(a), _neighbour_codes(b)
     areas = _code_areas(spacing)
-    on_a, on_b = areas[codes_a] > 0, areas[codes_b] > 0
-    points_a, points_b = np.argwhere(on_a), np.argwhere(on_b)
-    if (len(points_a) + len(points_b)) * VOXELS_PER_QUERY < on_a.size:
-        to_b = _nearest(points_a, points_b, on_b, spacing)
-        to_a = _nearest(points_b, points_a, on_a, spacing)
-    else:
-        to_b = distance_transform_edt(~on_b, sampling=spacing)[on_a]
-        to_a = distance_transform_edt(~on_a, sampling=spacing)[on_b]
+    at_a, at_b = _on_surface(codes_a), _on_surface(codes_b)
     return SurfaceDistances(
-        reference_mm=to_b,
-        predicted_mm=to_a,
-        reference_area=areas[codes_a[on_a]],
-        predicted_area=areas[codes_b[on_b]],
+        reference_mm=nearest_mm(at_a, at_b, codes_a.shape, spacing),
+        predicted_mm=nearest_mm(at_b, at_a, codes_a.shape, spacing),
+        reference_area=areas[codes_a.reshape(-1)[at_a]],
+        predicted_area=areas[codes_b.reshape(-1)[at_b]],
     )
 
 
@@ -139,24 +132,19 @@ def _weighted_percentile(values: Floats, weights: Floats, percent: float) -> flo
     return float(values[order[min(index, len(values) - 1)]])
 
 
-def _nearest(points: NDArray[Any], targets: NDArray[Any], on_target: BoolArray, spacing: Any) -> Floats:
-    """Distance in mm of each grid point to the nearest target; points that are targets need no search."""
-    distances = np.zeros(len(points))
-    away = ~on_target[tuple(points.T)]
-    if away.any():
-        tree = cKDTree(targets * np.asarray(spacing), leafsize=32, balanced_tree=False, compact_nodes=False)
-        distances[away] = tree.query(points[away] * np.asarray(spacing))[0]
-    return distances
+def _on_surface(codes: NDArray[np.uint8]) -> NDArray[np.intp]:
+    """Flat indices of the neighbourhoods that hold both values: neither code 0 nor all bits set."""
+    highest = np.uint8(2 ** (2**codes.ndim) - 1)
+    return np.flatnonzero((codes - np.uint8(1)).reshape(-1) < highest - np.uint8(1))
 
 
 def _neighbour_codes(mask: BoolArray) -> NDArray[np.uint8]:
     """Each 2×2(×2) neighbourhood's values as bits, the first corner highest; one longer than the mask per axis."""
-    padded = np.pad(mask, 1).view(np.uint8)
-    codes = np.zeros([n + 1 for n in mask.shape], np.uint8)
-    corners = np.ndindex(*(2,) * mask.ndim)
-    for corner in corners:
-        np.left_shift(codes, 1, out=codes)
-        codes |= padded[tuple(slice(c, c + n + 1) for c, n in zip(corner, mask.shape, strict=True))]
+    codes = np.pad(mask, 1).view(np.uint8)
+    for axis, bits in zip(reversed(range(mask.ndim)), (1, 2, 4), strict=False):
+        before, after = [slice(None)] * mask.ndim, [slice(None)] * mask.ndim
+        before[axis], after[axis] = slice(None, -1), slice(1, None)
+        codes = (codes[tuple(before)] << np.uint8(bits)) | codes[tuple(after)]
     return codes
 
 
