@@ -10,6 +10,7 @@ Reference: Zitzler, Deb, Thiele 2000.
 from __future__ import annotations
 
 import math
+import os
 import random
 import time
 from collections.abc import Mapping
@@ -33,6 +34,7 @@ class Zdt1:
         seconds: pretended work per case.
         noise: spread of the metrics over cases (fixed per case), plus half of it per trial and case.
         failing: trial numbers that raise.
+        killing: trial ids ("balanced-0004") that take their worker down.
     """
 
     spaces: Mapping[str, Space]
@@ -40,6 +42,7 @@ class Zdt1:
     seconds: float = 0.0
     noise: float = 0.0
     failing: frozenset[int] = field(default_factory=frozenset)
+    killing: frozenset[str] = field(default_factory=frozenset)
 
     def __call__(self) -> Zdt1:
         """As a recipe: itself."""
@@ -49,6 +52,8 @@ class Zdt1:
         """1 − f₁ and 1 − f₂ of the suggestion; the case does not matter."""
         if self.seconds:
             time.sleep(self.seconds)
+        if f"{suggestion.preset}-{suggestion.number:04d}" in self.killing:
+            os._exit(1)
         if suggestion.number in self.failing:
             raise InputError("this trial is meant to fail")
         space = self.spaces[suggestion.preset]

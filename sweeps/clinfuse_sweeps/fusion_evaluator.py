@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -74,7 +75,10 @@ class FusionEvaluator:
         from clinfuse.pipeline import FusionPipeline
 
         torch.set_num_threads(settings.threads)
-        self.settings, self.slabs = settings, list(cases)
+        self.settings, self.slabs = (
+            settings,
+            deepcopy(list(cases)),
+        )  # arrays from the object store are read-only
         self.pipeline = FusionPipeline.from_pretrained(settings.model, device=settings.device)
         self.shown: dict[int, FloatArray] = {}
 

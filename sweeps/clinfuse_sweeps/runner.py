@@ -204,6 +204,7 @@ class _Progress:
         shown = " ".join(f"{name} {metrics[name]:.3f}" for name in self.plan.objectives if name in metrics)
         state = record.get("state", "failed")
         what = shown if state == "complete" else f"{state}: {record.get('error', '')}"
-        left = (time.monotonic() - self.start) / self.done * (self.total - self.done)
+        pace = (self.last - self.first) / (self.done - 1) if self.done > self.plan.slots else None
+        left = "" if pace is None else f", {pace * (self.total - self.done):.0f} s left"
         lost = f" ({self.failed} failed)" if self.failed else ""
-        return f"  {self.done}/{self.total}{lost} {config['preset']}: {what}, {left:.0f} s left"
+        return f"  {self.done}/{self.total}{lost} {config['preset']}: {what}{left}"
