@@ -143,13 +143,13 @@ def cpu_small() -> TrainConfig:
     return TrainConfig(
         recipe="cpu-small",
         batch_size=8,
-        crop=(96, 96),
-        lesion_steps=160,
-        denoiser_steps=200,
-        member_steps=80,
-        distill_iterations=80,
-        distill_batches=5,
-        teacher_steps=12,
+        crop=(64, 64),
+        lesion_steps=120,
+        denoiser_steps=160,
+        member_steps=90,
+        distill_iterations=50,
+        distill_batches=8,
+        teacher_steps=6,
         denoiser=DenoiserConfig(channels=(16, 32, 48)),
     )
 
