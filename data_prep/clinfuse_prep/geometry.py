@@ -105,9 +105,8 @@ def resample(
     flip = np.eye(4)[[2, 1, 0, 3]]
     zyx = flip @ xyz @ flip
     out = np.empty(target.shape, source.dtype)
-    ndimage.affine_transform(
-        source, zyx[:3, :3], zyx[:3, 3], target.shape, out, order=order, mode="constant", cval=fill
-    )
+    matrix, offset = zyx[:3, :3], zyx[:3, 3]
+    ndimage.affine_transform(source, matrix, offset, output=out, order=order, mode="constant", cval=fill)
     return out
 
 

@@ -51,9 +51,14 @@ def prepare_case(
         Finding(case=case_id, severity=s, problem=p, expected=e, found=f, todo=t)
         for s, p, e, f, t in source.notes
     ]
-    return run_steps(
-        Task(images=images, modalities=source.modalities, config=config, case=case_id), attrs, notes
+    task = Task(
+        images=images,
+        modalities=source.modalities,
+        config=config,
+        case=case_id,
+        simulated=source.simulated,
     )
+    return run_steps(task, attrs, notes)
 
 
 def prepare_pair(

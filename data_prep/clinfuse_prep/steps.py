@@ -38,12 +38,14 @@ class Prepared:
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What the steps work on: images by role, their modalities, the choices, and the case's pseudonym."""
+    """What the steps work on: images by role, their modalities, the choices, the case's pseudonym, and whether
+    the companion is simulated (then it shows no head holder)."""
 
     images: Mapping[str, RawImage]
     modalities: tuple[str, str]
     config: PrepConfig
     case: str
+    simulated: bool = False
 
     @property
     def ct(self) -> bool:
@@ -133,7 +135,7 @@ def _align(task: Task) -> tuple[dict[str, FloatArray], dict[str, Any], list[Find
         if role not in task.images:
             continue
         image = task.images[role]
-        volume = _without_holder(image) if task.ct else image.volume
+        volume = _without_holder(image) if task.ct and not task.simulated else image.volume
         if role == "companion" and task.config.register != "none":
             from clinfuse_prep.registration import register
 

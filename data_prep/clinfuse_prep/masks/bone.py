@@ -1,15 +1,17 @@
-"""Bone from CT: a threshold in HU, or the saturated plateau of an 8-bit picture of unknown window."""
+"""Bone from CT: a HU threshold with its rim at half height, or the white plateau of an 8-bit picture."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 from skimage.filters import threshold_multiotsu
 
 from clinfuse_prep.masks.head import head_ct
-from clinfuse_prep.masks.morphology import Mask, Spacing, closed, dilate, drop_small
+from clinfuse_prep.masks.morphology import Mask, Spacing, closed, dilate, drop_small, erode
 
 BONE_HU = 250.0
+SOFT_TISSUE_HU, RIM_MM = 40.0, 2.0
 PLATEAU_SHARE = 0.04
 LEAST_BONE_ML = 0.5
 
@@ -44,5 +46,23 @@ def bone_from_ct(
     head = head_ct(volume, spacing_mm, grey8=grey8) if head is None else head
     threshold = bone_threshold(volume, head, grey8=grey8)
     bright = (volume >= threshold) & dilate(head, 1.5, spacing_mm)
+    if not grey8:
+        bright = at_half_height(volume, bright, spacing_mm)
     bone = drop_small(closed(bright, 1.5, spacing_mm), LEAST_BONE_ML, spacing_mm)
     return bone, f"ct-{'plateau' if grey8 else 'hu'}>={threshold:g}"
+
+
+def at_half_height(volume: NDArray[np.float32], bright: Mask, spacing_mm: Spacing) -> Mask:
+    """Bone's outline put where the CT has fallen to half between bone beside it and soft tissue (40 HU).
+
+    A fixed threshold counts the blurred rim of dense bone as bone and makes every skull too thick; raising it loses
+    thin walls. So a voxel at the rim stays only if it reaches half of its neighbourhood's peak; diploë, which lies
+    inside, always stays.
+
+    Args:
+        volume: (D, H, W) HU. bright: (D, H, W), what reaches the threshold.
+    """
+    size = [2 * round(RIM_MM / s) + 1 for s in spacing_mm]
+    peak = ndimage.maximum_filter(volume, size=size)
+    inside = erode(bright, max(RIM_MM, *spacing_mm[1:]) * 1.05, spacing_mm)
+    return bright & (inside | (volume >= SOFT_TISSUE_HU + 0.5 * (peak - SOFT_TISSUE_HU)))

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from clinfuse_prep.masks.bone import BONE_HU
 from clinfuse_prep.masks.enclosed import enclosure
 from clinfuse_prep.masks.head import head_ct
 from clinfuse_prep.masks.morphology import (
@@ -48,7 +49,8 @@ def brain_from_ct(
     core = largest(erode(space, NECK_MM, spacing_mm))
     grown = grow_within(core, space, NECK_MM + 1.0, spacing_mm)
     whole = fill_planes(closed(grown, 6.0, spacing_mm)) & ~bone & head
-    whole = fill_planes(whole & (smooth >= low)) & ~bone
+    wall = bone if grey8 else bone | (volume >= BONE_HU)
+    whole = fill_planes(whole & (smooth >= low)) & ~wall
     return opened(whole, 2.0, spacing_mm)
 
 
