@@ -65,6 +65,8 @@ def small_multiples(comparison: Comparison, pair: tuple[Goal, Goal] | None = Non
         _decorate(axes, x, y)
         _frame(axes, comparison, x, y)
         axes.set_title(entry.label, color=_colour(number))
+        if number % columns:
+            axes.set_ylabel("")
     for axes in grid[count:]:
         axes.set_visible(False)
     return figure

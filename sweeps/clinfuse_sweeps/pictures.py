@@ -15,7 +15,7 @@ from clinfuse.report.planes import AXIAL, head_box
 from clinfuse_sweeps.slabs import choose_slab
 
 SHOWN_CASES = 2
-HEIGHT_PX = 220
+HEIGHT_PX = 340
 GAP_PX = 4
 
 

@@ -189,9 +189,7 @@ def _front_tables(comparison: Comparison, params: Sequence[str]) -> str:
         if front.empty:
             html += f"<p>{escape(entry.label)}: no trial keeps the constraints.</p>"
             continue
-        extra = [
-            n for n in ("lesion_dice", "lesion_hd95_mm", "seam", "seconds_per_case") if front[n].notna().any()
-        ]
+        extra = [n for n in ("lesion_dice", "seam") if front[n].notna().any()]
         columns = list(dict.fromkeys(["trial_id", *(g.name for g in comparison.goals), *extra, *params]))
         rows = front[columns].rename(columns={"trial_id": "trial"})
         rows["trial"] = [
@@ -221,7 +219,7 @@ def _numbers(comparison: Comparison) -> str:
         f"{goal.label} {goal.loss(float(value)):.3f}"
         for goal, value in zip(comparison.goals, comparison.reference, strict=True)
     )
-    html = table(rows, caption=f"Hypervolume against the common reference point ({reference}).")
+    html = table(rows, caption=f"Hypervolume against the common reference point ({reference}).", digits=5)
     labels = [entry.label for entry in comparison.entries]
     if len(labels) > 1:
         cover = pd.DataFrame(comparison.coverage, columns=labels)
