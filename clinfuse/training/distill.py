@@ -1,86 +1,66 @@
-"""Targets for distillation: what the guided teacher makes of training crops, drawn once per worker (Section 3.5)."""
+"""Targets for distillation: what the guided teacher makes of a training batch (Section 3.5)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 
-from clinfuse.method.denoiser import Denoiser, Inputs
-from clinfuse.method.guidance import GuidanceConfig, Guide
-from clinfuse.method.lesion_head import LesionHead
+from clinfuse.method.denoiser import Inputs
+from clinfuse.method.guidance import Guide
 from clinfuse.method.roi_loss import roi_reference
 from clinfuse.method.sampler import sample
 from clinfuse.presets import Preset
 from clinfuse.training.config import TrainConfig
-from clinfuse.training.loop import Batches
-from clinfuse.training.losses import Batch, draw_vectors, jittered_companion, masks
+from clinfuse.training.losses import Batch, draw_vectors, masks
+
+if TYPE_CHECKING:
+    from clinfuse.pipeline import FusionPipeline
 
 
-def teacher_targets(
-    teacher: Denoiser,
-    lesion_head: LesionHead | None,
-    batches: Batches,
-    config: TrainConfig,
-    *,
-    presets: list[Preset],
-    seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
-) -> list[Batch]:
-    """Run the guided teacher on `config.distill_batches` training batches.
+def guided_target(
+    teacher: FusionPipeline, batch: Batch, preset: Preset, config: TrainConfig, *, seed: int
+) -> Batch:
+    """The batch with the guided teacher's result for it.
 
-    Each batch is steered by one preset: the given ones in turn, every second batch with weights drawn on the simplices,
-    so that the student also serves points between presets.
+    The teacher sees the aligned companion, so that the student, who sees the misregistered one, learns to bear it.
+
+    Args:
+        batch: see clinfuse.training.losses; crops (B, 1, *crop).
+        preset: gives η, η_u, κ and the weights; the same for the whole batch.
+        config: diffusion and `teacher_steps`.
+        seed: of the starting noise.
 
     Returns:
-        The batches with "companion" as the teacher saw it, "vector" (B, 6) and "teacher" (B, 1, *S) added.
+        The same tensors, on the CPU, with "teacher" (B, 1, *crop) in [0, 1] and "vector" (B, 6).
+
+    Reference: proposal, Section 3.5 and Algorithm 1.
     """
-    targets = []
-    for index in range(config.distill_batches):
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
-        batch = dict(batches(index))
-        preset = presets[index % len(presets)]
-        if index % 2:
-            preset = between(preset, generator)
-        batch["companion"] = jittered_companion(batch, config, generator)
-        batch["vector"] = torch.tensor([preset.vector]).expand(len(batch["anatomy"]), -1).to(batch["anatomy"])
-        batch["teacher"] = _guided(teacher, lesion_head, batch, preset, config, generator)
-        targets.append(batch)
-        if progress is not None:
-            progress(index + 1, config.distill_batches)
-    return targets
+    from clinfuse.pipeline import HEAD_LEVEL
 
-
-def between(preset: Preset, generator: torch.Generator) -> Preset:
-    """The preset with all weights drawn uniformly; strengths and tolerance stay."""
-    names = ("alpha", "beta", "gamma", "lambda_dice", "lambda_nsd", "lambda_hd")
-    drawn = (3 * draw_vectors(1, generator)[0]).tolist()
-    return preset.changed(**{name: float(v) for name, v in zip(names, drawn, strict=True)})
-
-
-def _guided(
-    teacher: Denoiser,
-    lesion_head: LesionHead | None,
-    batch: Batch,
-    preset: Preset,
-    config: TrainConfig,
-    generator: torch.Generator,
-) -> torch.Tensor:
-    inputs = Inputs(batch["anatomy"], batch["companion"], masks(batch), batch["vector"])
+    here = {name: value.to(teacher.device) for name, value in batch.items()}
+    vector = torch.tensor([preset.vector], device=teacher.device).expand(len(here["anatomy"]), -1)
+    inputs = Inputs(here["anatomy"], here["aligned"], masks(here), vector)
     spacing = tuple(batch["spacing"][0].tolist())
-    reference = roi_reference(batch["anatomy"], batch["aligned"], masks(batch), spacing, preset.tau_mm)
-    head = ((batch["anatomy"] > 0.03) | (batch["companion"] > 0.03)).float()
     guide = Guide(
-        reference=reference, lesion_head=lesion_head, preset=preset, head_mask=head, config=GuidanceConfig()
+        reference=roi_reference(inputs.anatomy, inputs.companion, inputs.masks, spacing, preset.tau_mm),
+        lesion_head=teacher.lesion_head,
+        preset=preset,
+        head_mask=((inputs.anatomy > HEAD_LEVEL) | (inputs.companion > HEAD_LEVEL)).float(),
     )
-    seeds = torch.randint(2**31, (len(batch["anatomy"]),), generator=generator).tolist()
-    generators = [torch.Generator(batch["anatomy"].device).manual_seed(s) for s in seeds]
     done = sample(
-        [teacher],
+        [teacher.members[0]],
         inputs,
         diffusion=config.diffusion,
         steps=config.teacher_steps,
-        generators=generators,
+        generators=[torch.Generator(teacher.device).manual_seed(seed + item) for item in range(len(vector))],
         guide=guide,
     )
-    return done.fused.detach()
+    return {**batch, "teacher": done.fused.cpu(), "vector": vector.cpu().contiguous()}
+
+
+def between(preset: Preset, seed: int) -> Preset:
+    """The preset with all weights drawn uniformly; so that a student also serves points between presets."""
+    names = ("alpha", "beta", "gamma", "lambda_dice", "lambda_nsd", "lambda_hd")
+    drawn = (3 * draw_vectors(1, torch.Generator().manual_seed(seed))[0]).tolist()
+    return preset.changed(**{name: float(v) for name, v in zip(names, drawn, strict=True)})

@@ -89,7 +89,9 @@ def student_loss(config: TrainConfig, teacher: Denoiser, lesion_head: LesionHead
 
     def loss(module: nn.Module, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         device = batch["anatomy"].device
-        inputs = Inputs(batch["anatomy"], batch["companion"], masks(batch), batch["vector"])
+        inputs = Inputs(
+            batch["anatomy"], jittered_companion(batch, config, generator), masks(batch), batch["vector"]
+        )
         x_0 = to_latent(batch["teacher"], levels)
         timesteps = own_steps[torch.randint(len(own_steps), (len(x_0),), generator=generator)]
         noise = torch.randn(x_0.shape, generator=generator).to(device)

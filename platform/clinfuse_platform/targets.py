@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from clinfuse_prep.reader import ShardReader
 
     from clinfuse.pipeline import FusionPipeline
-    from clinfuse.presets import Preset
     from clinfuse.training import Batch, TrainConfig
 
 
@@ -36,68 +35,21 @@ class Targets:
         """This worker's targets: those kept in the run folder if they are of the same teacher and settings."""
         from safetensors.torch import load, save
 
+        from clinfuse.training.distill import between, guided_target
+
         file = UPath(work.settings["run"]) / "targets" / f"{_key(work, config, teacher)}.safetensors"
         if file.exists():
             return cls(_unpack(load(file.read_bytes())))
         presets = list(teacher.presets.values())
         batches = []
         for number in range(config.distill_batches):
+            seed = _seed(work, config, number)
             preset = presets[(number * work.world_size + work.rank) % len(presets)]
-            batches.append(
-                guided_target(teacher, reader(number), preset, config, seed=_seed(work, config, number))
-            )
+            preset = between(preset, seed) if number % 2 else preset
+            batches.append(guided_target(teacher, reader(number), preset, config, seed=seed))
         packed = {f"{i}.{k}": v.contiguous() for i, batch in enumerate(batches) for k, v in batch.items()}
         write_atomic(file, save(packed))
         return cls(batches)
-
-
-def guided_target(
-    teacher: FusionPipeline, batch: Batch, preset: Preset, config: TrainConfig, *, seed: int
-) -> Batch:
-    """The batch with the guided teacher's result for it.
-
-    The teacher sees the aligned companion, so that the student, who sees the misregistered one, learns to bear it.
-
-    Args:
-        batch: see clinfuse.training.losses; crops (B, 1, *crop).
-        preset: gives η, η_u, κ and the weights; the same for the whole batch.
-        seed: of the starting noise.
-
-    Returns:
-        The same tensors, on the CPU, with "teacher" (B, 1, *crop) in [0, 1] and "vector" (B, 6).
-
-    Reference: proposal, Section 3.5 and Algorithm 1.
-    """
-    import torch
-
-    from clinfuse.method.denoiser import Inputs
-    from clinfuse.method.guidance import Guide
-    from clinfuse.method.roi_loss import roi_reference
-    from clinfuse.method.sampler import sample
-    from clinfuse.pipeline import HEAD_LEVEL
-    from clinfuse.training.losses import masks
-
-    here = {name: value.to(teacher.device) for name, value in batch.items()}
-    vector = torch.tensor([preset.vector], device=teacher.device).expand(len(here["anatomy"]), -1)
-    inputs = Inputs(here["anatomy"], here["aligned"], masks(here), vector)
-    head = ((here["anatomy"] > HEAD_LEVEL) | (here["aligned"] > HEAD_LEVEL)).float()
-    spacing = tuple(batch["spacing"][0].tolist())
-    guide = Guide(
-        reference=roi_reference(inputs.anatomy, inputs.companion, inputs.masks, spacing, preset.tau_mm),
-        lesion_head=teacher.lesion_head,
-        preset=preset,
-        head_mask=head,
-    )
-    generators = [torch.Generator(teacher.device).manual_seed(seed + item) for item in range(len(vector))]
-    done = sample(
-        [teacher.members[0]],
-        inputs,
-        diffusion=config.diffusion,
-        steps=config.teacher_steps,
-        generators=generators,
-        guide=guide,
-    )
-    return {**batch, "teacher": done.fused.cpu(), "vector": vector.cpu().contiguous()}
 
 
 def _key(work: Work, config: TrainConfig, teacher: FusionPipeline) -> str:

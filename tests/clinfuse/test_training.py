@@ -7,6 +7,7 @@ import torch
 
 from clinfuse.case import Case
 from clinfuse.errors import ConfigError, ModelFolderError
+from clinfuse.pipeline import FusionPipeline
 from clinfuse.presets import load_presets
 from clinfuse.training import (
     Batch,
@@ -20,7 +21,7 @@ from clinfuse.training import (
     recipe,
     student_loss,
 )
-from clinfuse.training.distill import teacher_targets
+from clinfuse.training.distill import between, guided_target
 from clinfuse.training.losses import draw_vectors
 
 
@@ -63,8 +64,9 @@ def test_student_learns_from_the_guided_teacher(config: TrainConfig, batch: Batc
     teacher = build_denoiser(config).requires_grad_(False)
     for parameter in teacher.parameters():
         parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
-    presets = list(load_presets().values())[:2]
-    targets = teacher_targets(teacher, None, lambda _: batch, config, presets=presets, seed=3)
+    pipeline = FusionPipeline(members=[teacher], lesion_head=None, diffusion=config.diffusion)
+    preset = load_presets()["balanced"]
+    targets = [guided_target(pipeline, batch, p, config, seed=3) for p in (preset, between(preset, 5))]
     assert [t["teacher"].shape for t in targets] == [batch["anatomy"].shape] * 2
     assert not torch.equal(targets[0]["vector"], targets[1]["vector"])
     student = build_denoiser(config, member=1)
