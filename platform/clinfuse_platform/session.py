@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from clinfuse.errors import InputError
 
 MIB = 2**20
 OBJECT_STORE_BYTES = 200 * MIB
+KNOCK_SECONDS = 10.0
 LEAST_CPUS = 4  # logical: two training workers at one CPU each, their controller, and one more
 
 # Read by Ray when it starts, so they are set before; a value the user has set stays.
@@ -23,6 +25,8 @@ LOCAL_SETTINGS = {
     "RAY_num_workers_soft_limit": "1",
     "RAY_DEDUP_LOGS": "1",
 }
+# One machine is not taken away in parts: no actor that watches for that, no exporter without a dashboard.
+SINGLE_NODE_SETTINGS = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0", "RAY_TRAIN_METRICS_ENABLED": "0"}
 # Makes Ray bind a local session to 127.0.0.1 instead of the machine's outer address (the default on macOS and
 # Windows, hence the name). Ray reads it when it is imported.
 LOOPBACK_SWITCH = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
@@ -70,7 +74,8 @@ def prepare_environment(*, local: bool) -> None:
     """Set Ray's switches for this process and those it starts, unless the user has set them."""
     if local and "ray" not in sys.modules:
         os.environ.setdefault(LOOPBACK_SWITCH, "0")
-    for name, value in (LOCAL_SETTINGS | TRAIN_SETTINGS).items():
+    settings = LOCAL_SETTINGS | TRAIN_SETTINGS | (SINGLE_NODE_SETTINGS if local else {})
+    for name, value in settings.items():
         os.environ.setdefault(name, value)
 
 
@@ -78,6 +83,7 @@ def _connect(address: str) -> None:
     import ray
 
     try:
+        knock(address)
         ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise InputError(
@@ -86,6 +92,23 @@ def _connect(address: str) -> None:
             found=f"{address!r} ({str(error).splitlines()[0]})",
             todo="start it (ray up cluster.yaml, or ray start --head), or leave the address out",
         ) from error
+
+
+def knock(address: str) -> None:
+    """Open and close a connection to HOST:PORT, since Ray itself waits a minute for nobody; "auto" is left to Ray.
+
+    Raises:
+        ConnectionError: nobody listens there. ValueError: not of the form HOST:PORT.
+    """
+    if address in ("auto", "local"):
+        return
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdigit():
+        raise ValueError("not of the form HOST:PORT")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_SECONDS).close()
+    except OSError as error:
+        raise ConnectionError(f"nobody listens there: {error}") from error
 
 
 def _start(cpus: int | None) -> None:
