@@ -14,6 +14,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from PIL import Image
@@ -305,7 +306,8 @@ def _letters(axes: Any, plane: Plane, width: float, height: float) -> None:
     left, right, top, bottom = plane.letters
     low, high = axes.get_xlim()
     pad = 0.015 * (high - low)
-    style: dict[str, Any] = {"color": "#ffe66b", "fontsize": 9, "weight": "bold"}
+    edge = [withStroke(linewidth=2, foreground=PAPER)]
+    style: dict[str, Any] = {"color": "#ffe66b", "fontsize": 9, "weight": "bold", "path_effects": edge}
     axes.text(low + pad, height / 2, left, ha="left", va="center", **style)
     axes.text(high - pad, height / 2, right, ha="right", va="center", **style)
     axes.text(width / 2, pad, top, ha="center", va="top", **style)

@@ -12,6 +12,7 @@ import pandas as pd
 from clinfuse_prep.store import CaseStore
 
 from clinfuse import RESEARCH_USE
+from clinfuse.case import Case
 from clinfuse.evaluation.uncertain import error_and_regions
 from clinfuse.metrics.uncertainty import reliability
 from clinfuse.presets import load_presets
@@ -47,7 +48,9 @@ SHOWN_METRICS = (
     ("seam", "borders"),
 )
 UNCERTAINTY_METRICS = ("ece", "brier", "coverage", "ause_ratio", "spearman")
+BASELINES = ("mean", "max", "mri", "ct", "hard_roi", "prior")
 METHOD_NAMES = {
+    "ensemble": "clinfuse (3 members × 4 steps)",
     "mean": "mean of both",
     "max": "voxel-wise maximum",
     "mri": "MRI alone",
@@ -108,9 +111,18 @@ def _cases(journal: Journal, store: Path) -> str:
     for case_id in cases.case_ids("test"):
         case = cases.read(case_id)
         panel = case_panel(**with_picture(case, picture_of(journal, case_id)))
-        kind = case.attrs.get("lesion_kind", "")
-        html += panel_figure(panel, f"Test case {case_id}{', ' + kind if kind else ''}.")
+        html += panel_figure(panel, f"Test case {case_id}: {_truth(case)}.")
     return html
+
+
+def _truth(case: Case) -> str:
+    """What the simulation knows of a case, in words."""
+    truth = dict(case.attrs.get("truth", {}))
+    lesion = dict(truth.get("lesion", {}))
+    kind = str(lesion.get("kind", "lesion")).replace("_", " ")
+    found = f"{kind}, {lesion.get('volume_ml', 0):.1f} ml" if case.has_lesion else "no lesion"
+    moved = truth.get("mean_displacement_mm")
+    return found + (f"; simulated CT displaced by {moved:.1f} mm on average" if moved is not None else "")
 
 
 def _metrics(journal: Journal) -> str:
@@ -119,7 +131,7 @@ def _metrics(journal: Journal) -> str:
     shown = [pair for pair in SHOWN_METRICS if pair in there]
     cases = int(summary["n"].max())
     note = (
-        f"<p>Means over {cases} test cases with 95 % bootstrap intervals (wide, since the cases are few); best of each "
+        f"<p>Means over {cases} test case(s), with 95 % bootstrap intervals where there are two or more; best of each "
         "column in bold. Brain is compared with the MRI, bone with the simulated CT without its misregistration. The "
         "trivial methods stay in the table because ROI scores alone reward pasting: MRI alone is perfect in the brain, "
         "the hard composite nearly everywhere, and the seam index (gradient at ROI borders that is in neither source) "
@@ -142,7 +154,7 @@ def _calibration(journal: Journal, store: Path) -> str:
     shown = [
         (m, r) for r in ("head", "brain", "bone", "lesion") for m in UNCERTAINTY_METRICS if (m, r) in there
     ]
-    models = summary[~summary["method"].isin(METHOD_NAMES)]
+    models = summary[~summary["method"].isin(BASELINES)]
     words = (
         f"<p>Intervals should cover {100 * calibration['coverage']:.0f} % of the voxels. Fitted on "
         f"{calibration['cases']} validation case(s), so this is a demonstration of the machinery, not a guarantee.</p>"
