@@ -26,7 +26,7 @@ demo: $(STAMP)
 	$(BIN)/clinfuse demo --out $(OUT)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest --ignore=tests/benchmarks
+	$(BIN)/python -m pytest
 
 lint: $(STAMP)
 	$(BIN)/ruff check $(SOURCES) tests
@@ -34,7 +34,7 @@ lint: $(STAMP)
 	$(BIN)/mypy $(SOURCES)
 
 bench: $(STAMP)
-	$(BIN)/python -m pytest tests/benchmarks -s
+	@for script in tests/benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache

@@ -31,7 +31,8 @@ class Position:
         done: names of finished phases.
         phase: the phase under way, or None between phases.
         step: optimiser steps done in it.
-        history: one row per recorded stretch of steps: phase, step, seconds per step, mean of each loss term.
+        history: one row per recorded stretch of steps: phase, step, seconds per step, mean of
+            each loss term, seconds elapsed since this worker began the phase.
     """
 
     done: list[str] = field(default_factory=list)

@@ -221,13 +221,14 @@ class Reporter:
         self.step = position.step if position.phase == phase.name else 0
         self.due = self.step + FIRST_REPORT_STEPS
         self.since, self.since_step = time.monotonic(), self.step
+        self.began = self.since
 
     def __call__(self, step: int, logs: dict[str, float], state: TrainState) -> None:
         """See clinfuse.training.fit's `on_step`."""
         self.step = step
         row = self.stretches.add(logs, last=step == self.phase.steps)
         if row is not None:
-            self.position.history.append(row)
+            self.position.history.append({**row, "elapsed": time.monotonic() - self.began})
         if step < self.due or step == self.phase.steps:
             return
         self.position.phase, self.position.step = self.phase.name, step
