@@ -89,9 +89,11 @@ def draw_entry(axes: Any, entry: Entry, x: Goal, y: Goal, number: int) -> None:
         point.set_gid(f"{POINT_ID}{entry.label}:{row['trial_id']}")
     own, knee = entry.own, entry.knee
     if own is not None:
-        axes.plot(own[x.name], own[y.name], "o", mfc="none", mec=colour, mew=1.6, markersize=13)
+        (ring,) = axes.plot(own[x.name], own[y.name], "o", mfc="none", mec=colour, mew=1.6, markersize=13)
+        ring.set_gid(f"own-{POINT_ID}{entry.label}:{own['trial_id']}")
     if knee is not None:
-        axes.plot(knee[x.name], knee[y.name], "*", color=colour, mec=INK, mew=0.8, markersize=16)
+        (star,) = axes.plot(knee[x.name], knee[y.name], "*", color=colour, mec=INK, mew=0.8, markersize=16)
+        star.set_gid(f"knee-{POINT_ID}{entry.label}:{knee['trial_id']}")
 
 
 def _legend(comparison: Comparison) -> list[Line2D]:

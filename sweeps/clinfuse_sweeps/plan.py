@@ -75,7 +75,7 @@ class Plan:
     def save(self, folder: Path) -> Path:
         """Write sweep.json."""
         spaces = {name: json.loads(space.to_json()) for name, space in self.spaces.items()}
-        data = {
+        data: dict[str, Any] = {
             "format": FORMAT,
             "software": f"clinfuse {__version__}",
             "notice": RESEARCH_USE,
@@ -84,6 +84,42 @@ class Plan:
             "spaces": spaces,
         }
         return write_text(json.dumps(data, indent=1), folder / "sweep.json")
+
+
+def check_continues(old: Plan, new: Plan) -> None:
+    """Refuse to go on with a sweep under another question: finished trials would not be comparable.
+
+    More presets, more trials, and other slots, CPUs or GPUs are fine.
+
+    Raises:
+        ConfigError: what differs, with both values.
+    """
+    different: dict[str, tuple[object, object]] = {
+        name: (getattr(old, name), getattr(new, name))
+        for name in ("objectives", "limits", "sampler", "seed", "halving")
+        if getattr(old, name) != getattr(new, name)
+    }
+    for key in sorted({*old.facts, *new.facts}):
+        if old.facts.get(key) != new.facts.get(key):
+            different[key] = (old.facts.get(key), new.facts.get(key))
+    for name in set(old.spaces) & set(new.spaces):
+        if old.spaces[name] != new.spaces[name]:
+            different[f"space of {name}"] = (old.spaces[name].to_json(), new.spaces[name].to_json())
+    missing = sorted(set(old.spaces) - set(new.spaces))
+    if missing:
+        different["presets"] = (", ".join(old.spaces), ", ".join(new.spaces))
+    if different:
+        raise ConfigError(
+            "the sweep in this folder asked something else",
+            expected="; ".join(f"{name}={_short(was)}" for name, (was, _) in different.items()),
+            found="; ".join(f"{name}={_short(now)}" for name, (_, now) in different.items()),
+            todo="repeat its options to go on with it, or use a new --out",
+        )
+
+
+def _short(value: object) -> str:
+    text = " ".join(str(value).split())
+    return text if len(text) <= 80 else text[:77] + "…"
 
 
 def load_plan(folder: Path) -> Plan:

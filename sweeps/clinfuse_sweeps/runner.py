@@ -17,7 +17,7 @@ from clinfuse.console import say
 from clinfuse.errors import ClinfuseError, ConfigError
 from clinfuse_sweeps.goals import GOALS
 from clinfuse_sweeps.halving import DominatedStop
-from clinfuse_sweeps.plan import Plan
+from clinfuse_sweeps.plan import Plan, check_continues, load_plan
 from clinfuse_sweeps.studies import JOURNAL, PresetSearch, PresetStudy, open_storage, sole_driver
 from clinfuse_sweeps.trainable import EvaluatorRecipe, TrialWorker
 from clinfuse_sweeps.trials import RECORD, journal_rows, trials_table, write_fronts, write_table
@@ -68,7 +68,7 @@ def run_sweep(
         on_trial: called with each finished trial's record.
 
     Raises:
-        ConfigError: the folder already holds a sweep and `resume` is not set.
+        ConfigError: the folder already holds a sweep and `resume` is not set, or it asked something else.
         ClinfuseError: another driver is at work on the folder, or no trial could be evaluated.
     """
     if (folder / JOURNAL).exists() and not resume:
@@ -79,9 +79,11 @@ def run_sweep(
             todo="add --resume to continue it",
         )
     with sole_driver(folder):
+        if (folder / "sweep.json").exists():
+            check_continues(load_plan(folder), plan)
+        plan.save(folder)
         storage = open_storage(folder)
         studies = {name: PresetStudy(space, plan, storage) for name, space in plan.spaces.items()}
-        plan.save(folder)
         search = PresetSearch(studies, trials=plan.trials, slots=plan.slots)
         progress = _Progress(plan, search, on_trial)
         start = time.monotonic()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from clinfuse_sweeps.export import export_preset
 from clinfuse_sweeps.figures import fronts_figure, png
 from clinfuse_sweeps.goals import GOALS, find_goals, parse_limit
 from clinfuse_sweeps.importance import importance
-from clinfuse_sweeps.plan import Plan, load_plan
+from clinfuse_sweeps.plan import Plan, check_continues, load_plan
 from clinfuse_sweeps.report import report
 from clinfuse_sweeps.space import space_around
 from clinfuse_sweeps.trials import trials_table, write_fronts, write_table
@@ -186,9 +187,10 @@ def test_exported_knee_is_a_preset_file_with_provenance(tmp_path: Path) -> None:
     assert told["trial"] == "balanced-0002" and told["metrics_on_validation"]["bone_ssim"] == 0.88
     other = export_preset(comparison, [sweep], "balanced", tmp_path / "out", trial="balanced-0003")
     assert load_presets(other)["balanced"].description.endswith("(trial balanced-0003).")
-    for wrong in ({"preset": "stroke"}, {"preset": "balanced", "trial": "balanced-0005"}):
+    refused: list[dict[str, str]] = [{"preset": "stroke"}, {"preset": "balanced", "trial": "balanced-0005"}]
+    for wrong in refused:
         with pytest.raises(ConfigError):
-            export_preset(comparison, [sweep], folder=tmp_path, **wrong)  # type: ignore[arg-type]
+            export_preset(comparison, [sweep], folder=tmp_path, **wrong)
 
 
 def test_foreign_and_older_folders_are_refused(tmp_path: Path) -> None:
@@ -220,6 +222,21 @@ def test_plan_survives_its_file_and_refuses_nonsense(tmp_path: Path) -> None:
     ):
         with pytest.raises(ConfigError):
             Plan(**{"spaces": spaces, "trials": 1, **wrong})  # type: ignore[arg-type]
+
+
+def test_a_sweep_goes_on_only_with_the_same_question(tmp_path: Path) -> None:
+    plan = make_sweep(tmp_path, presets=("balanced",)).plan
+    spaces = {**plan.spaces, "stroke": space_around(PRESETS["stroke"])}
+    check_continues(plan, replace(plan, trials=99, slots=3, spaces=spaces))
+    narrow = {"balanced": space_around(PRESETS["balanced"], {"kappa": None})}
+    for change, word in (
+        ({"facts": {**plan.facts, "model_hash": "y"}}, "model_hash=y"),
+        ({"seed": 7}, "seed=7"),
+        ({"spaces": narrow}, "space of balanced"),
+        ({"spaces": {"stroke": spaces["stroke"]}}, "presets=stroke"),
+    ):
+        with pytest.raises(ConfigError, match=word):
+            check_continues(plan, replace(plan, **change))
 
 
 def test_importance_finds_the_value_that_matters() -> None:
