@@ -1,4 +1,4 @@
-"""A training step on Ray Train against the same step in a bare loop, one worker: `python tests/benchmarks/ray_train.py`.
+"""A training step on Ray Train against a bare loop, one worker: `python tests/benchmarks/ray_train.py`.
 
 Both run the same core loop on the same batches; the wall time from the 6th step to the last is compared, reports and
 checkpoints included. Goal: ratio at most 1.02. Bare, Ray, bare again; the bare time is the mean of both.

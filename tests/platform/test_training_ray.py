@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from argparse import Namespace
@@ -15,12 +17,15 @@ import numpy as np
 import psutil
 import pytest
 from clinfuse_platform.launch import TrainingError, Workers, check_resources
+from clinfuse_platform.phases import Work
+from clinfuse_platform.plans import train_plan
 from clinfuse_platform.runs import Run, find_run
 from clinfuse_platform.verb_table import run_verb
 from safetensors.numpy import load_file
 
 from clinfuse.errors import ConfigError
 from clinfuse.pipeline import FusionPipeline
+from clinfuse.training import fit
 
 pytestmark = pytest.mark.ray
 SMALL = [
@@ -117,6 +122,77 @@ def test_a_killed_worker_costs_nothing_but_time(trained: Namespace, place: Path)
     assert steps == sorted(set(steps)) and steps[-1] == 40
     left = {path.name for path in Path(str(run.path)).glob("checkpoints-*/checkpoint_2*")}
     assert len(left) <= 2, "checkpoints that nobody registered stay behind"
+
+
+def bare_weights(run: Run, config: dict[str, Any], data: str) -> dict[str, dict[str, np.ndarray[Any, Any]]]:
+    """The same training in this process without Ray."""
+    plan = train_plan(
+        Work(job="train", settings={"config": config, "data": data, "data_hash": "", "run": ""})
+    )
+    done: dict[str, Any] = {}
+    for phase in plan.phases:
+        module = phase.build(done)
+        fit(
+            module,
+            phase.loss(done),
+            phase.batches(done),
+            steps=phase.steps,
+            learning_rate=phase.learning_rate,
+            seed=phase.seed * 1000,
+        )
+        done[phase.name] = module
+    return {name: {k: v.numpy() for k, v in m.state_dict().items()} for name, m in done.items()}
+
+
+def wait_for_checkpoint(run: Path, process: subprocess.Popen[str]) -> list[dict[str, Any]]:
+    """Wait until the denoiser trains and the lesion head's end is kept; the rows that the checkpoint tells."""
+    for _ in range(6000):
+        assert process.poll() is None, "the command ended before it could be killed"
+        kept = []
+        for snapshot in run.glob("checkpoints-*/checkpoint_manager_snapshot.json"):
+            names = [
+                path for path in snapshot.parent.glob("checkpoint_2*") if path.name in snapshot.read_text()
+            ]
+            kept = [
+                json.loads((p / "position.json").read_text()) for p in names if (p / "position.json").exists()
+            ]
+        finished = [position for position in kept if "lesion_head" in position["done"]]
+        if finished:
+            return finished[-1]["history"]
+        time.sleep(0.05)
+    raise AssertionError("no checkpoint")
+
+
+def test_a_killed_command_goes_on_and_ray_train_equals_a_bare_loop(
+    ray_session: None, place: Path, tiny_store: Path
+) -> None:
+    words = [
+        str(tiny_store),
+        "--run",
+        "dead",
+        "--storage",
+        str(place),
+        "--workers",
+        "1",
+        "--cpus-per-worker",
+        "1",
+    ]
+    words += [*SMALL, "--set", "denoiser_steps=60"]
+    code = "import sys; from clinfuse_platform.cli import main; sys.exit(main(sys.argv[1:]))"
+    process = subprocess.Popen([sys.executable, "-c", code, "train", *words], text=True)
+    told = wait_for_checkpoint(place / "dead", process)
+    process.kill()
+    process.wait()
+    assert find_run("dead", place).state("train") == "running"
+    run_verb("train", words)
+    run = find_run("dead", place)
+    rows = run.metrics()
+    before = [row["elapsed"] for row in told if row["phase"] == "lesion_head"]
+    assert rows.loc[rows["phase"] == "lesion_head", "elapsed"].tolist() == before, "it began anew"
+    config = run.read_json("config.json")["config"]
+    for part, expected in bare_weights(run, config, str(tiny_store)).items():
+        found = weights(run, part)
+        assert max(float(np.abs(found[k] - expected[k]).max()) for k in expected) <= 1e-6
 
 
 def test_student_and_ensemble_follow_from_the_run(trained: Namespace, place: Path) -> None:
