@@ -145,11 +145,11 @@ def cpu_small() -> TrainConfig:
         batch_size=8,
         crop=(64, 64),
         lesion_steps=120,
-        denoiser_steps=160,
-        member_steps=90,
-        distill_iterations=50,
-        distill_batches=8,
-        teacher_steps=6,
+        denoiser_steps=140,
+        member_steps=60,
+        distill_iterations=40,
+        distill_batches=6,
+        teacher_steps=5,
         denoiser=DenoiserConfig(channels=(16, 32, 48)),
     )
 
