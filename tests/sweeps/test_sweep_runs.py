@@ -128,6 +128,16 @@ def test_sweep_of_which_nothing_completes_says_why(ray_session: None, tmp_path: 
     assert (pd.read_parquet(tmp_path / "trials.parquet")["state"] == "failed").all()
 
 
+def test_dominated_trials_are_stopped_and_stay_off_the_front(ray_session: None, tmp_path: Path) -> None:
+    spaces = {"balanced": SPACES["balanced"]}
+    plan = Plan(spaces=spaces, trials=14, sampler="random", halving=True)
+    result = run_sweep(plan, Zdt1(spaces, cases=6, noise=0.02), tmp_path)
+    stopped = result.table[result.table["state"] == "stopped"]
+    assert len(stopped) > 0 and (stopped["cases"] < 6).all() and (stopped["cases"] >= 2).all()
+    assert not stopped["on_front"].any()
+    assert (result.table.loc[result.table["state"] == "complete", "cases"] == 6).all()
+
+
 DRIVER = """
 import sys
 from pathlib import Path
