@@ -22,6 +22,19 @@ def words(text: str) -> list[str]:
     return [word.strip() for word in text.split(",") if word.strip()]
 
 
+def shared_folder(text: str) -> Path:
+    """A folder on a file system that the driver and all workers see.
+
+    Raises:
+        ArgumentTypeError: a URL; the journal needs file locks, which object stores do not have.
+    """
+    if "://" in text:
+        raise argparse.ArgumentTypeError(
+            "a sweep needs a shared file system (its journal is locked), not a URL"
+        )
+    return Path(text)
+
+
 def add_search_arguments(parser: argparse.ArgumentParser, ranges: str) -> None:
     """Arguments that say what is searched, how, and on which cases.
 

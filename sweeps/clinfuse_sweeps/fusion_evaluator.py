@@ -159,7 +159,7 @@ def check_cases(cases: Sequence[Case], goals: Sequence[Goal], limits: Sequence[L
             )
 
 
-def load_slabs(data: Path, *, split: str, slices: int | None, limit: int | None = None) -> list[Case]:
+def load_slabs(data: str | Path, *, split: str, slices: int | None, limit: int | None = None) -> list[Case]:
     """The split's cases of a store, each cut to its most telling slab, in the order of their ids."""
     from clinfuse_prep.store import CaseStore
 

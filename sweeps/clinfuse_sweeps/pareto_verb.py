@@ -8,14 +8,16 @@ from typing import Any
 
 from clinfuse.console import say
 from clinfuse.verbs import Verb
-from clinfuse_sweeps.common import words, write_report
+from clinfuse_sweeps.common import shared_folder, words, write_report
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("sweeps", nargs="+", type=Path, metavar="SWEEP", help="sweep folders")
     parser.add_argument("--presets", type=words, metavar="A,B", help="which presets (default all)")
     parser.add_argument("--objectives", type=words, metavar="A,B", help="default: those of the first sweep")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="where to write (default SWEEP/pareto)")
+    parser.add_argument(
+        "--out", type=shared_folder, metavar="DIR", help="where to write (default SWEEP/pareto)"
+    )
     parser.add_argument("--export", metavar="PRESET", help="write this preset's knee as a presets file")
     parser.add_argument("--trial", metavar="ID", help="with --export: this trial instead of the knee")
     parser.add_argument("--name", metavar="NAME", help="with --export: name of the new preset")

@@ -13,7 +13,7 @@ from clinfuse.console import say, step
 from clinfuse.errors import ConfigError
 from clinfuse.presets import Preset, find_preset, load_presets
 from clinfuse.verbs import Verb
-from clinfuse_sweeps.common import add_search_arguments, conclude, parse_limits, words
+from clinfuse_sweeps.common import add_search_arguments, conclude, parse_limits, shared_folder, words
 
 if TYPE_CHECKING:
     from clinfuse.case import Case
@@ -25,15 +25,17 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model", metavar="MODEL", help="model folder, RUN (its teacher), RUN/student or RUN/ensemble"
     )
-    parser.add_argument("--data", type=Path, required=True, metavar="D.zarr", help="prepared cases")
+    parser.add_argument("--data", required=True, metavar="D.zarr", help="prepared cases")
     parser.add_argument(
         "--presets", type=words, required=True, metavar="A,B", help="presets to search around"
     )
     parser.add_argument("--presets-file", type=Path, metavar="F", help="YAML file with presets of your own")
     parser.add_argument("--trials", type=int, default=40, metavar="N", help="trials per preset (default 40)")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="sweep folder to write")
+    parser.add_argument(
+        "--out", type=shared_folder, required=True, metavar="DIR", help="sweep folder to write"
+    )
     parser.add_argument("--resume", action="store_true", help="go on with the sweep in --out")
-    parser.add_argument("--storage", type=Path, default=Path("runs"), help="where runs are (default ./runs)")
+    parser.add_argument("--storage", default="runs", help="where runs are (default ./runs)")
     add_search_arguments(parser, "eta=0.1..5:log, steps=4..50, kappa=fixed; repeatable")
     cost = parser.add_argument_group("cost of a trial")
     cost.add_argument("--members", type=int, metavar="K", help="ensemble members asked (default all)")

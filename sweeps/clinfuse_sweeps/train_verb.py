@@ -10,14 +10,14 @@ from clinfuse.console import step
 from clinfuse.errors import ConfigError
 from clinfuse.presets import find_preset, load_presets
 from clinfuse.verbs import Verb
-from clinfuse_sweeps.common import add_search_arguments, conclude, parse_limits
+from clinfuse_sweeps.common import add_search_arguments, conclude, parse_limits, shared_folder
 
 if TYPE_CHECKING:
     pass
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("data", type=Path, metavar="D.zarr", help="dataset written by clinfuse prep")
+    parser.add_argument("data", metavar="D.zarr", help="dataset written by clinfuse prep")
     parser.add_argument("--recipe", default="cpu-small", help="recipe to vary (default cpu-small)")
     parser.add_argument(
         "--set",
@@ -28,7 +28,9 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--preset", default="balanced", help="preset under which models are compared")
     parser.add_argument("--trials", type=int, default=12, metavar="N", help="runs to train (default 12)")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="sweep folder to write")
+    parser.add_argument(
+        "--out", type=shared_folder, required=True, metavar="DIR", help="sweep folder to write"
+    )
     parser.add_argument("--resume", action="store_true", help="go on with the sweep in --out")
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="training workers of one trial")
     parser.add_argument("--gpus-per-worker", type=float, default=0.0, metavar="G")
