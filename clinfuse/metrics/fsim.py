@@ -141,20 +141,31 @@ def phase_congruency(image: Tensor) -> Tensor:
     """PC₂ in [0, 1] of (B, 1, H, W) greys 0 … 255, same shape. Reference: Kovesi 1999, with his noise estimate."""
     filters_OSHW, noise_scale_O = _filters(image.shape[-2], image.shape[-1], image.dtype, image.device)
     tiny = torch.finfo(image.dtype).eps
-    response = torch.fft.ifft2(torch.fft.fft2(image)[:, :, None] * filters_OSHW)
-    even, odd = response.real, response.imag
+    at_once = SLICES_ON_CPU if image.device.type == "cpu" else SLICES_ON_GPU
+    maps = []
+    for part in image.split(at_once):
+        spectrum = torch.fft.fft2(part)
+        kept, amplitude = torch.zeros_like(part), torch.full_like(part, tiny)
+        for filters_SHW, noise_scale in zip(filters_OSHW, noise_scale_O, strict=True):
+            k, a = _oriented_energy(torch.fft.ifft2(spectrum * filters_SHW), noise_scale, tiny)
+            kept, amplitude = kept + k, amplitude + a
+        maps.append(kept / amplitude)
+    return torch.cat(maps)
+
+
+def _oriented_energy(response_BSHW: Tensor, noise_scale: Tensor, tiny: float) -> tuple[Tensor, Tensor]:
+    """Energy above the noise and total amplitude (B, 1, H, W) of one orientation's complex responses."""
+    even, odd = response_BSHW.real, response_BSHW.imag
     square = even * even + odd * odd
-    amplitude = torch.sqrt(square + tiny**2)
-    sum_even, sum_odd = even.sum(2), odd.sum(2)
+    sum_even, sum_odd = even.sum(1, keepdim=True), odd.sum(1, keepdim=True)
     # over the scales, the parts along the mean phase add up to its energy; only the parts across it are left
     energy = torch.sqrt(sum_even * sum_even + sum_odd * sum_odd + tiny**2)
-    mean_even, mean_odd = sum_even / energy, sum_odd / energy
-    across = (even * mean_odd[:, :, None] - odd * mean_even[:, :, None]).abs().sum(2)
+    across = (even * sum_odd - odd * sum_even).abs().sum(1, keepdim=True) / energy
     # Rayleigh-distributed noise, its power from the median response of the finest scale
-    median = square[:, :, 0].flatten(2).median(dim=-1).values
-    threshold = torch.sqrt(median * noise_scale_O + tiny**2)[..., None, None]
-    kept = (energy - across - threshold).clamp_min(0)
-    return kept.sum(1, keepdim=True) / (amplitude.sum(dim=(1, 2))[:, None] + tiny)
+    median = square[:, 0].flatten(1).median(dim=-1).values
+    threshold = torch.sqrt(median * noise_scale + tiny**2)[:, None, None, None]
+    amplitude = torch.sqrt(square + tiny**2).sum(1, keepdim=True)
+    return (energy - across - threshold).clamp_min(0), amplitude
 
 
 @lru_cache(maxsize=16)

@@ -6,7 +6,7 @@ points asked for, and the first axis only as far as distances reach:
 
 1. along H: distance to the nearest target of the same column, for every voxel (8-bit, by doubling steps);
 2. along D: smallest sum of that squared and the squared step, within a reach estimated from a few points;
-3. along W: the same, at the points asked for, until the step alone is longer than what was found.
+3. along W: the same, at the points asked for.
 
 A point whose distance exceeds the reach of 2 is searched in a k-d tree instead. Results are exact to single
 precision (relative 1e-6). Legend: D, H, W voxels of the box, N points, T targets.
@@ -54,8 +54,9 @@ def nearest_mm(
     places = np.stack(np.unravel_index(points[away], shape), axis=1)
     reach = int(np.ceil(_estimated_reach(places, targets, shape, spacing) / spacing[0]))
     reach = min(reach, shape[0] - 1)
-    squared = _column_and_depth(on, spacing, reach)
-    found = np.sqrt(_along_width(squared, places, spacing), dtype=np.float64)
+    low, high = int(places[:, 1].min()), int(places[:, 1].max()) + 1
+    squared = _column_and_depth(on, spacing, reach, low, high)
+    found = np.sqrt(_along_width(squared, places - (0, low, 0), spacing), dtype=np.float64)
     limit = np.inf if reach == shape[0] - 1 else (reach + 1) * spacing[0]
     far = np.flatnonzero(found > min(limit, (COLUMN_CAP - 1) * spacing[1]))
     if far.size:
@@ -77,13 +78,15 @@ def _estimated_reach(
     return float(REACH_MARGIN * cdist(few, some).min(axis=1).max())
 
 
-def _column_and_depth(on: NDArray[np.bool_], spacing: tuple[float, ...], reach: int) -> Grid:
-    """(D, H, W) squared mm to the nearest target of the same W, no further than `reach` slices away."""
-    columns = _column_distance(on)
+def _column_and_depth(
+    on: NDArray[np.bool_], spacing: tuple[float, ...], reach: int, low: int, high: int
+) -> Grid:
+    """(D, high − low, W) squared mm to the nearest target of the same W, no further than `reach` slices away."""
+    columns = _column_distance(on)[:, low:high]
     steps = np.arange(256) * spacing[1]
     table = np.where(np.arange(256) >= COLUMN_CAP, np.inf, steps**2).astype(np.float32)
-    depth, height, width = on.shape
-    squared = np.empty(on.shape, np.float32)
+    depth, height, width = columns.shape
+    squared = np.empty(columns.shape, np.float32)
     slab = max(1, SLAB_VOXELS // (depth * width))
     for start in range(0, height, slab):
         own = table[columns[:, start : start + slab]]
@@ -109,22 +112,17 @@ def _column_distance(on: NDArray[np.bool_]) -> NDArray[np.uint8]:
 
 
 def _along_width(squared: Grid, places: NDArray[np.intp], spacing: tuple[float, ...]) -> Grid:
-    """Squared mm at the places: smallest over W of step² and what is known there; stops where it cannot shrink."""
+    """Squared mm at the places: smallest over W of step² and what is known there."""
     width = squared.shape[2]
-    flat = squared.reshape(-1)
-    at = np.ravel_multi_index(tuple(places.T), squared.shape)
-    best = flat[at]
-    active, w = np.arange(len(at)), places[:, 2]
-    for k in range(1, width):
-        step = np.float32((k * spacing[2]) ** 2)
-        near = best[active] > step
-        if not near.any():
-            break
-        active, w, at = active[near], w[near], at[near]
-        value = best[active]
-        for move in (-k, k):
-            inside = (w + move >= 0) & (w + move < width)
-            candidate = flat[np.where(inside, at + move, at)] + step
-            np.minimum(value, candidate, out=value, where=inside)
-        best[active] = value
+    rows = squared.reshape(-1, width)
+    row, w = places[:, 0] * squared.shape[1] + places[:, 1], places[:, 2]
+    step = np.arange(width) * spacing[2]
+    steps = np.square(step[:, None] - step[None]).astype(np.float32)
+    best = np.empty(len(places), np.float32)
+    at_once = max(1, SLAB_VOXELS // width)
+    for start in range(0, len(places), at_once):
+        part = slice(start, start + at_once)
+        candidates = rows[row[part]]
+        candidates += steps[w[part]]
+        candidates.min(axis=1, out=best[part])
     return best
