@@ -114,12 +114,15 @@ def fit_on_ray(
     job: str, kind: str, run: Run, settings: Mapping[str, Any], workers: Workers, name: str
 ) -> list[dict[str, Any]]:
     """One TorchTrainer.fit; returns the loss history."""
+    import ray
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
     whole = {**settings, "job": job, "kind": kind, "run": str(run.path), "threads": workers.cpus_each}
     each = {"CPU": float(workers.cpus_each)} | ({"GPU": workers.gpus} if workers.gpus else {})
     scaling: dict[str, Any] = {"num_workers": workers.count, "use_gpu": workers.gpus > 0}
+    if sum(bool(node["Alive"]) for node in ray.nodes()) > 1:
+        scaling["placement_strategy"] = "SPREAD"
     trainer = TorchTrainer(
         train_worker,
         train_loop_config=whole,
