@@ -25,6 +25,7 @@ class Order:
         seed: of the whole request; members, samples and jitters derive their own from it.
         draws: (sample, jitter) pairs.
         guided: gradient guidance on, off, or as the model's kind has it (None).
+        slab: only the axial slices [start, stop), None for all.
     """
 
     preset: Preset
@@ -32,6 +33,11 @@ class Order:
     seed: int = 0
     draws: tuple[tuple[int, int], ...] = ((0, 0),)
     guided: bool | None = None
+    slab: tuple[int, int] | None = None
+
+    def part_of(self, case: Case) -> Case:
+        """What of the case is asked: the slab or all of it."""
+        return case if self.slab is None else case.slices(*self.slab)
 
 
 @dataclass
@@ -70,9 +76,10 @@ class Backend(Protocol):
 
 def run_order(pipeline: FusionPipeline, case: Case, member: int, order: Order) -> list[MemberSample]:
     """All draws of one member, one after another."""
+    part = order.part_of(case)
     return [
         pipeline.sample_member(
-            case,
+            part,
             member,
             order.preset,
             steps=order.steps,

@@ -60,6 +60,9 @@ class FuseParams(BaseModel):
     compress: bool = Field(True, description="NIfTI as .nii.gz (else .nii)")
     case: str | None = Field(None, max_length=64, description="token of a case sent before (X-Clinfuse-Case)")
     example: str | None = Field(None, max_length=64, description="one of GET /v1/examples instead of files")
+    slab: tuple[int, int] | None = Field(
+        None, description="only the axial slices [start, stop) of the RAS+ grid, answered on that grid"
+    )
     deadline_s: float | None = Field(None, gt=0, le=86_400, description="answer by then, with who is there")
 
 

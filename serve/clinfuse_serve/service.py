@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from clinfuse import RESEARCH_USE, __version__
+from clinfuse.case import Case
 from clinfuse.errors import InputError
-from clinfuse.outputs import encode_fused, jsonable
+from clinfuse.outputs import case_grid, encode_fused, jsonable
 from clinfuse.presets import Preset
 from clinfuse_serve.backend import Backend, Order
 from clinfuse_serve.examples import Examples
@@ -48,6 +49,7 @@ class Answer:
 
     Attributes:
         kept: the case, with its token.
+        part: what of it was fused: the case itself, or a slab of it.
         result: maps and sidecar facts.
         asked, used: members asked and members that answered.
         missing: member → reason.
@@ -55,6 +57,7 @@ class Answer:
     """
 
     kept: KeptCase
+    part: Case
     result: FusionResult
     asked: int
     used: int
@@ -116,6 +119,7 @@ class FusionService:
                 pass
             with self._phase("prepare", seconds):
                 kept = await self._case(params, files)
+                part = order.part_of(kept.case)
             with self._phase("sample", seconds):
                 deadline = min(params.deadline_s or self.limits.deadline_s, self.limits.deadline_s)
                 left = max(0.05, deadline - (time.monotonic() - start))
@@ -128,13 +132,13 @@ class FusionService:
                 result = await asyncio.to_thread(
                     self.model.combine,
                     gathered.samples,
-                    kept.case,
+                    part,
                     order.preset,
                     asked=len(members),
                     seed=order.seed,
                 )
         used = len({sample.member for sample in gathered.samples})
-        answer = Answer(kept, result, len(members), used, gathered.missing, seconds)
+        answer = Answer(kept, part, result, len(members), used, gathered.missing, seconds)
         self._note(answer, time.monotonic() - start)
         return answer
 
@@ -147,8 +151,8 @@ class FusionService:
             return await asyncio.to_thread(
                 encode_fused,
                 answer.result,
-                answer.kept.case,
-                to_source_grid,
+                answer.part,
+                to_source_grid if params.slab is None else case_grid,
                 image_format="png" if kind == "png" else "nifti",
                 inputs=params.inputs,
                 compress=params.compress,
@@ -161,7 +165,7 @@ class FusionService:
             maps["interval"] = answer.result.interval
         return FuseReply(
             case=answer.kept.token,
-            shape=answer.kept.case.shape,
+            shape=answer.part.shape,
             members_asked=answer.asked,
             members_used=answer.used,
             missing=sorted(answer.missing),
@@ -255,7 +259,14 @@ class FusionService:
                     found=f"{members} × {params.samples} × {params.jitters + 1}",
                 )
             )
-        order = Order(preset=preset, steps=params.steps, seed=params.seed, draws=draws, guided=params.guided)
+        order = Order(
+            preset=preset,
+            steps=params.steps,
+            seed=params.seed,
+            draws=draws,
+            guided=params.guided,
+            slab=params.slab,
+        )
         return order, list(range(members))
 
     async def _case(self, params: FuseParams, files: Mapping[str, Path]) -> KeptCase:
@@ -303,7 +314,7 @@ class FusionService:
         self.metrics.observe("clinfuse_seconds", seconds[name], phase=name)
 
     def _note(self, answer: Answer, seconds: float) -> None:
-        case, result = answer.kept.case, answer.result
+        case, result = answer.part, answer.result
         self.metrics.observe("clinfuse_seconds", seconds, phase="fuse")
         self.metrics.count("clinfuse_voxels_total", float(case.anatomy.size))
         if answer.degraded:

@@ -35,7 +35,7 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     members = [build_denoiser(config, member) for member in range(3)]
     with torch.no_grad():
         for weights in (w for member in members for w in member.parameters()):
-            weights.add_(torch.randn(weights.shape, generator=generator), alpha=0.03)
+            weights.add_(torch.randn(weights.shape, generator=generator), alpha=0.08)
     pipeline = FusionPipeline(
         members=members,
         lesion_head=build_lesion_head(config),

@@ -134,6 +134,23 @@ def test_a_kept_case_needs_no_images_and_a_forgotten_one_says_so(
     assert gone.status_code == 410 and "again" in gone.json()["todo"]
 
 
+def test_a_slab_equals_the_same_slices_of_the_whole(local_service: Start, nifti_pair: Pair) -> None:
+    import gzip
+
+    url = local_service()
+    whole = post(url, nifti_pair, {"seed": 3})
+    token = whole.headers["x-clinfuse-case"]
+    part = post(url, {}, {"seed": 3, "case": token, "slab": [4, 6]})
+    image = nib.Nifti1Image.from_bytes(gzip.decompress(whole.content))
+    slab = nib.Nifti1Image.from_bytes(gzip.decompress(part.content))
+    assert slab.shape == (28, 32, 2) and nib.aff2axcodes(slab.affine) == ("R", "A", "S")
+    np.testing.assert_allclose(
+        np.asarray(slab.dataobj), np.asarray(image.dataobj)[::-1, :, 4:6], rtol=0, atol=1e-6
+    )
+    assert slab.affine @ [27, 0, 1, 1] == pytest.approx(image.affine @ [0, 0, 5, 1], abs=1e-4)
+    refused(post(url, {}, {"case": token, "slab": [11, 13]}), 422, "slab")
+
+
 def refused(reply: httpx.Response, status: int, *words: str) -> dict[str, Any]:
     assert reply.status_code == status, reply.text
     assert reply.headers["content-type"] == "application/problem+json"

@@ -58,30 +58,32 @@ function showPreset() {
   }
 }
 
-async function fuse(source) {
+// slab: [start, stop) fuses only these axial slices and puts them into the volumes that are shown.
+async function fuse(source, slab = null) {
   if (source) { state.source = source; state.token = null; }
   if (!state.source) { say("Choose a pair first.", "warn"); return; }
   if (state.abort) state.abort.abort();
   state.abort = new AbortController();
   const { signal } = state.abort;
   const started = performance.now();
-  say("Fusing …", "busy");
+  say(slab ? "Fusing this slice …" : "Fusing …", "busy");
   state.busy = true;
   try {
-    const reply = await post({ inputs: !state.token, compress: false, format: "nifti" }, signal);
+    const reply = await post({ inputs: !state.token, compress: false, format: "nifti", ...(slab && { slab }) }, signal);
     const buffer = await reply.arrayBuffer();
     if (signal.aborted) return;
-    receive(reply, buffer);
+    if (slab) receiveSlab(buffer, slab[0]); else receive(reply, buffer);
     state.busy = false;
     const seconds = ((performance.now() - started) / 1000).toFixed(2);
     const members = reply.headers.get("X-Clinfuse-Members").replace("/", " of ");
     const degraded = reply.headers.get("X-Clinfuse-Degraded") === "true";
-    say(`Fused in ${seconds} s with preset ${state.info.preset}; ${members} members answered${degraded ? ": degraded, doubt more" : ""}; seed ${state.info.seed}.`, degraded ? "warn" : "");
+    say(`Fused in ${seconds} s with preset ${state.info.preset}; ${members} members answered${degraded ? ": degraded, doubt more" : ""}; seed ${state.info.seed}.${slab ? " This slice first; the whole follows." : ""}`, degraded ? "warn" : "");
+    if (slab) state.timer = setTimeout(() => fuse(), 1500);
   } catch (error) {
     if (error.name === "AbortError") return;
     state.busy = false;
     say(error.message, "bad");
-    if (error.status === 429) state.timer = setTimeout(() => fuse(), 1000 * (error.retryAfter || 1));
+    if (error.status === 429 || error.status === 503) state.timer = setTimeout(() => fuse(), 1000 * (error.retryAfter || 1));
   }
 }
 
@@ -117,11 +119,25 @@ function receive(reply, buffer) {
   draw();
 }
 
+function receiveSlab(buffer, start) {
+  const files = unzip(buffer);
+  state.info = JSON.parse(new TextDecoder().decode(files.get([...files.keys()].find((name) => name.endsWith(".json")))));
+  for (const [key, name] of Object.entries(state.info.Files)) {
+    const part = parseNifti(files.get(name));
+    if (state.volumes[key]) state.volumes[key].data.set(part.data, start * part.size[0] * part.size[1]);
+  }
+  draw();
+}
+
 function layOut() {
   const planes = state.volumes.fused.size[2] > 1 ? Object.keys(PLANES) : ["axial"];
   const box = $("images");
-  if (box.dataset.planes === planes.join()) return;
-  box.dataset.planes = planes.join();
+  const [mri, other] = state.info.modalities || [];
+  COLUMNS[0][1] = mri && mri !== "MR" ? mri : "MRI";
+  COLUMNS[1][1] = `${state.info.Simulated ? "Simulated " : ""}${other || "CT"}`;
+  const shown = `${planes} ${COLUMNS}`;
+  if (box.dataset.shown === shown) return;
+  box.dataset.shown = shown;
   box.textContent = "";
   for (const [, title] of COLUMNS) box.append(Object.assign(document.createElement("h2"), { textContent: title }));
   for (const plane of planes) for (const [key, title] of COLUMNS) box.append(makeFigure(plane, key, title));
@@ -188,7 +204,7 @@ function readOut() {
   const [mri, ct] = [valueAt(volumes.anatomy, cross), valueAt(volumes.companion, cross)];
   const place = worldOf(volumes.fused, cross).map((v) => v.toFixed(1)).join(", ");
   const doubt = valueAt(volumes.interval, cross);
-  $("readout").textContent = `At ${place} mm: MRI ${number(mri)}, CT ${number(ct)}${raw("companion", ct)}, fused ${number(valueAt(volumes.fused, cross))}${Number.isFinite(doubt) ? ` ± ${number(doubt)}` : ""}, uncertainty ${number(valueAt(volumes.uncertainty, cross))}`;
+  $("readout").textContent = `At ${place} mm: ${COLUMNS[0][1]} ${number(mri)}, ${COLUMNS[1][1]} ${number(ct)}${raw("companion", ct)}, fused ${number(valueAt(volumes.fused, cross))}${Number.isFinite(doubt) ? ` ± ${number(doubt)}` : ""}, uncertainty ${number(valueAt(volumes.uncertainty, cross))}`;
   showFlagged();
 }
 
@@ -225,7 +241,10 @@ function chosenSource() {
 function later() {
   showPreset();
   clearTimeout(state.timer);
-  if (state.source) state.timer = setTimeout(() => fuse(), 200);
+  if (!state.source) return;
+  const volume = state.token && state.volumes.fused.size[2] > 1;
+  const slice = state.cross[2];
+  state.timer = setTimeout(() => fuse(null, volume ? [slice, slice + 1] : null), volume ? 80 : 150);
 }
 
 function buildGreek() {

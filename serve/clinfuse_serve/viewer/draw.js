@@ -57,7 +57,7 @@ function paint(data, to, grey, unsure, options) {
     return;
   }
   const index = 3 * Math.round(255 * Math.min(1, Math.max(0, unsure)));
-  const share = options.opacity * Math.min(1, 0.25 + 1.5 * unsure) * (unsure > 0.02 ? 1 : 0);
+  const share = options.opacity * Math.min(1, 2.5 * unsure);
   for (let c = 0; c < 3; c += 1) data[to + c] = (1 - share) * level + share * HOT[index + c];
   if (options.threshold < 1 && unsure >= options.threshold) {
     data[to] = 0.4 * data[to]; data[to + 1] = 0.4 * data[to + 1] + 140; data[to + 2] = 0.4 * data[to + 2] + 150;
