@@ -32,7 +32,7 @@ class FusionSettings:
     """How a trial fuses.
 
     Attributes:
-        model: model folder, readable by every worker.
+        model: model folder, by a path or URL that every worker can read.
         spaces: by preset name; the suggestion's values are set into the space's preset.
         steps: reverse steps of the sampler, or None for the model's own.
         members: members of an ensemble used, or None for all.
@@ -71,6 +71,7 @@ class FusionEvaluator:
 
     def __init__(self, settings: FusionSettings, cases: Sequence[Case]) -> None:
         import torch
+        from clinfuse_platform.runs import find_model
 
         from clinfuse.pipeline import FusionPipeline
 
@@ -79,7 +80,7 @@ class FusionEvaluator:
             settings,
             deepcopy(list(cases)),
         )  # arrays from the object store are read-only
-        self.pipeline = FusionPipeline.from_pretrained(settings.model, device=settings.device)
+        self.pipeline = FusionPipeline.from_pretrained(find_model(settings.model), device=settings.device)
         self.shown: dict[int, FloatArray] = {}
 
     @property

@@ -66,7 +66,7 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
         plan = _plan(args, presets, model, slabs)
         check_cases(slabs, plan.goals, plan.limits)
     settings = FusionSettings(
-        model=str(model),
+        model=_for_workers(args.model, args.storage, model),
         spaces=plan.spaces,
         steps=args.steps,
         members=args.members,
@@ -76,6 +76,13 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
         pictures=str(out / "pictures"),
     )
     return conclude(plan, FusionRecipe(settings, slabs), slabs, out, resume=args.resume)
+
+
+def _for_workers(name: str, storage: str, found: Path) -> str:
+    """The model as every worker can reach it: by URL if it lies in an object store, else by its folder."""
+    if "://" in name:
+        return name
+    return f"{storage.rstrip('/')}/{name}" if "://" in storage and not Path(name).exists() else str(found)
 
 
 def _plan(args: argparse.Namespace, presets: dict[str, Preset], model: Path, slabs: Sequence[Case]) -> Plan:
