@@ -20,6 +20,8 @@ from clinfuse_sweeps.trainable import Suggestion, stream_seed
 
 if TYPE_CHECKING:
     from clinfuse.method.jitter import JitterConfig
+    from clinfuse.pipeline import FusionResult
+    from clinfuse.presets import Preset
 
 # warps smaller than this, in mm, are far below a voxel: not drawn
 LEAST_JITTER_MM = 0.05
@@ -89,18 +91,19 @@ class FusionEvaluator:
         return len(self.slabs)
 
     def score(self, suggestion: Suggestion, case: int) -> dict[str, float]:
-        """Metrics of `clinfuse.evaluation.objectives` for the suggestion on one slab."""
+        """The objectives of `clinfuse.evaluation` and the calibration error, for the suggestion on one slab."""
         from clinfuse.evaluation.objectives import objectives
 
-        fused = self.fuse(suggestion, case)
+        slab, result = self.slabs[case], self.fuse(suggestion, case)
         if case < SHOWN_CASES:
-            self.shown[case] = fused
+            self.shown[case] = result.fused
         preset = self.settings.spaces[suggestion.preset].preset(suggestion.params)
-        found = objectives(self.slabs[case], fused, self.pipeline.lesion_head, preset)
+        found = objectives(slab, result.fused, self.pipeline.lesion_head, preset)
+        found["ece"] = calibration_error(slab, result, preset)
         return {name: float(value) for name, value in found.items()}
 
-    def fuse(self, suggestion: Suggestion, case: int) -> FloatArray:
-        """The fused slab (D, H, W) in [0, 1]."""
+    def fuse(self, suggestion: Suggestion, case: int) -> FusionResult:
+        """The fused slab with its uncertainty."""
         from clinfuse.method.jitter import JitterConfig
 
         settings = self.settings
@@ -114,7 +117,7 @@ class FusionEvaluator:
             seed=stream_seed(settings.seed, "case", case),
             jitters=settings.jitters if warped else 0,
             jitter=jitter_of(amplitude) if warped else JitterConfig(),
-        ).fused
+        )
 
     def finish(self, suggestion: Suggestion) -> None:
         """Keep a picture of the trial's first cases, if pictures are wanted."""
@@ -125,6 +128,22 @@ class FusionEvaluator:
         png = strip([cut_picture(slab, fused, telling_slice(slab)) for slab, fused in shown])
         path = Path(self.settings.pictures) / f"{suggestion.preset}-{suggestion.number:04d}.png"
         path.write_bytes(png)
+
+
+def calibration_error(case: Case, result: FusionResult, preset: Preset) -> float:
+    """ECE of the uncertainty, in [0, 1], over the head: does it say how often |F − reference| exceeds 0.05?
+
+    NaN where the head is empty. Without a calibration the uncertainty is no probability, and the number says so.
+    """
+    from clinfuse.evaluation.uncertain import TOLERANCE, error_and_regions
+    from clinfuse.metrics.uncertainty import ece
+
+    error, regions = error_and_regions(case, result.fused, preset)
+    head = regions["head"]
+    if not head.any():
+        return float("nan")
+    tolerance = float(result.info.get("error_tolerance", TOLERANCE))
+    return ece(np.asarray(result.uncertainty, dtype=np.float64)[head], error[head] > tolerance)
 
 
 def jitter_of(amplitude_mm: float) -> JitterConfig:

@@ -57,6 +57,7 @@ GOALS: dict[str, Goal] = {
         Goal(name="lesion_nsd", label="Lesion surface Dice (NSD)", direction="max", roi="lesion"),
         Goal(name="lesion_hd95_mm", label="Lesion HD95", direction="min", unit="mm", best=0.0, roi="lesion"),
         Goal(name="seam", label="Seam index", direction="min", best=0.0),
+        Goal(name="ece", label="Calibration error (ECE)", direction="min", best=0.0),
         Goal(name="seconds_per_case", label="Time per case", direction="min", unit="s", best=0.0),
     )
 }

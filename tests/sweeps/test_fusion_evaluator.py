@@ -71,6 +71,7 @@ def test_scores_repeat_and_follow_the_values(model: Path, store: Path, tmp_path:
     assert first == again
     assert first != evaluator.score(suggestion(alpha=3.0, beta=0.4, eta=0.4), 0)
     assert {"brain_ssim", "bone_ssim", "lesion_dice", "seam"} <= set(first)
+    assert 0 <= first["ece"] <= 1
     bare = evaluator.score(suggestion(), 1)
     assert np.isnan(bare["lesion_dice"])  # absent, and left out of the mean:
     assert mean_metrics([first, bare])["lesion_dice"] == pytest.approx(first["lesion_dice"])
@@ -83,9 +84,9 @@ def test_jitter_is_drawn_only_above_its_threshold(model: Path, store: Path) -> N
     slabs = load_slabs(store, split="val", slices=3, limit=1)
     settings = FusionSettings(model=str(model), spaces=SPACES, steps=2)
     evaluator = FusionEvaluator(settings, slabs)
-    still = evaluator.fuse(suggestion(), 0)
-    assert np.array_equal(still, evaluator.fuse(suggestion(jitter_mm=0.01), 0))
-    assert not np.array_equal(still, evaluator.fuse(suggestion(jitter_mm=2.0), 0))
+    still = evaluator.fuse(suggestion(), 0).fused
+    assert np.array_equal(still, evaluator.fuse(suggestion(jitter_mm=0.01), 0).fused)
+    assert not np.array_equal(still, evaluator.fuse(suggestion(jitter_mm=2.0), 0).fused)
     assert jitter_of(2.0).translation_mm == 2.0
 
 
