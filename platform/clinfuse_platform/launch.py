@@ -17,6 +17,7 @@ from clinfuse.console import CONSOLE, say
 from clinfuse.errors import ClinfuseError, ConfigError, InputError
 from clinfuse_platform.position import Position, remove_orphans
 from clinfuse_platform.runs import Run
+from clinfuse_platform.session import can_grow
 from clinfuse_platform.worker import failure_file, progress_file, train_worker
 
 KEPT_CHECKPOINTS = 2
@@ -181,18 +182,15 @@ def check_resources(workers: Workers) -> None:
     have = ray.cluster_resources()
     needs = {"CPU": float(fewest * workers.cpus_each), "GPU": float(fewest * workers.gpus)}
     lacking = {name: need for name, need in needs.items() if need > have.get(name, 0)}
-    if lacking and not autoscales():
+    if lacking and can_grow():
+        say(f"  waiting for {', '.join(f'{need:g} {name}' for name, need in lacking.items())}")
+    elif lacking:
         raise ConfigError(
             "the cluster has too little for these workers",
             expected=", ".join(f"{need:g} {name}" for name, need in lacking.items()),
             found=", ".join(f"{have.get(name, 0):g} {name}" for name in lacking),
             todo="ask for fewer --workers, or fewer --cpus-per-worker or --gpus-per-worker",
         )
-
-
-def autoscales() -> bool:
-    """Whether the open session is a cluster that was brought up with more node types to draw on."""
-    return os.environ.get("RAY_ADDRESS") is not None
 
 
 @contextmanager

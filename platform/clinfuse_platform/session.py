@@ -36,6 +36,7 @@ TRAIN_SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
 }
+_HERE: list[bool] = []  # holds an entry while a session that was started here is open
 
 
 @contextmanager
@@ -65,9 +66,16 @@ def session(address: str | None = None, cpus: int | None = None) -> Iterator[Non
             _connect(target)
         else:
             _start(cpus)
+            _HERE.append(True)
         yield
     finally:
+        _HERE.clear()
         ray.shutdown()
+
+
+def can_grow() -> bool:
+    """Whether the open session may get more nodes: a cluster that was connected to may, one started here not."""
+    return not _HERE
 
 
 def prepare_environment(*, local: bool) -> None:

@@ -70,6 +70,8 @@ class Host:
         sh("ip", "link", "set", outside, "master", BRIDGE, "up")
         for words in (f"addr add {self.address}/24 dev {inside}", f"link set {inside} up", "link set lo up"):
             sh("ip", "-n", self.name, *words.split())
+        # Ray takes the address of the way out as the host's own; nothing is sent there, and nothing is forwarded.
+        sh("ip", "-n", self.name, "route", "add", "default", "via", f"{NETWORK}.1")
         script = self._write_start()
         self.process = subprocess.Popen(
             ["ip", "netns", "exec", self.name, "unshare", "--mount", "--pid", "--fork", "--kill-child",
