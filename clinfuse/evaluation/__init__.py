@@ -8,6 +8,7 @@ from clinfuse.evaluation.ranking import rank_stability
 from clinfuse.evaluation.rows import COLUMNS, LOWER_IS_BETTER, failed_rows
 from clinfuse.evaluation.summary import bootstrap_interval, summarise
 from clinfuse.evaluation.tables import to_html, to_markdown
+from clinfuse.evaluation.verdicts import rank_table, verdicts
 
 __all__ = [
     "COLUMNS",
@@ -19,8 +20,10 @@ __all__ = [
     "objectives",
     "paired_tests",
     "rank_stability",
+    "rank_table",
     "segment_lesion",
     "summarise",
     "to_html",
     "to_markdown",
+    "verdicts",
 ]

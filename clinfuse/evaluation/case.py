@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
 
+import numpy as np
 from torch import nn
 
 from clinfuse.case import Case, FloatArray
@@ -24,6 +25,8 @@ from clinfuse.presets import Preset
 
 Rows = list[dict[str, Any]]
 Table = list[tuple[str, str, Callable[[], float]]]
+# the field's SSIM is a sum over both sources in a convention of its own: not to be taken for the other
+ROW_NAMES = {"SSIM": "SSIM_sum"}
 FIELD_SLICES = 48
 FMI_SLICES = 6
 
@@ -106,7 +109,7 @@ def _roi_table(case: Case, f: FloatArray) -> Table:
 
 
 def _whole_table(case: Case, f: FloatArray, field_slices: int | None, fmi_slices: int | None) -> Table:
-    """Whole-image similarity, the mean over both sources."""
+    """Whole-image similarity: the mean over both sources; PSNR from the mean squared error over both."""
     pair = (case.anatomy, reference_companion(case))
 
     def feature_similarity() -> float:
@@ -117,7 +120,7 @@ def _whole_table(case: Case, f: FloatArray, field_slices: int | None, fmi_slices
 
     table: Table = [
         ("ssim", "whole", lambda: (roi_ssim(f, pair[0]) + roi_ssim(f, pair[1])) / 2),
-        ("psnr", "whole", lambda: (roi_psnr(f, pair[0]) + roi_psnr(f, pair[1])) / 2),
+        ("psnr", "whole", lambda: roi_psnr(np.stack([f, f]), np.stack(pair))),
         ("fsim", "whole", feature_similarity),
     ]
     for feature in FEATURES:
@@ -128,9 +131,9 @@ def _whole_table(case: Case, f: FloatArray, field_slices: int | None, fmi_slices
 def _field_rows(maker: RowMaker, case: Case, f: FloatArray, slices: int | None) -> Rows:
     def compute() -> Rows:
         values = field_metrics(f, case.anatomy, reference_companion(case), slices=slices)
-        return [maker.row(name, "whole", value) for name, value in values.items()]
+        return [maker.row(ROW_NAMES.get(name, name), "whole", value) for name, value in values.items()]
 
-    return maker.guarded([(name, "whole") for name in FIELD], compute)
+    return maker.guarded([(ROW_NAMES.get(name, name), "whole") for name in FIELD], compute)
 
 
 def _lesion_rows(maker: RowMaker, case: Case, f: FloatArray, preset: Preset, head: nn.Module) -> Rows:

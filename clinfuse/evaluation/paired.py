@@ -33,7 +33,7 @@ COLUMNS = (
 def paired_tests(
     rows: pd.DataFrame, *, reference: str | None = None, level: float = 0.05, seed: int = 0
 ) -> pd.DataFrame:
-    """Wilcoxon signed-rank tests per metric and region, Holm-corrected over all tests of the table.
+    """Wilcoxon signed-rank tests, Holm-corrected within each metric and region (one family of comparisons).
 
     Args:
         rows: columns as `clinfuse.evaluation.rows.COLUMNS`, one preset.
@@ -43,8 +43,8 @@ def paired_tests(
 
     Returns:
         metric, roi, method, other, n (cases measured for both), difference (mean of method − other) with its 95 %
-        bootstrap interval low, high; p (two-sided; NaN with a note below 6 pairs, where no result can be
-        significant), p_holm, better (the better method's name, or "" if undecided), note.
+        bootstrap interval low, high; p (two-sided; NaN below 6 pairs, where no result can be significant), p_holm,
+        better (the better method's name, or "" if undecided), note (why nothing could be decided, if so).
 
     Raises:
         InputError: no such reference, or a method has two values for one case.
@@ -71,7 +71,11 @@ def paired_tests(
             if other in table:
                 lines.append(_compare(table, str(metric), str(roi), method, other, seed))
     result = pd.DataFrame(lines, columns=list(COLUMNS))
-    result["p_holm"] = holm(result["p"].to_numpy(dtype=np.float64))
+    for _, family in result.groupby(["metric", "roi"], sort=False):
+        result.loc[family.index, "p_holm"] = holm(family["p"].to_numpy(dtype=np.float64))
+        least = len(family) * 2.0 ** (1 - family["n"])
+        hopeless = (family["note"] == "") & (least >= level)
+        result.loc[family.index[hopeless], "note"] = f"too few cases for {len(family)} comparisons"
     for index in result.index[result["p_holm"] < level]:
         line = result.loc[index]
         falls = line["metric"] in LOWER_IS_BETTER

@@ -20,6 +20,7 @@ UNITS = {
     "SF": "grey",
     "AG": "grey",
 }
+UNCERTAINTY = ("ece", "brier", "coverage", "ause", "ause_ratio", "spearman")
 # Metrics that are better when small; all others are better when large.
 LOWER_IS_BETTER = (
     "hd95",

@@ -8,7 +8,19 @@ from html import escape
 import pandas as pd
 
 from clinfuse import RESEARCH_USE
-from clinfuse.evaluation.rows import LOWER_IS_BETTER
+from clinfuse.evaluation.rows import LOWER_IS_BETTER, UNCERTAINTY
+
+
+def grouped(summary: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The summary in parts that fit a page: clinical, uncertainty and whole-image metrics, in this order."""
+    doubtful = summary["metric"].isin(UNCERTAINTY)
+    whole = (summary["roi"] == "whole") & ~doubtful & (summary["metric"] != "outside")
+    parts = {
+        "Clinical: brain against MRI, bone against CT, lesion, borders": summary[~doubtful & ~whole],
+        "Uncertainty": summary[doubtful],
+        "Whole image, conventions of the fusion field": summary[whole],
+    }
+    return {title: part for title, part in parts.items() if len(part)}
 
 
 def to_markdown(summary: pd.DataFrame, *, intervals: bool = True) -> str:
@@ -18,6 +30,28 @@ def to_markdown(summary: pd.DataFrame, *, intervals: bool = True) -> str:
         summary: from `summarise`.
         intervals: whether to show the confidence intervals.
     """
+    parts = grouped(summary)
+    titled = len(parts) > 1
+    texts = [
+        (f"### {title}\n\n" if titled else "") + _markdown_table(part, intervals)
+        for title, part in parts.items()
+    ]
+    return "\n\n".join([*texts, "\n".join(notes(summary))]) + "\n"
+
+
+def to_html(summary: pd.DataFrame, *, caption: str = "") -> str:
+    """The same tables as an HTML fragment, best mean of each column in bold, with the same notes."""
+    from clinfuse.report.html import metric_table
+
+    parts = grouped(summary.assign(method=_method_labels(summary)))
+    tables = []
+    for title, part in parts.items():
+        above = ". ".join(text for text in (caption, title if len(parts) > 1 else "") if text)
+        tables.append(metric_table(part, caption=above, lower_is_better=LOWER_IS_BETTER))
+    return "".join(tables) + "".join(f"<p><small>{escape(note)}</small></p>" for note in notes(summary))
+
+
+def _markdown_table(summary: pd.DataFrame, intervals: bool) -> str:
     pairs = list(dict.fromkeys(zip(summary["metric"], summary["roi"], strict=True)))
     labels = _method_labels(summary)
     units = dict(zip(zip(summary["metric"], summary["roi"], strict=True), summary["unit"], strict=True))
@@ -26,16 +60,7 @@ def to_markdown(summary: pd.DataFrame, *, intervals: bool = True) -> str:
     lines = [_line(head), _line(["---"] + ["---:"] * len(pairs))]
     for label in dict.fromkeys(labels):
         lines.append(_line([label, *(_cell(cells.get((label, *pair)), intervals) for pair in pairs)]))
-    return "\n".join([*lines, "", *notes(summary)]) + "\n"
-
-
-def to_html(summary: pd.DataFrame, *, caption: str = "") -> str:
-    """The same table as an HTML fragment, best mean of each column in bold, with the same notes."""
-    from clinfuse.report.html import metric_table
-
-    shown = summary.assign(method=_method_labels(summary))
-    table = metric_table(shown, caption=caption, lower_is_better=LOWER_IS_BETTER)
-    return table + "".join(f"<p><small>{escape(note)}</small></p>" for note in notes(summary))
+    return "\n".join(lines)
 
 
 def notes(summary: pd.DataFrame) -> list[str]:

@@ -8,12 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clinfuse.case import Case, FloatArray
-from clinfuse.evaluation.rows import RowMaker
+from clinfuse.evaluation.rows import UNCERTAINTY, RowMaker
 from clinfuse.metrics.uncertainty import brier, coverage, ece, rank_correlation, sparsification
 from clinfuse.presets import Preset
 
 TOLERANCE = 0.05
-NAMES = ("ece", "brier", "coverage", "ause", "ause_ratio", "spearman")
 
 
 class UncertainResult(Protocol):
@@ -70,13 +69,13 @@ def uncertainty_rows(
     rows = []
     for roi, mask in regions.items():
         e, u = error[mask], doubt[mask]
-        values = dict.fromkeys(NAMES, float("nan"))
+        values = dict.fromkeys(UNCERTAINTY, float("nan"))
         if e.size:
             curves = sparsification(e, u)
             values |= {"ece": ece(u, e > tolerance), "brier": brier(u, e > tolerance)}
             values |= {"ause": curves.ause, "ause_ratio": curves.ratio, "spearman": rank_correlation(e, u)}
             if result.interval is not None:
                 values["coverage"] = coverage(e, np.asarray(result.interval)[mask])
-        names = NAMES if result.interval is not None else [n for n in NAMES if n != "coverage"]
+        names = UNCERTAINTY if result.interval is not None else [n for n in UNCERTAINTY if n != "coverage"]
         rows += [maker.row(name, roi, values[name]) for name in names]
     return rows

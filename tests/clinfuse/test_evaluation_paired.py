@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.stats import wilcoxon
+from scipy.stats import kendalltau, wilcoxon
 
 from clinfuse.errors import InputError
-from clinfuse.evaluation import paired_tests, rank_stability
+from clinfuse.evaluation import paired_tests, rank_stability, rank_table, verdicts
 from clinfuse.evaluation.paired import holm
+from clinfuse.evaluation.ranking import _agreement
 
 
 def table(values: dict[str, np.ndarray], metric: str = "ssim", roi: str = "brain") -> pd.DataFrame:
@@ -78,9 +79,39 @@ def test_rank_stability() -> None:
     assert ties["rank"].tolist() == [1.5, 1.5]
 
 
+def test_few_cases_for_many_comparisons_are_said() -> None:
+    """Seven cases give p ≥ 2/2⁷ = 1/64: enough for one comparison, not for six."""
+    rng = np.random.default_rng(5)
+    values = {name: rng.normal(0.1 * k, 0.001, 7) for k, name in enumerate("abcd")}
+    many = paired_tests(table(values))
+    assert (many["p"] == 2 / 2**7).all() and (many["better"] == "").all()
+    assert many["note"].str.contains("too few cases for 6").all()
+    one = paired_tests(table({k: values[k] for k in "ab"})).iloc[0]
+    assert one["better"] == "b" and one["note"] == ""
+
+
+def test_agreement_is_kendalls_tau_b() -> None:
+    rng = np.random.default_rng(0)
+    full, drawn = rng.permutation(6).astype(float), rng.integers(0, 4, (20, 6)).astype(float)
+    expected = [kendalltau(full, d).statistic for d in drawn]
+    assert _agreement(full, drawn) == pytest.approx(expected)
+
+
 def test_mixed_runs_are_refused() -> None:
     one = table({"a": np.ones(3), "b": np.zeros(3)})
     with pytest.raises(InputError, match=r"case c0.*several values"):
         paired_tests(pd.concat([one, one]))
     with pytest.raises(InputError, match=r"no such method"):
         paired_tests(one, reference="c")
+
+
+def test_verdicts_and_ranks_in_words() -> None:
+    rng = np.random.default_rng(3)
+    base = rng.normal(0.7, 0.1, 15)
+    values = {"good": base + 0.1 + rng.normal(0, 0.01, 15), "fair": base, "same": base.copy()}
+    tests = paired_tests(table(values))
+    about = verdicts(tests, "fair").iloc[0]
+    assert (about["better_than"], about["worse_than"], about["undecided"]) == ("", "good", "same")
+    assert verdicts(tests, "good").iloc[0]["better_than"] == "fair, same"
+    ranks = rank_table(rank_stability(table(values), resamples=50))
+    assert list(ranks.columns) == ["method", "ssim brain"] and ranks.iloc[0]["ssim brain"] == "1 [1, 1]"

@@ -117,4 +117,4 @@ def test_whole_image_rows(tiny_case: Case) -> None:
     rows = evaluate_case(tiny_case, fused, "max", preset=PRESET, metrics="all", fmi_slices=2)
     assert not [r["status"] for r in rows if r["status"] != "ok"]
     names = {r["metric"] for r in rows if r["roi"] == "whole"}
-    assert {"ssim", "psnr", "fsim", "FMI_pixel", "FMI_wavelet", "EN", "VIF", "Qabf", "SSIM"} <= names
+    assert {"ssim", "psnr", "fsim", "FMI_pixel", "FMI_wavelet", "EN", "VIF", "Qabf", "SSIM_sum"} <= names
