@@ -23,7 +23,10 @@ from clinfuse_serve.limits import Limits
 from clinfuse.errors import ClinfuseError, ConfigError
 from clinfuse.presets import Preset
 
-pytestmark = pytest.mark.ray
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`:DeprecationWarning"),
+]
 TOKEN = "a-token-of-20-letters"
 Pair = dict[str, Path]
 
