@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -74,22 +75,42 @@ class Backend(Protocol):
         """Metric snapshots of all aggregator replicas, this one's included."""
 
 
-def run_order(pipeline: FusionPipeline, case: Case, member: int, order: Order) -> list[MemberSample]:
-    """All draws of one member, one after another."""
-    part = order.part_of(case)
-    return [
-        pipeline.sample_member(
-            part,
-            member,
-            order.preset,
-            steps=order.steps,
-            seed=order.seed,
-            sample_index=sample,
-            jitter_index=jitter,
-            guided=order.guided,
+def run_order(
+    pipeline: FusionPipeline, case: Case, member: int, order: Order, stop: threading.Event | None = None
+) -> list[MemberSample]:
+    """All draws of one member, one after another; none is begun once `stop` is set."""
+    part, samples = order.part_of(case), []
+    for sample, jitter in order.draws:
+        if stop is not None and stop.is_set():
+            break
+        samples.append(
+            pipeline.sample_member(
+                part,
+                member,
+                order.preset,
+                steps=order.steps,
+                seed=order.seed,
+                sample_index=sample,
+                jitter_index=jitter,
+                guided=order.guided,
+            )
         )
-        for sample, jitter in order.draws
-    ]
+    return samples
+
+
+async def run_in_turn(
+    turn: asyncio.Lock, pipeline: FusionPipeline, case: Case, member: int, order: Order
+) -> list[MemberSample]:
+    """`run_order` in a thread when it is its turn; a cancelled request keeps its turn until its draw has ended."""
+    stop = threading.Event()
+    async with turn:
+        work = asyncio.ensure_future(asyncio.to_thread(run_order, pipeline, case, member, order, stop))
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            stop.set()
+            await asyncio.wait({work})
+            raise
 
 
 async def gather(calls: Mapping[int, Awaitable[list[MemberSample]]], deadline_s: float) -> Gathered:
@@ -116,7 +137,7 @@ class LocalBackend:
 
     def __init__(self, pipeline: FusionPipeline) -> None:
         self.pipeline, self.members = pipeline, len(pipeline.members)
-        self._lock = asyncio.Lock()
+        self._turn = asyncio.Lock()
 
     async def hold(self, case: Case) -> Case:
         """The case itself."""
@@ -125,11 +146,8 @@ class LocalBackend:
     async def sample(self, held: Case, order: Order, members: Sequence[int], deadline_s: float) -> Gathered:
         """Run the members in turn."""
 
-        async def one(member: int) -> list[MemberSample]:
-            async with self._lock:
-                return await asyncio.to_thread(run_order, self.pipeline, held, member, order)
-
-        return await gather({member: one(member) for member in members}, deadline_s)
+        calls = {m: run_in_turn(self._turn, self.pipeline, held, m, order) for m in members}
+        return await gather(calls, deadline_s)
 
     async def up(self) -> list[bool]:
         """Always all."""

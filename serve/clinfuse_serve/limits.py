@@ -41,7 +41,7 @@ class Limits:
     queue: int = 16
     at_once: int = 4
     deadline_s: float = 300.0
-    kept_bytes: int = 256 << 20
+    kept_bytes: int = 64 << 20
     kept_s: float = 900.0
     samples: int = 64
 

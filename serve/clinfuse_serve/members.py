@@ -21,7 +21,7 @@ from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import ReplicaState
 
 from clinfuse.case import Case
-from clinfuse_serve.backend import Gathered, Order, gather, run_order
+from clinfuse_serve.backend import Gathered, Order, gather, run_in_turn
 from clinfuse_serve.limits import Limits
 
 if TYPE_CHECKING:
@@ -84,8 +84,7 @@ class Member:
 
     async def draw(self, case: Case, order: Order) -> list[MemberSample]:
         """This member's samples, one request at a time; the event loop stays free for health checks."""
-        async with self._turn:
-            return await asyncio.to_thread(run_order, self.pipeline, case, self.member, order)
+        return await run_in_turn(self._turn, self.pipeline, case, self.member, order)
 
     def remember_presets(self, changes: Mapping[str, Any]) -> None:
         """Keep changed presets."""

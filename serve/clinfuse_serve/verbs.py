@@ -71,13 +71,13 @@ def _serve(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def wait_for_signal() -> None:
-    """Block until SIGINT or SIGTERM; the handlers that were there come back afterwards."""
+    """Block until SIGINT, SIGTERM or SIGHUP; the handlers that were there come back afterwards."""
     stop = threading.Event()
 
     def ask(_signal: int, _frame: FrameType | None) -> None:
         stop.set()
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
         while not stop.wait(0.5):
             pass

@@ -139,6 +139,7 @@ function layOut() {
   if (box.dataset.shown === shown) return;
   box.dataset.shown = shown;
   box.textContent = "";
+  box.classList.toggle("single", planes.length === 1);
   for (const [, title] of COLUMNS) box.append(Object.assign(document.createElement("h2"), { textContent: title }));
   for (const plane of planes) for (const [key, title] of COLUMNS) box.append(makeFigure(plane, key, title));
 }
@@ -189,7 +190,7 @@ function draw() {
     drawSlice(canvas, plane, cross, doubt ? volumes.fused : volumes[key], doubt ? volumes.uncertainty : null, options);
     const place = `${plane} slice ${cross[through] + 1} of ${volumes.fused.size[through]}`;
     canvas.setAttribute("aria-label", `${title}, ${place}`);
-    canvas.nextSibling.textContent = place;
+    canvas.nextSibling.textContent = volumes.fused.size[2] > 1 ? place : canvas.dataset.title;
   }
   readOut();
 }
