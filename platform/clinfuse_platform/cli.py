@@ -17,6 +17,7 @@ from typing import Any
 
 from clinfuse import RESEARCH_USE, __version__
 from clinfuse.errors import ClinfuseError, ConfigError
+from clinfuse.lean import use_lean_imports
 from clinfuse.verbs import Verb
 from clinfuse_platform.verb_table import build_parser, load_verb, run_parsed, verb_entries
 
@@ -27,6 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run `clinfuse VERB …` and return its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch loads, see session.LOCAL_SETTINGS
+    if argv is None:  # a process of our own
+        use_lean_imports()
     if not words or words[0] in ("-h", "--help"):
         (sys.stdout if words else sys.stderr).write(overview())
         return 0 if words else WRONG_USE
