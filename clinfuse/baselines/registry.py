@@ -5,7 +5,8 @@ A package adds a method through the entry-point group `clinfuse.methods`. The en
     fuse(anatomy, companion, masks, spacing) -> F
 
 of arrays (D, H, W) in [0, 1], a mapping of the masks brain, bone and lesion (uint8) and the spacing in mm
-(D, H, W); it returns F, (D, H, W) in [0, 1]. A folder of results is named `NAME=FOLDER` or `folder:FOLDER`.
+(D, H, W); it returns F, (D, H, W) in [0, 1]. A folder of results, or of a learned baseline, is named
+`NAME=FOLDER` or `folder:FOLDER`.
 """
 
 from __future__ import annotations
@@ -60,6 +61,10 @@ class MethodTable(Mapping[str, Method]):
         folder = folder_of(name)
         if folder is None:
             raise KeyError(name)
+        if (folder / "baseline.json").is_file():
+            from clinfuse.baselines.learned import learned_method, load_learned
+
+            return learned_method(load_learned(folder))
         return folder_method(folder)
 
     def __contains__(self, name: object) -> bool:

@@ -1,0 +1,88 @@
+"""Conditional diffusion fusion after FusionDiff and Diff-IF: the same network, different targets and outputs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from clinfuse.baselines.laplacian import collapse, pyramid
+from clinfuse.baselines.learned.base import DiffusionBaseline, LearnedConfig, from_noise
+from clinfuse.baselines.learned.selfloss import fusion_loss
+from clinfuse.method.prior import fusion_prior
+from clinfuse.presets import load_presets
+from clinfuse.training.losses import Batch
+
+CONDITIONED_INPUTS = 3
+DEFAULT_PRESET = "balanced"
+SEARCH_LEVELS = 3
+
+
+class FusionDiff(DiffusionBaseline):
+    """DDPM conditioned on both sources by concatenation; predicts the noise of the fused image.
+
+    Kept: ε_θ(x_t, t, I_M, I_C), supervised training, deterministic sampling. Left out: the paper's multi-focus
+    data with true fused images; here the target is the fusion prior, as for our own model.
+
+    Reference: FusionDiff, 2024, image fusion by conditional denoising diffusion probabilistic models.
+    """
+
+    kind = "fusiondiff"
+
+    def __init__(self, config: LearnedConfig) -> None:
+        super().__init__(config, CONDITIONED_INPUTS)
+
+    def target(self, batch: Batch) -> Tensor:
+        """x₀ (B, 1, H, W) in [0, 1]."""
+        vector = torch.tensor([load_presets()[DEFAULT_PRESET].vector]).to(batch["anatomy"])
+        vectors = vector.expand(len(batch["anatomy"]), -1)
+        brain, bone, lesion = batch["brain"], batch["bone"], batch["lesion"]
+        return fusion_prior(batch["anatomy"], batch["aligned"], brain, bone, lesion, vectors)
+
+    def forward(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        x_t, noise, t = self.noised(2 * self.target(batch) - 1, generator)
+        i, v = 2 * batch["anatomy"] - 1, 2 * batch["companion"] - 1
+        loss = (self.unet(torch.cat([x_t, i, v], dim=1), t) - noise).square().mean()
+        return loss, {"noise": float(loss.detach())}
+
+    def estimate(self, x_t: Tensor, t: Tensor, anatomy: Tensor, companion: Tensor) -> Tensor:
+        noise = self.unet(torch.cat([x_t, anatomy, companion], dim=1), t)
+        return from_noise(noise, x_t, self.alpha_bar[t])
+
+
+class DiffIF(FusionDiff):
+    """Conditional diffusion that learns x₀ directly, towards the best of several existing fusions per sample.
+
+    Kept: the "fusion knowledge prior" found by targeted search among existing methods, conditional diffusion with
+    few steps that predicts the image itself. Left out: learned candidate methods; the search is over maximum, mean
+    and two pyramid rules, judged by the self-supervised fusion loss.
+
+    Reference: Yi et al. 2024, Information Fusion 110 (Diff-IF).
+    """
+
+    kind = "diffif"
+
+    def target(self, batch: Batch) -> Tensor:
+        anatomy, companion = batch["anatomy"], batch["aligned"]
+        found = torch.stack(candidates(anatomy, companion))
+        scores = torch.stack([fusion_loss(f, anatomy, companion) for f in found])
+        return found[scores.argmin(dim=0), torch.arange(len(anatomy))]
+
+    def forward(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        with torch.no_grad():
+            x_0 = 2 * self.target(batch) - 1
+        x_t, _, t = self.noised(x_0, generator)
+        i, v = 2 * batch["anatomy"] - 1, 2 * batch["companion"] - 1
+        loss = (self.unet(torch.cat([x_t, i, v], dim=1), t) - x_0).abs().mean()
+        return loss, {"image": float(loss.detach())}
+
+    def estimate(self, x_t: Tensor, t: Tensor, anatomy: Tensor, companion: Tensor) -> Tensor:
+        return self.unet(torch.cat([x_t, anatomy, companion], dim=1), t)
+
+
+def candidates(anatomy: Tensor, companion: Tensor) -> list[Tensor]:
+    """Fusions to choose the target from, each (B, 1, H, W) in [0, 1]."""
+    brighter = torch.maximum(anatomy, companion)
+    x, y = pyramid(anatomy, SEARCH_LEVELS), pyramid(companion, SEARCH_LEVELS)
+    details = [torch.where(a.abs() >= b.abs(), a, b) for a, b in zip(x[:-1], y[:-1], strict=True)]
+    rest = ((x[-1] + y[-1]) / 2, torch.maximum(x[-1], y[-1]))
+    return [brighter, (anatomy + companion) / 2, *(collapse([*details, r]).clamp(0, 1) for r in rest)]
