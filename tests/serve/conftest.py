@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import httpx
 import nibabel as nib
@@ -19,6 +20,9 @@ from PIL import Image
 
 from clinfuse.case import Case
 from clinfuse.presets import load_presets
+
+if TYPE_CHECKING:
+    from clinfuse.pipeline import FusionPipeline
 
 Pair = dict[str, Path]
 
@@ -87,8 +91,16 @@ def png_pair(tmp_path: Path) -> Pair:
     return paths
 
 
+@pytest.fixture(scope="session")
+def pipeline(model_dir: Path) -> FusionPipeline:
+    """The tiny model, loaded once."""
+    from clinfuse.pipeline import FusionPipeline
+
+    return FusionPipeline.from_pretrained(model_dir)
+
+
 @pytest.fixture
-def local_service(model_dir: Path) -> Iterator[Callable[..., str]]:
+def local_service(model_dir: Path, pipeline: FusionPipeline) -> Iterator[Callable[..., str]]:
     """Starts services over real HTTP with the members in this process; yields a function that returns the URL."""
     import uvicorn
     from clinfuse_serve.application import build_application
@@ -96,7 +108,6 @@ def local_service(model_dir: Path) -> Iterator[Callable[..., str]]:
     from clinfuse_serve.served_model import read_model
     from clinfuse_serve.service import FusionService
 
-    from clinfuse.pipeline import FusionPipeline
 
     servers: list[tuple[uvicorn.Server, threading.Thread]] = []
 
@@ -108,7 +119,7 @@ def local_service(model_dir: Path) -> Iterator[Callable[..., str]]:
 
         def run() -> None:
             async def serve() -> None:
-                backend = LocalBackend(FusionPipeline.from_pretrained(model_dir))
+                backend = LocalBackend(pipeline)
                 service = FusionService(
                     read_model(model_dir), backend, limits or Limits(), secret=b"k", **service_options
                 )

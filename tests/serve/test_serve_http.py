@@ -41,20 +41,19 @@ def masks_of(pair: Pair) -> dict[str, Any]:
     return {roi: pair[roi] for roi in ("brain", "bone", "lesion") if roi in pair}
 
 
-def direct(model_dir: Path, pair: Pair, **options: Any) -> Any:
+def direct(pipeline: Any, pair: Pair, **options: Any) -> Any:
     """The same pair through the pipeline itself."""
     from clinfuse_prep.prepare import prepare_pair
 
-    from clinfuse.pipeline import FusionPipeline
 
     case = prepare_pair(
         pair["anatomy"], pair["companion"], **{r: pair[r] for r in pair if r in ("brain", "bone", "lesion")}
     )
-    return FusionPipeline.from_pretrained(model_dir)(case, **options), case
+    return pipeline(case, **options), case
 
 
 def test_served_volume_equals_the_pipeline_and_has_the_anatomys_geometry(
-    local_service: Start, nifti_pair: Pair, model_dir: Path
+    local_service: Start, nifti_pair: Pair, pipeline: Any
 ) -> None:
     from clinfuse_prep.geometry import to_source_grid
 
@@ -66,7 +65,7 @@ def test_served_volume_equals_the_pipeline_and_has_the_anatomys_geometry(
     source = nib.load(nifti_pair["anatomy"])
     assert served.shape == source.shape and nib.aff2axcodes(served.affine) == ("L", "A", "S")
     np.testing.assert_array_equal(served.affine, source.affine)
-    result, case = direct(model_dir, nifti_pair, preset="bone_tumor", seed=4)
+    result, case = direct(pipeline, nifti_pair, preset="bone_tumor", seed=4)
     expected, _ = to_source_grid(result.fused, case)
     np.testing.assert_allclose(np.asarray(served.dataobj), expected, atol=1e-5)
 
@@ -104,7 +103,7 @@ def mean_of(files: dict[str, bytes], name: str) -> float:
     return float(np.mean(nib.Nifti1Image.from_bytes(gzip.decompress(files[name])).get_fdata()))
 
 
-def test_png_slice_in_png_out_in_place(local_service: Start, png_pair: Pair, model_dir: Path) -> None:
+def test_png_slice_in_png_out_in_place(local_service: Start, png_pair: Pair) -> None:
     url = local_service()
     reply = post(url, png_pair, {"weights": {"alpha": 10, "beta": 0.01}})
     assert reply.headers["content-type"] == "image/png"
