@@ -2,7 +2,7 @@
 
 >>> with Client("http://127.0.0.1:8000") as client:
 ...     reply = client.fuse("mr.nii.gz", "ct.nii.gz", preset="bone_tumor")
-...     reply.write("fused")
+...     reply.save("fused")
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class FusedReply:
     members_asked: int
     degraded: bool
 
-    def write(self, folder: str | Path) -> dict[str, Path]:
+    def save(self, folder: str | Path) -> dict[str, Path]:
         """Write all files into a folder; returns file name → path."""
         return write_files({name: (name, data) for name, data in self.files.items()}, folder)
 

@@ -139,7 +139,7 @@ def fuse_there(job: FuseJob, url: str, token: str | None = None) -> dict[str, An
             jitters=job.jitters,
             format=job.image_format,
         )
-    paths = reply.write(job.out)
+    paths = reply.save(job.out)
     files = {key: paths[name] for key, name in reply.info["Files"].items() if name in paths}
     files["sidecar"] = next(path for name, path in paths.items() if name.endswith(".json"))
     return {"files": files, "info": reply.info, "findings": []}

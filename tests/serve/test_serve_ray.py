@@ -84,7 +84,7 @@ def test_served_equals_the_pipeline(
     pair = dict(nifti_pair)
     case = prepare_pair(pair.pop("anatomy"), pair.pop("companion"), **pair)
     result = FusionPipeline.from_pretrained(model_dir)(case, **options)
-    paths = reply.write(tmp_path)
+    paths = reply.save(tmp_path)
     for key in ("fused", "uncertainty"):
         image = nib.load(paths[reply.info["Files"][key]])
         expected, affine = to_source_grid(getattr(result, key), case)
