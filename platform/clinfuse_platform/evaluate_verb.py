@@ -80,8 +80,36 @@ def methods_of(arguments: argparse.Namespace) -> list[Variant]:
     variants = [_model_variant(name, arguments) for name in models]
     preset = preset_of(arguments.preset, variants[0].model if variants else "").as_dict()
     baselines = [name for name in names if name in BASELINES]
-    variants += [Variant(label=name, baseline=name, preset=preset, seed=arguments.seed) for name in baselines]
+    for name in baselines:
+        label, full, content = baseline_of(name)
+        variants.append(
+            Variant(label=label, baseline=full, model_hash=content, preset=preset, seed=arguments.seed)
+        )
     return uniquely_labelled(variants)
+
+
+def baseline_of(name: str) -> tuple[str, str, str]:
+    """Label, name and content hash of a baseline; a folder's path is made absolute and kept out of the label.
+
+    Args:
+        name: of a method, or NAME=FOLDER, or folder:FOLDER.
+
+    Raises:
+        InputError: the folder does not exist.
+    """
+    import hashlib
+
+    from clinfuse.baselines.registry import folder_of, label_of
+
+    folder, label = folder_of(name), label_of(name)
+    if folder is None:
+        return name, name, ""
+    if not folder.is_dir():
+        raise InputError(f"method {label}: no such folder", expected="NAME=FOLDER with fused images in it")
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    told = [f"{f.relative_to(folder)} {f.stat().st_size} {f.stat().st_mtime_ns}" for f in files]
+    content = hashlib.sha256("\n".join(told).encode()).hexdigest()[:16]
+    return label, f"{label}={folder.resolve()}", content
 
 
 def _model_variant(name: str, arguments: argparse.Namespace) -> Variant:

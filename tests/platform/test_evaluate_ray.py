@@ -12,6 +12,7 @@ import pytest
 from clinfuse_platform.ablate_report import jitter_area
 from clinfuse_platform.ablations import ABLATIONS, chosen, labelled
 from clinfuse_platform.evaluate import failed_cases
+from clinfuse_platform.evaluate_verb import baseline_of
 from clinfuse_platform.variants import Variant, automatic_masks, jittered, slab
 from clinfuse_platform.verb_table import run_verb
 
@@ -99,6 +100,19 @@ def test_unknown_method_lists_models_and_baselines(tiny_store: Path, tmp_path: P
     add_arguments(parser)
     with pytest.raises(InputError, match=r"hard_roi"):
         methods_of(parser.parse_args(words))
+
+
+def test_a_folder_of_results_is_labelled_without_its_path(tmp_path: Path) -> None:
+    (tmp_path / "secret" / "theirs").mkdir(parents=True)
+    (tmp_path / "secret" / "theirs" / "a.npy").write_bytes(b"1")
+    label, full, content = baseline_of(f"other={tmp_path / 'secret' / 'theirs'}")
+    assert label == "other" and full == f"other={tmp_path / 'secret' / 'theirs'}"
+    assert baseline_of(f"folder:{tmp_path / 'secret' / 'theirs'}")[0] == "theirs"
+    (tmp_path / "secret" / "theirs" / "a.npy").write_bytes(b"22")
+    assert baseline_of(f"other={tmp_path / 'secret' / 'theirs'}")[2] != content
+    assert baseline_of("mean") == ("mean", "mean", "")
+    with pytest.raises(InputError, match="no such folder"):
+        baseline_of("other=/nowhere/at/all")
 
 
 def test_equal_settings_have_one_key_whatever_their_label() -> None:
