@@ -207,7 +207,9 @@ def metric_table(
         means = pd.Series(
             [cells[m, metric, roi]["mean"] for m in methods if (m, metric, roi) in cells], dtype=float
         )
-        tops.append(_best(means, "min" if falls else "max"))
+        tops.append(
+            _best(means, "min" if falls else "max") if means.dropna().map(_text).nunique() > 1 else None
+        )
         unit = next(
             (str(r.get("unit") or "") for (_, a, b), r in cells.items() if (a, b) == (metric, roi)), ""
         )

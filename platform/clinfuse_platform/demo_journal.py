@@ -14,7 +14,7 @@ from typing import Any
 from clinfuse import RESEARCH_USE, __version__
 from clinfuse.console import say
 from clinfuse.errors import ConfigError
-from clinfuse_platform.memory import MemorySampler
+from clinfuse_platform.memory import MemorySampler, release_memory
 
 NAME = "demo.json"
 
@@ -93,6 +93,7 @@ class Journal:
         say(f"[bold]{title}[/bold]")
         for line in command.splitlines():
             say(f"  $ {line}")
+        release_memory()
         memory.sample()
         start, since, used = time.monotonic(), memory.now, memory.cpu_seconds
         result = jsonable(work())

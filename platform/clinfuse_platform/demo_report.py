@@ -36,6 +36,7 @@ from clinfuse_platform.demo_cases import read_volume
 from clinfuse_platform.demo_journal import Journal
 from clinfuse_platform.evaluate import with_picture
 
+USEFUL_DICE = 0.1
 MEMORY_LIMIT_GB, TIME_LIMIT_SECONDS = 4.0, 360.0
 NOTICE = f"{RESEARCH_USE} All CT images on this page are simulated CT."
 SHOWN_METRICS = (
@@ -132,11 +133,17 @@ def _metrics(journal: Journal) -> str:
     cases = int(summary["n"].max())
     note = (
         f"<p>Means over {cases} test case(s), with 95 % bootstrap intervals where there are two or more; best of each "
-        "column in bold. Brain is compared with the MRI, bone with the simulated CT without its misregistration. The "
-        "trivial methods stay in the table because ROI scores alone reward pasting: MRI alone is perfect in the brain, "
-        "the hard composite nearly everywhere, and the seam index (gradient at ROI borders that is in neither source) "
-        "is what they pay. Lesion rows measure what the same frozen lesion head finds in each fused image.</p>"
+        "column in bold. Brain is compared with the MRI, bone with the simulated CT without its misregistration; all "
+        "methods saw the displaced one. Read the columns together: MRI alone is perfect in the brain and useless in "
+        "the bone, and ROI scores reward pasting; the seam index is the gradient at ROI borders that is in neither "
+        "source. Lesion rows measure what the same frozen lesion head finds in each fused image.</p>"
     )
+    dice = summary.loc[summary["metric"] == "dice", "mean"]
+    if len(dice) and not dice.max() >= USEFUL_DICE:
+        note += (
+            "<p>With so little training the lesion head does not yet find these lesions in any image (Dice below "
+            f"{USEFUL_DICE:g} throughout), so the lesion columns say nothing about the fusion here.</p>"
+        )
     return note + metric_table(summary, columns=shown, labels=METHOD_NAMES)
 
 

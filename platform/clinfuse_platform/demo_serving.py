@@ -15,7 +15,7 @@ from pathlib import Path
 
 from clinfuse.errors import ClinfuseError
 
-READY_SECONDS = 150.0
+READY_SECONDS = 300.0
 STOP_SECONDS = 20.0
 
 
