@@ -12,7 +12,7 @@ import pandas as pd
 
 from clinfuse import RESEARCH_USE, __version__
 from clinfuse.errors import ConfigError
-from clinfuse.presets import Preset, dump_presets
+from clinfuse.presets import RANGES, Preset, dump_presets
 from clinfuse_sweeps.compare import Comparison, Entry, Sweep
 from clinfuse_sweeps.trials import write_text
 
@@ -51,6 +51,13 @@ def export_preset(
     row = _chosen(entry, trial)
     sweep = next(s for s in sweeps if str(s.folder) == row["folder"])
     space = sweep.plan.spaces[preset]
+    if not set(space.names) & set(RANGES):
+        raise ConfigError(
+            "these trials trained models; they hold no preset",
+            expected="a sweep of presets",
+            found=", ".join(space.names),
+            todo="use the trial's run in the sweep folder's runs",
+        )
     values = {axis.name: axis.clip(float(f"{float(row[axis.name]):.{DIGITS}g}")) for axis in space.axes}
     chosen = replace(space.preset(values), name=name or preset, description=_description(entry, row))
     path = folder / f"{chosen.name}.yaml"

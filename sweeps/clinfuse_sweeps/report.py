@@ -89,7 +89,9 @@ def _verdict(entry: Entry, goals: Sequence[Goal]) -> str:
 
 def _number(value: Any) -> str:
     value = float(value)
-    return "–" if math.isnan(value) else f"{value:.3f}" if abs(value) < 100 else f"{value:.3g}"
+    if math.isnan(value):
+        return "–"
+    return f"{value:.3f}" if value == 0 or 0.01 <= abs(value) < 100 else f"{value:.3g}"
 
 
 def _fronts(comparison: Comparison) -> str:
