@@ -11,6 +11,7 @@ import argparse
 import shlex
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
@@ -19,7 +20,7 @@ from typing import Any
 from clinfuse.console import say
 from clinfuse.errors import ConfigError
 from clinfuse.verbs import Verb
-from clinfuse_platform.demo_journal import Journal, open_journal
+from clinfuse_platform.demo_journal import SERVED, TIMED, Journal, open_journal
 from clinfuse_platform.demo_serving import free_port, serving
 from clinfuse_platform.memory import MemorySampler
 from clinfuse_platform.verb_table import run_verb
@@ -146,12 +147,13 @@ class _Job:
         commands = self.commands()
         title = next(iter(commands))
         self._verb(title, commands.pop(title), memory)
-        with session(self.address):
+        finished = self.journal.find(SERVED) is not None
+        with nullcontext() if finished else session(self.address):
             for title, line in commands.items():
                 self._verb(title, line, memory)
-            self.journal.do("time teacher and student", "", self._latency, memory)
-            serve, fuse = self.serving_commands(port := free_port())
-            self.journal.do("serve and fuse", f"{serve}\n{fuse}", lambda: self._serve_and_fuse(port), memory)
+            self.journal.do(TIMED, "", self._latency, memory)
+            serve, fuse = ("", "") if finished else self.serving_commands(port := free_port())
+            self.journal.do(SERVED, f"{serve}\n{fuse}", lambda: self._serve_and_fuse(port), memory)
         self.journal.do("report", "", self._report, memory)
 
     def commands(self) -> dict[str, str]:
@@ -177,8 +179,6 @@ class _Job:
         """The service's and the client's command line, for the first test patient."""
         from clinfuse_platform.demo_cases import first_test_patient
 
-        if self.journal.find("serve and fuse") is not None:
-            return "", ""
         model, out = quote(str(self.run_folder / "ensemble")), quote(str(self.out / "served"))
         patient = self.out / "cohort" / first_test_patient(self.store)
         images = " ".join(

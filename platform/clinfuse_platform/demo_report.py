@@ -33,7 +33,7 @@ from clinfuse.report import (
 )
 from clinfuse.report.html import command
 from clinfuse_platform.demo_cases import read_volume
-from clinfuse_platform.demo_journal import Journal
+from clinfuse_platform.demo_journal import SERVED, TIMED, Journal
 from clinfuse_platform.evaluate import with_picture
 
 USEFUL_DICE = 0.1
@@ -83,8 +83,8 @@ def write_report(journal: Journal, store: Path) -> Path:
 def _summary(journal: Journal, store: Path) -> str:
     manifest = CaseStore(store).manifest()
     splits = ", ".join(f"{int((manifest['split'] == s).sum())} {s}" for s in ("train", "val", "test"))
-    latency = journal.result("time teacher and student")
-    served = journal.result("serve and fuse")
+    latency = journal.result(TIMED)
+    served = journal.result(SERVED)
     rows = {
         "patients": f"{len(manifest)} simulated, split by patient: {splits}",
         "voxels": f"{journal.settings['spacing_mm']:g} mm",
@@ -229,7 +229,7 @@ def _fronts(journal: Journal) -> str:
 
 
 def _latency(journal: Journal) -> str:
-    found = journal.result("time teacher and student")
+    found = journal.result(TIMED)
     teacher = f"teacher, {found['teacher_steps']} guided steps"
     student = f"student, {found['student_steps']} steps"
     seconds = {teacher: found["seconds"]["teacher"], student: found["seconds"]["student"]}
@@ -240,7 +240,7 @@ def _latency(journal: Journal) -> str:
 
 
 def _served(journal: Journal, store: Path) -> str:
-    found = journal.result("serve and fuse")
+    found = journal.result(SERVED)
     cases = CaseStore(store)
     case = cases.read(cases.case_ids("test")[0])
     fused, uncertainty = (read_volume(found["files"][key]) for key in ("fused", "uncertainty"))
