@@ -152,8 +152,9 @@ class _Job:
             for title, line in commands.items():
                 self._verb(title, line, memory)
             self.journal.do(TIMED, "", self._latency, memory)
-            serve, fuse = ("", "") if finished else self.serving_commands(port := free_port())
-            self.journal.do(SERVED, f"{serve}\n{fuse}", lambda: self._serve_and_fuse(port), memory)
+            port = free_port()
+            lines = "\n".join(self.serving_commands(port))
+            self.journal.do(SERVED, lines, lambda: self._serve_and_fuse(port), memory)
         self.journal.do("report", "", self._report, memory)
 
     def commands(self) -> dict[str, str]:
