@@ -27,7 +27,8 @@ class ConvFusion(Learned):
 
     def __init__(self, config: LearnedConfig) -> None:
         super().__init__(config)
-        a, b, c = config.channels
+        # at full resolution; half the channels make its cost that of the U-Nets at half resolution
+        a, b, c = (n // 2 for n in config.channels)
         self.encoder = nn.Sequential(_block(1, a), _block(a, b), _block(b, c))
         self.decoder = nn.Sequential(_block(c, b), _block(b, a), nn.Conv2d(a, 1, 1))
 
