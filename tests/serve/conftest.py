@@ -108,7 +108,6 @@ def local_service(model_dir: Path, pipeline: FusionPipeline) -> Iterator[Callabl
     from clinfuse_serve.served_model import read_model
     from clinfuse_serve.service import FusionService
 
-
     servers: list[tuple[uvicorn.Server, threading.Thread]] = []
 
     def start(limits: Limits | None = None, digest: str | None = None, **service_options: object) -> str:

@@ -156,3 +156,24 @@ def test_real_slice_of_a_patient(
     done = run(arguments(pair, tmp_path, "--model", str(model_dir)), capsys)
     assert np.asarray(Image.open(done["files"]["fused"])).shape == (256, 256)
     assert mri.stem not in json.dumps(done["info"]) + done["result"]
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("companion", ["ct_hu", "spect"])
+def test_real_volumes_of_different_orientation_meet_on_the_t1s_grid(
+    data_root: Path, model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], companion: str
+) -> None:
+    folder = data_root / "templates_2mm"
+    if not (folder / "t1.nii.gz").is_file():
+        pytest.skip("no templates here")
+    pair = {"anatomy": folder / "t1.nii.gz", "companion": folder / f"{companion}.nii.gz"}
+    pair["brain"] = folder / "brainmask.nii.gz"
+    done = run(arguments(pair, tmp_path, "--model", str(model_dir), "--members", "1", "--steps", "1"), capsys)
+    source, fused = nib.load(pair["anatomy"]), nib.load(done["files"]["fused"])
+    assert fused.shape == source.shape
+    np.testing.assert_array_equal(fused.affine, source.affine)
+    inside = np.asarray(nib.load(pair["brain"]).dataobj) > 0.5
+    differences = []
+    for volume in (np.asarray(source.dataobj, float), np.asarray(fused.dataobj, float)):
+        differences.append((volume - volume[::-1])[inside & inside[::-1]])
+    assert np.corrcoef(*differences)[0, 1] > 0.3, "left and right are where the T1 has them"

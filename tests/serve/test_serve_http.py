@@ -45,7 +45,6 @@ def direct(pipeline: Any, pair: Pair, **options: Any) -> Any:
     """The same pair through the pipeline itself."""
     from clinfuse_prep.prepare import prepare_pair
 
-
     case = prepare_pair(
         pair["anatomy"], pair["companion"], **{r: pair[r] for r in pair if r in ("brain", "bone", "lesion")}
     )
