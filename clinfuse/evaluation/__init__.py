@@ -8,12 +8,13 @@ from clinfuse.evaluation.ranking import rank_stability
 from clinfuse.evaluation.rows import COLUMNS, LOWER_IS_BETTER, failed_rows
 from clinfuse.evaluation.summary import bootstrap_interval, summarise
 from clinfuse.evaluation.tables import to_html, to_markdown
-from clinfuse.evaluation.verdicts import rank_table, verdicts
+from clinfuse.evaluation.verdicts import comparison_html, rank_table, verdicts
 
 __all__ = [
     "COLUMNS",
     "LOWER_IS_BETTER",
     "bootstrap_interval",
+    "comparison_html",
     "evaluate_case",
     "failed_rows",
     "lesion_probability",

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+from html import escape
+
 import pandas as pd
+
+from clinfuse.evaluation.paired import paired_tests
+from clinfuse.evaluation.ranking import rank_stability
+
+COMPARED = ("ssim", "fsim", "psnr", "dice", "nsd", "hd95", "seam")
 
 
 def verdicts(tests: pd.DataFrame, method: str) -> pd.DataFrame:
@@ -49,3 +56,41 @@ def rank_table(ranking: pd.DataFrame) -> pd.DataFrame:
     columns = list(dict.fromkeys(cells["column"]))
     wide = cells.pivot(index="method", columns="column", values="text")[columns]
     return wide.loc[list(dict.fromkeys(ranking["method"]))].reset_index().rename_axis(columns=None)
+
+
+def comparison_html(rows: pd.DataFrame, method: str, *, metrics: tuple[str, ...] = COMPARED) -> str:
+    """Whom a method beats and how stable the order of all methods is, as an HTML fragment; "" for one method.
+
+    Args:
+        rows: columns as `clinfuse.evaluation.rows.COLUMNS`, one preset.
+        method: whom to compare with all others.
+        metrics: which to compare; each is a family of its own for the correction.
+    """
+    from clinfuse.report.html import table
+
+    chosen = rows[rows["metric"].isin(metrics)]
+    if chosen["method"].nunique() < 2 or method not in set(chosen["method"]):
+        return ""
+    tests = paired_tests(chosen, reference=method)
+    ranking = rank_stability(chosen)
+    parts = [
+        f"<p>{escape(method)} against each other method: {explanation(tests)}</p>",
+        table(verdicts(tests, method)),
+    ]
+    if len(ranking):
+        tau = ranking.drop_duplicates(["metric", "roi"])["tau"].mean()
+        text = (
+            "Ranks with their 95 % interval when the cases are redrawn; mean Kendall τ of the redrawn orders"
+        )
+        parts += [f"<p>{text} {tau:.2f}.</p>", table(rank_table(ranking))]
+    return "".join(parts)
+
+
+def explanation(tests: pd.DataFrame) -> str:
+    """How the comparison was made, and what it cannot show."""
+    cases = int(tests["n"].max()) if len(tests) else 0
+    text = (
+        f"paired Wilcoxon signed-rank tests over {cases} cases, Holm-corrected within each metric, level 5 %."
+    )
+    notes = [note for note in dict.fromkeys(tests["note"]) if note and note != "identical"]
+    return f"{text} Not decidable: {'; '.join(notes)}." if notes else text

@@ -8,7 +8,7 @@ import pytest
 from scipy.stats import kendalltau, wilcoxon
 
 from clinfuse.errors import InputError
-from clinfuse.evaluation import paired_tests, rank_stability, rank_table, verdicts
+from clinfuse.evaluation import comparison_html, paired_tests, rank_stability, rank_table, verdicts
 from clinfuse.evaluation.paired import holm
 from clinfuse.evaluation.ranking import _agreement
 
@@ -115,3 +115,8 @@ def test_verdicts_and_ranks_in_words() -> None:
     assert verdicts(tests, "good").iloc[0]["better_than"] == "fair, same"
     ranks = rank_table(rank_stability(table(values), resamples=50))
     assert list(ranks.columns) == ["method", "ssim brain"] and ranks.iloc[0]["ssim brain"] == "1 [1, 1]"
+    page = comparison_html(table(values), "fair")
+    assert "Wilcoxon" in page and "over 15 cases" in page and "1 [1, 1]" in page and "Kendall" in page
+    few = comparison_html(table({k: v[:4] for k, v in values.items()}), "fair")
+    assert "Not decidable: fewer than 6 cases" in few
+    assert comparison_html(table({"a": base}), "a") == ""
