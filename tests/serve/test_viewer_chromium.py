@@ -160,6 +160,8 @@ def test_a_clinician_fuses_a_pair(
     _slider(browser, "priority", 100)
     browser.wait("state.info.weights.beta === 4 && !state.busy")
     assert pixels(browser, "fused") != first and pixels(browser, "anatomy") == mri
+    browser.wait("document.getElementById('status').textContent.indexOf('whole follows') < 0 && !state.busy")
+    _compare(browser)
     _scroll(browser)
     _opacity_and_flags(browser)
     if folder := os.environ.get("CLINFUSE_TEST_PICTURES"):
@@ -172,6 +174,16 @@ def _slider(browser: Browser, name: str, value: int) -> None:
         f"document.getElementById('{name}').value = {value};"
         f"document.getElementById('{name}').dispatchEvent(new Event('input'))"
     )
+
+
+def _compare(browser: Browser) -> None:
+    browser.run(
+        "document.getElementById('compare').value = 'stroke';"
+        "document.getElementById('compare').dispatchEvent(new Event('change'))"
+    )
+    browser.wait("document.querySelectorAll('#images canvas').length === 15 && !state.busy")
+    assert "Fused: stroke" in browser.run("document.getElementById('images').innerText")
+    assert pixels(browser, "compared") != pixels(browser, "fused")
 
 
 def _scroll(browser: Browser) -> None:

@@ -73,6 +73,7 @@ async function fuse(source, slab = null) {
     const buffer = await reply.arrayBuffer();
     if (signal.aborted) return;
     if (slab) receiveSlab(buffer, slab[0]); else receive(reply, buffer);
+    await compare(slab, signal);
     state.busy = false;
     const seconds = ((performance.now() - started) / 1000).toFixed(2);
     const members = reply.headers.get("X-Clinfuse-Members").replace("/", " of ");
@@ -101,6 +102,24 @@ async function post(more, signal) {
   form.set("params", JSON.stringify(params));
   for (const [role, file] of Object.entries(state.source.files || {})) form.set(role, file, role);
   return send(form);
+}
+
+// The same case and seed by another preset, as a fifth column under the same cross.
+async function compare(slab, signal) {
+  const name = $("compare").value;
+  if (!name) { delete state.volumes.compared; layOut(); draw(); return; }
+  const reply = await post({ preset: name, weights: {}, compress: false, format: "nifti", ...(slab && { slab }) }, signal);
+  const files = unzip(await reply.arrayBuffer());
+  const part = parseNifti(files.get([...files.keys()].find((file) => file.includes("_desc-fused_") && file.endsWith(".nii"))));
+  if (slab && state.volumes.compared) state.volumes.compared.data.set(part.data, slab[0] * part.size[0] * part.size[1]);
+  else if (!slab) state.volumes.compared = part;
+  layOut();
+  draw();
+}
+
+function columns() {
+  if (!state.volumes.compared) return COLUMNS;
+  return [...COLUMNS, ["compared", `Fused: ${$("compare").selectedOptions[0].textContent}`]];
 }
 
 function receive(reply, buffer) {
@@ -135,13 +154,14 @@ function layOut() {
   const [mri, other] = state.info.modalities || [];
   COLUMNS[0][1] = mri && mri !== "MR" ? mri : "MRI";
   COLUMNS[1][1] = `${state.info.Simulated ? "Simulated " : ""}${other || "CT"}`;
-  const shown = `${planes} ${COLUMNS}`;
+  const shown = `${planes} ${columns()}`;
   if (box.dataset.shown === shown) return;
   box.dataset.shown = shown;
   box.textContent = "";
   box.classList.toggle("single", planes.length === 1);
-  for (const [, title] of COLUMNS) box.append(Object.assign(document.createElement("h2"), { textContent: title }));
-  for (const plane of planes) for (const [key, title] of COLUMNS) box.append(makeFigure(plane, key, title));
+  box.classList.toggle("five", columns().length === 5);
+  for (const [, title] of columns()) box.append(Object.assign(document.createElement("h2"), { textContent: title }));
+  for (const plane of planes) for (const [key, title] of columns()) box.append(makeFigure(plane, key, title));
 }
 
 function makeFigure(plane, key, title) {
@@ -288,6 +308,7 @@ function connect() {
     if ($("example").value) fuse(chosenSource());
   });
   $("preset").addEventListener("change", resetWeights);
+  $("compare").addEventListener("change", () => { if (state.source) fuse(); });
   $("priority").addEventListener("input", later);
   $("reset").addEventListener("click", resetWeights);
   for (const id of ["opacity", "threshold"]) $(id).addEventListener("input", draw);
@@ -309,6 +330,7 @@ async function begin() {
   try {
     state.presets = await (await ask("/v1/presets")).json();
     $("preset").replaceChildren(...state.presets.map((row) => new Option(row.name.replaceAll("_", " "), row.name)));
+    $("compare").replaceChildren(new Option("nothing", ""), ...state.presets.map((row) => new Option(row.name.replaceAll("_", " "), row.name)));
     if (state.presets.some((row) => row.name === "balanced")) $("preset").value = "balanced";
     showPreset();
     const examples = await (await ask("/v1/examples")).json();
