@@ -6,6 +6,7 @@ domain as haar(2·I − 1). The network is MONAI's DiffusionModelUNet; ours is w
     anchor a = w ⊙ z_C + (1 − w) ⊙ z_M + ρ·tanh(r)        w: gate per subband, r: small bounded residual
     x̂₀ = (σ_t²·a + s²·x_t/√ᾱ_t) / (σ_t² + s²)             posterior mean of x₀ given N(a, s²) and x_t
 
+z_M is the MRI with the CT's findings in brain painted in (see clinfuse.method.prior), so that blood stays visible.
 With much noise the estimate is the anchor; with little it trusts x_t, so that guidance given to x_t lasts.
 """
 
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from clinfuse.errors import ConfigError
 from clinfuse.method.diffusion import DiffusionConfig, alphas_cumprod, estimate_from, noise_ratio
 from clinfuse.method.haar import haar, inverse_haar, inverse_haar_variance
+from clinfuse.method.prior import with_findings
 from clinfuse.presets import VECTOR_SIZE
 
 LOG_VARIANCE_RANGE = (-10.0, 2.0)
@@ -154,7 +156,9 @@ class Denoiser(nn.Module):
     def encode(self, inputs: Inputs) -> Encoded:
         """The part of c that does not depend on x_t; compute it once per image."""
         levels = self.config.levels
-        z_m, z_c = to_latent(inputs.anatomy, levels), to_latent(inputs.companion, levels)
+        brain, bone, _ = inputs.masks.split(1, dim=1)
+        anatomy = with_findings(inputs.anatomy, inputs.companion, brain, bone)
+        z_m, z_c = to_latent(anatomy, levels), to_latent(inputs.companion, levels)
         masks = haar(inputs.masks, levels)
         low = masks[:, :: self.config.bands] / self.config.bands**0.5
         logit = MASK_LOGIT * (low[:, 1:2] - low[:, 0:1])

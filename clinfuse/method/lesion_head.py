@@ -6,12 +6,14 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from monai.losses.dice import DiceCELoss
+from monai.losses.dice import DiceLoss
 from monai.networks.nets.unet import UNet
 from torch import Tensor, nn
 
 from clinfuse.errors import ConfigError
 from clinfuse.method.denoiser import pad_to_multiple
+
+POSITIVE_WEIGHT = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +43,7 @@ class LesionHead(nn.Module):
             channels=config.channels,
             strides=[2] * (len(config.channels) - 1),
             num_res_units=1,
-            norm="INSTANCE",
+            norm="BATCH",
         )
 
     def forward(self, image: Tensor) -> Tensor:
@@ -61,8 +63,8 @@ class LesionHead(nn.Module):
 def segmentation_loss(logits: Tensor, mask: Tensor) -> Tensor:
     """Dice plus cross-entropy of a batch, scalar; slices without lesion count through the cross-entropy.
 
-    Reference: MONAI DiceCELoss; Isensee et al., Nature Methods 2021.
+    Reference: Milletari et al., 3DV 2016 (Dice); Isensee et al., Nature Methods 2021.
     """
-    loss = DiceCELoss(sigmoid=True, batch=True, lambda_ce=0.0)(logits, mask)
-    weight = torch.where(mask > 0, 3.0, 1.0)
+    loss = DiceLoss(sigmoid=True, batch=True)(logits, mask)
+    weight = torch.where(mask > 0, POSITIVE_WEIGHT, 1.0)
     return loss + F.binary_cross_entropy_with_logits(logits, mask, weight=weight)

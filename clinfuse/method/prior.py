@@ -35,9 +35,17 @@ def fusion_prior(
         (B, 1, *S) in [0, 1].
     """
     weight = companion_weight(anatomy, companion, brain, bone, lesion, vector)
-    fused = _blend(anatomy, companion, weight)
+    return _blend(with_findings(anatomy, companion, brain, bone), companion, weight).clamp(0, 1)
+
+
+def with_findings(anatomy: Tensor, companion: Tensor, brain: Tensor, bone: Tensor) -> Tensor:
+    """The anatomy image with the companion's findings painted in at grey 0.85, (B, 1, *S) in [0, 1].
+
+    In a bone window blood differs from brain by two grey levels in a hundred, so that no mixture of the two sources
+    could show it; and what is bright already stays as it is.
+    """
     shown = findings(companion, brain, bone)
-    return (fused + shown * (FINDING_GREY - fused).clamp_min(0)).clamp(0, 1)
+    return anatomy + shown * (FINDING_GREY - anatomy).clamp_min(0)
 
 
 def companion_weight(

@@ -25,7 +25,7 @@ class TrainConfig:
         batch_size: crops per worker and step.
         crop: voxels per axis of a training crop, one entry per spatial dimension; multiples of the denoiser's.
         lesion_steps, denoiser_steps, member_steps: optimiser steps of lesion head, denoiser, each further member.
-        learning_rate: peak of a cosine decay with warm-up, AdamW.
+        learning_rate, lesion_learning_rate: peak of a cosine decay with warm-up (AdamW) of denoisers and lesion head.
         roi_weight: λ_roi of Eq. 3.
         seam_weight: of the seam penalty beside L_ROI.
         variance_weight: weight of the log-variance likelihood (aleatoric uncertainty).
@@ -47,6 +47,7 @@ class TrainConfig:
     denoiser_steps: int = 40
     member_steps: int = 20
     learning_rate: float = 2e-3
+    lesion_learning_rate: float = 6e-3
     roi_weight: float = 0.05
     seam_weight: float = 10.0
     variance_weight: float = 0.01
@@ -144,7 +145,7 @@ def cpu_small() -> TrainConfig:
         recipe="cpu-small",
         batch_size=8,
         crop=(64, 64),
-        lesion_steps=120,
+        lesion_steps=240,
         denoiser_steps=140,
         member_steps=60,
         distill_iterations=40,
@@ -165,6 +166,7 @@ def gpu_2d() -> TrainConfig:
         denoiser_steps=60_000,
         member_steps=30_000,
         learning_rate=3e-4,
+        lesion_learning_rate=1e-3,
         distill_iterations=20_000,
         distill_batches=500,
         teacher_steps=50,

@@ -22,13 +22,13 @@ def train_plan(work: Work) -> Plan:
     config = _config(work)
     reader = _reader(work, config)
     common: dict[str, Any] = {
-        "learning_rate": config.learning_rate,
         "batches": lambda done: reader,
         "cases": reader.cases_at,
     }
     head = Phase(
         name="lesion_head",
         steps=config.lesion_steps,
+        learning_rate=config.lesion_learning_rate,
         seed=config.seed * 10 + 1,
         build=lambda done: build_lesion_head(config),
         loss=lambda done: lesion_head_loss(config),
@@ -37,6 +37,7 @@ def train_plan(work: Work) -> Plan:
     denoiser = Phase(
         name="denoiser",
         steps=config.denoiser_steps,
+        learning_rate=config.learning_rate,
         seed=config.seed * 10 + 2,
         build=lambda done: build_denoiser(config),
         loss=lambda done: denoiser_loss(config, done["lesion_head"].freeze()),
