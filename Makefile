@@ -24,7 +24,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $(STAMP)
 
 demo: $(STAMP)
-	$(BIN)/clinfuse demo --out $(OUT)
+	$(BIN)/clinfuse demo --out $(OUT) --resume
 
 test: $(STAMP)
 	$(BIN)/python -m pytest

@@ -131,13 +131,13 @@ class Journal:
 
 
 def open_journal(folder: Path, settings: Mapping[str, Any], *, resume: bool) -> Journal:
-    """A new journal in an empty or new folder, or with `resume` the one that is there.
+    """A new journal in an empty or new folder, or with `resume` the one that is there, if any.
 
     Raises:
-        ConfigError: the folder is not empty (without resume), holds no demo, or one with other settings.
+        ConfigError: the folder holds other files, a demo (without resume), or one with other settings.
     """
     known = load_journal(folder)
-    if not resume:
+    if known is None or not resume:
         if folder.exists() and any(folder.iterdir()):
             raise ConfigError(
                 "the demo's folder is not empty",
@@ -147,8 +147,6 @@ def open_journal(folder: Path, settings: Mapping[str, Any], *, resume: bool) -> 
             )
         folder.mkdir(parents=True, exist_ok=True)
         return Journal(folder=folder, settings=dict(settings))
-    if known is None:
-        raise ConfigError("there is no demo to go on with", expected=f"a folder with {NAME}", found="none")
     if dict(known.settings) != dict(settings):
         raise ConfigError(
             "the demo in this folder was asked for with other settings",

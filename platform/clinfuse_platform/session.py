@@ -123,6 +123,7 @@ def _start(cpus: int | None) -> None:
     import ray
 
     ray.init(
+        address="local",  # never join a cluster that happens to run here
         num_cpus=cpus or max(LEAST_CPUS, os.cpu_count() or 1),
         include_dashboard=False,
         object_store_memory=OBJECT_STORE_BYTES,
