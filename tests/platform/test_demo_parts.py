@@ -51,8 +51,9 @@ def test_folders_that_are_not_ours_are_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(ConfigError, match="not empty"):
         open_journal(tmp_path, SETTINGS, resume=False)
-    with pytest.raises(ConfigError, match="no demo to go on with"):
+    with pytest.raises(ConfigError, match="not empty"):
         open_journal(tmp_path, SETTINGS, resume=True)
+    assert open_journal(tmp_path / "new", SETTINGS, resume=True).records == []
 
 
 def test_resuming_with_other_settings_is_refused_and_both_are_shown(tmp_path: Path) -> None:
