@@ -144,8 +144,8 @@ def fit_on_ray(
         raise failed
     if run.is_local:
         remove_orphans(Path(str(run.path)) / name)
-    if result.checkpoint is None:
-        raise InputError("training ended without a checkpoint", todo="see the workers' logs")
+    if result.checkpoint is None or not run.has_model(kind):
+        raise TrainingError("training was stopped before its end; give the same command again to go on")
     with result.checkpoint.as_directory() as folder:
         return Position.load(Path(folder)).history
 
