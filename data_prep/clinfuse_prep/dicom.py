@@ -139,6 +139,7 @@ def slice_head(path: Path) -> SliceHead | None:
             spacing = [float(v) for v in data.PixelSpacing]
             position = np.array([float(v) for v in data.ImagePositionPatient])
             rows, columns = int(data.Rows), int(data.Columns)
+            series, modality = str(data.get("SeriesInstanceUID", "")), str(data.get("Modality", ""))
             plain = (
                 int(data.get("SamplesPerPixel", 1) or 1) == 1 and int(data.get("NumberOfFrames", 1) or 1) == 1
             )
@@ -150,8 +151,8 @@ def slice_head(path: Path) -> SliceHead | None:
         return None
     return SliceHead(
         path=path,
-        series=str(data.get("SeriesInstanceUID", "")),
-        modality=str(data.get("Modality", "")),
+        series=series,
+        modality=modality,
         rows=rows,
         columns=columns,
         spacing=(spacing[0], spacing[1]),

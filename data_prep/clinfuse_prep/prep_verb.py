@@ -73,7 +73,7 @@ def prep(arguments: argparse.Namespace) -> dict[str, Any]:
 def _config(arguments: argparse.Namespace) -> PrepConfig:
     return PrepConfig(
         spacing_mm=_numbers(arguments.spacing, 3, "--spacing") if arguments.spacing else None,
-        ct_window=_numbers(arguments.ct_window, 2, "--ct-window"),
+        ct_window=(arguments.ct_window[0], arguments.ct_window[1]),
         slice_spacing_mm=_numbers(arguments.slice_spacing, 3, "--slice-spacing"),
         register=arguments.register,
         brain=arguments.brain,

@@ -47,20 +47,20 @@ def register(
     mask = to_itk(*_working(head.astype(np.float32), grid))
     mask = sitk.Cast(mask > 0.5, sitk.sitkUInt8)
     best = _coarse(fixed, moving, mask)
-    best, _ = _optimise(fixed, moving, mask, best, (2, 1))
-    candidates = [transform_matrix(best)]
+    best, value = _optimise(fixed, moving, mask, best, (2, 1))
+    reasons = []
     if kind == "affine":
-        best, _ = _optimise(fixed, moving, mask, _as_affine(best), (2, 1))
-        candidates.append(transform_matrix(best))
-    pair = (anatomy, grid, companion, companion_grid, head)
-    before = _shared(*pair, np.eye(4))
-    gained = [_shared(*pair, matrix) for matrix in candidates]
-    after, matrix = max(gained), candidates[int(np.argmax(gained))]
+        wider, wider_value = _optimise(fixed, moving, mask, _as_affine(best), (2, 1))
+        if wider_value < value:
+            best = wider
+        else:
+            kind = "rigid"
+            reasons.append("the affine map shared no more information than the rigid one, which was kept")
+    matrix = transform_matrix(best)
+    before = _shared(anatomy, grid, companion, companion_grid, head, np.eye(4))
+    after = _shared(anatomy, grid, companion, companion_grid, head, matrix)
     shift, turn = motion(matrix, grid)
-    reasons = _doubts(before, after, turn)
-    if kind == "affine" and gained[0] >= gained[1]:
-        kind = "rigid"
-        reasons.append("the affine map shared less information than the rigid one, which was kept")
+    reasons += _doubts(before, after, turn)
     record = {
         "method": kind,
         "transform": matrix.tolist(),
@@ -163,14 +163,15 @@ def _clipped(volume: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.clip(volume, low, high).astype(np.float32)
 
 
-def nmi(a: NDArray[np.float32], b: NDArray[np.float32], bins: int = 48) -> float:
+def nmi(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
     """Normalised mutual information (H(A) + H(B)) / H(A, B), 1 (independent) to 2 (one determines the other).
 
     Args:
-        a, b: voxels of one grid, any shape and units.
+        a, b: voxels of one grid, any shape and units; few voxels get few bins, so that chance counts little.
 
     Reference: Studholme et al., Pattern Recognition 32(1), 1999.
     """
+    bins = int(np.clip(np.sqrt(a.size / 40), 8, 48))
     joint = np.histogram2d(_clipped(a).ravel(), _clipped(b).ravel(), bins=bins)[0]
     p = joint / joint.sum()
     entropies = [-(q[q > 0] * np.log(q[q > 0])).sum() for q in (p.sum(1), p.sum(0), p.ravel())]

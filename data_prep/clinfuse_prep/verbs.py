@@ -71,9 +71,11 @@ def _prep_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--ct-window",
-        default="-100,1700",
-        metavar="LOW,HIGH",
-        help="HU that become 0 and 1 (default -100,1700)",
+        nargs=2,
+        type=float,
+        default=(-100.0, 1700.0),
+        metavar=("LOW", "HIGH"),
+        help="HU that become 0 and 1 (default -100 1700)",
     )
     parser.add_argument("--n4", action="store_true", help="correct the MR bias field")
     parser.add_argument("--deface", action="store_true", help="remove the face (off by default for training)")

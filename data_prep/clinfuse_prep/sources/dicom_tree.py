@@ -53,9 +53,9 @@ def _modality(folder: Path) -> str:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")
                     data = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["Modality"])
+                    modality = str(data.get("Modality", ""))
             except (InvalidDicomError, OSError, ValueError, KeyError, EOFError, AttributeError):
                 continue
-            modality = str(data.get("Modality", ""))
             if modality in ROLE_OF:
                 return modality
     return ""

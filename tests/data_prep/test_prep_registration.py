@@ -1,0 +1,111 @@
+"""Registration finds a known motion, says how sure it is, and its matrix means what it says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from clinfuse_prep.bias import n4
+from clinfuse_prep.geometry import Grid
+from clinfuse_prep.itk import itk_affine, to_itk
+from clinfuse_prep.nifti import read_nifti
+from clinfuse_prep.registration import motion, nmi, register
+from scipy import ndimage
+
+GRID = Grid((24, 32, 28), np.array([[5.0, 0, 0, -67], [0, 5, 0, -77], [0, 0, 5, -57], [0, 0, 0, 1]]))
+
+
+def pair() -> tuple[np.ndarray, np.ndarray]:
+    """A lopsided head: MR and CT (D, H, W) on GRID, with different contrasts."""
+    z, y, x = np.meshgrid(*[(np.arange(n) - (n - 1) / 2) * 5.0 for n in GRID.shape], indexing="ij")
+    radius = np.sqrt((z / 45) ** 2 + (y / 62) ** 2 + (x / 50) ** 2)
+    brain, bone = radius < 0.8, (radius >= 0.8) & (radius < 1)
+    spot = np.sqrt((z - 10) ** 2 + (y - 25) ** 2 + (x + 18) ** 2) < 14
+    side = np.sqrt((z + 15) ** 2 + (y + 30) ** 2 + (x - 22) ** 2) < 11
+    skin = (radius >= 1) & (radius < 1.1)
+    mr = 500 * brain + 300 * spot - 350 * side + 700 * skin
+    ct = np.where(radius < 1.1, 35.0, -1000.0) + 900 * bone + 60 * spot - 30 * side
+    return (ndimage.gaussian_filter(v, 0.6).astype(np.float32) for v in (mr, ct))  # type: ignore[return-value]
+
+
+def turned(degrees: float, shift: tuple[float, float, float], scale: float = 1.0) -> np.ndarray:
+    a, matrix = np.deg2rad(degrees), np.eye(4)
+    matrix[1:3, 1:3] = [[np.cos(a), -np.sin(a)], [np.sin(a), np.cos(a)]]
+    matrix[:3, :3] *= scale
+    matrix[:3, 3] = shift
+    return matrix
+
+
+def error_mm(found: np.ndarray, true: np.ndarray) -> float:
+    points = np.array([[x, y, z, 1] for x in (-40, 40) for y in (-50, 50) for z in (-35, 35)], float)
+    return float(np.linalg.norm((points @ (found - true).T)[:, :3], axis=1).mean())
+
+
+def test_a_known_motion_is_found() -> None:
+    mr, ct = pair()
+    true = turned(7.0, (6.0, -5.0, 4.0))
+    record, findings = register(mr, GRID, ct, Grid(GRID.shape, true @ GRID.affine), "rigid", "c1")
+    assert error_mm(np.eye(4), true) > 8
+    assert error_mm(np.array(record["transform"]), true) < 2.0
+    assert record["method"] == "rigid"
+    assert record["nmi"] > record["nmi_before"]
+    assert not findings and record["doubtful"] is False
+
+
+@pytest.mark.real
+def test_a_known_stretch_of_real_heads_is_found(data_root: Path) -> None:
+    folder = data_root / "templates_2mm"
+    if not folder.is_dir():
+        pytest.skip("the 2 mm templates are not here")
+    t1, ct = (read_nifti(folder / f"{name}.nii.gz", role=name) for name in ("t1", "ct_hu"))
+    true = turned(5.0, (5.0, -6.0, 4.0)) @ np.diag([1.08, 1.05, 1.1, 1.0])
+    record, _ = register(
+        t1.volume, t1.grid, ct.volume, Grid(ct.grid.shape, true @ ct.grid.affine), "affine", "c1"
+    )
+    assert error_mm(np.eye(4), true) > 8
+    assert error_mm(np.array(record["transform"]), true) < 3.5
+
+
+def test_images_that_share_nothing_are_doubtful() -> None:
+    mr, _ = pair()
+    noise = np.random.default_rng(0).normal(0, 1, GRID.shape).astype(np.float32)
+    record, findings = register(mr, GRID, noise, GRID, "rigid", "c1")
+    assert record["doubtful"] is True
+    assert findings[0].case == "c1" and "doubtful" in findings[0].problem
+
+
+def test_shared_information_by_closed_form() -> None:
+    values = np.repeat(np.arange(8, dtype=np.float32), 100)
+    assert nmi(values, values * 3 + 1) == pytest.approx(2.0, abs=0.02)
+    assert nmi(np.tile(values, 8), np.repeat(values, 8)) == pytest.approx(1.0, abs=0.03)
+
+
+def test_motion_is_measured_at_the_middle_of_the_grid() -> None:
+    centred = Grid((21, 21, 21), np.eye(4) - np.eye(4, k=3) * 10)
+    shift, turn = motion(turned(10.0, (0.0, 0.0, 3.0)), centred)
+    assert turn == pytest.approx(10.0)
+    assert shift > 0
+    assert motion(np.eye(4), GRID) == pytest.approx((0.0, 0.0), abs=1e-6)
+
+
+def test_itk_and_our_grid_agree_on_places() -> None:
+    a = np.deg2rad(9)
+    affine = GRID.affine.copy()
+    affine[:3, :3] = (
+        np.array([[np.cos(a), -np.sin(a), 0], [np.sin(a), np.cos(a), 0], [0, 0, 1]]) @ affine[:3, :3]
+    )
+    image = to_itk(np.zeros(GRID.shape, np.float32), Grid(GRID.shape, affine))
+    assert np.allclose(itk_affine(image), affine)
+    x, y, z = image.TransformContinuousIndexToPhysicalPoint((3.0, 4.0, 5.0))
+    assert np.allclose((affine @ [3, 4, 5, 1])[:3], (-x, -y, z))
+
+
+def test_bias_correction_evens_out_a_known_field() -> None:
+    mr, _ = pair()
+    field = np.linspace(0.6, 1.5, GRID.shape[2], dtype=np.float32)[None, None]
+    even = n4(mr * field, GRID)
+    core = np.zeros(GRID.shape, dtype=bool)
+    core[8:16, 8:14, 6:22] = (mr[8:16, 8:14, 6:22] > 450) & (mr[8:16, 8:14, 6:22] < 550)
+    spread = [float(v[core].std() / v[core].mean()) for v in (mr * field, even)]
+    assert spread[1] < 0.5 * spread[0]

@@ -1,0 +1,215 @@
+"""The verbs as a person meets them: resume after a kill, refusal to overwrite, inspect, masks out and in, Ray."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+from clinfuse_prep.store import CaseStore
+from clinfuse_prep.verbs import COHORT, INSPECT, MASKS, PREP
+from make_sources import head, synthrad, write_nifti
+
+from clinfuse.errors import ConfigError, InputError, MissingPartError
+
+Prep = Callable[..., dict[str, Any]]
+
+
+def run(verb: Any, *words: str | Path) -> dict[str, Any]:
+    parser = argparse.ArgumentParser()
+    verb.add_arguments(parser)
+    result: dict[str, Any] = verb.run(parser.parse_args([str(word) for word in words]))
+    return result
+
+
+def array_bytes(store: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(store)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted((store / "cases").rglob("c/*/*/*"))
+    }
+
+
+def test_verbs_name_themselves() -> None:
+    assert [verb.name for verb in (COHORT, PREP, INSPECT, MASKS)] == ["cohort", "prep", "inspect", "masks"]
+    assert not any(verb.needs_ray for verb in (COHORT, PREP, INSPECT, MASKS))
+
+
+def test_a_dataset_is_not_overwritten_by_accident(tmp_path: Path, prep: Prep) -> None:
+    source, out = synthrad(tmp_path / "s", 2), tmp_path / "d.zarr"
+    prep(source, "--out", out)
+    with pytest.raises(ConfigError, match="the dataset exists"):
+        prep(source, "--out", out)
+    with pytest.raises(ConfigError, match="one of them"):
+        prep(source, "--out", out, "--resume", "--overwrite")
+    assert prep(source, "--out", out, "--overwrite")["kept"] == 0
+    assert prep(source, "--out", out, "--resume")["kept"] == 2
+    assert prep(source, "--out", out, "--resume", "--ct-window", "-200", "1500")["kept"] == 0
+
+
+def test_resume_tries_lost_cases_again(tmp_path: Path, prep: Prep) -> None:
+    source, out = synthrad(tmp_path / "s", 3), tmp_path / "d.zarr"
+    path = source / "Task1" / "brain" / "1BA002" / "ct.nii.gz"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:500])
+    assert prep(source, "--out", out)["lost"] == 1
+    path.write_bytes(whole)
+    result = prep(source, "--out", out, "--resume")
+    assert (result["cases"], result["kept"], result["lost"]) == (3, 2, 0)
+    assert (CaseStore(out).manifest()["state"] == "ok").all()
+
+
+def test_a_killed_prep_resumes_and_gives_the_same_bytes(tmp_path: Path, prep: Prep) -> None:
+    source = synthrad(tmp_path / "s", 8)
+    out, key = tmp_path / "d.zarr", tmp_path / "key"
+    words = [str(source), "--out", str(out), "--key", str(key), "--no-compare"]
+    code = "import argparse, sys; from clinfuse_prep.verbs import PREP; p = argparse.ArgumentParser(); "
+    code += "PREP.add_arguments(p); PREP.run(p.parse_args(sys.argv[1:]))"
+    process = subprocess.Popen([sys.executable, "-c", code, *words], stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and len(CaseStore(out).case_ids()) < 2:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = CaseStore(out).case_ids()
+    assert 2 <= len(done) <= 8
+    before = {name: os.stat(out / "cases" / name / "zarr.json").st_mtime_ns for name in done}
+    result = prep(*words[:-1], "--resume")
+    assert (result["cases"], result["kept"], result["lost"]) == (8, len(done), 0)
+    assert {name: os.stat(out / "cases" / name / "zarr.json").st_mtime_ns for name in done} == before
+    prep(source, "--out", tmp_path / "whole.zarr", "--key", key)
+    assert array_bytes(out) == array_bytes(tmp_path / "whole.zarr")
+
+
+def test_inspect_writes_a_sheet_and_a_self_contained_page(tmp_path: Path, prep: Prep) -> None:
+    prep(synthrad(tmp_path / "s", 2), "--out", tmp_path / "d.zarr")
+    result = run(INSPECT, tmp_path / "d.zarr")
+    page = Path(result["result"]).read_text()
+    assert result["cases"] == 2
+    assert all(row["case_id"] in page for row in result["table"])
+    assert "http://" not in page.replace("http://www.w3.org", "") and "<script src" not in page
+    assert Path(result["contact_sheet"]).read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(InputError, match="no such case"):
+        run(INSPECT, tmp_path / "d.zarr", "--cases", "nobody")
+    assert run(INSPECT, tmp_path / "d.zarr", "--no-pictures")["result"].endswith("d.zarr")
+
+
+def test_masks_go_out_and_come_back_corrected(tmp_path: Path, prep: Prep) -> None:
+    out, folder = tmp_path / "d.zarr", tmp_path / "masks"
+    prep(synthrad(tmp_path / "s", 2), "--out", out)
+    run(MASKS, "export", out, "--dir", folder, "--images")
+    store = CaseStore(out)
+    one, two = store.case_ids()
+    before = store.read(one)
+    image = nib.load(folder / one / "brain.nii.gz")
+    assert np.allclose(image.affine, before.affine)
+    changed = np.asarray(image.dataobj).copy()
+    changed[:, :14] = 0
+    nib.save(
+        nib.Nifti1Image(np.flip(changed, 0), image.affine @ flip_x(changed.shape[0])),
+        folder / one / "brain.nii.gz",
+    )
+    result = run(MASKS, "import", out, "--dir", folder)
+    assert (result["cases"], result["lost"]) == (1, 0)
+    after = store.read(one)
+    assert np.array_equal(after.brain, np.ascontiguousarray(changed.transpose(2, 1, 0)))
+    assert after.attrs["provenance"]["brain"] == "corrected"
+    assert np.array_equal(store.array(one, "brain_before"), before.brain)
+    assert store.read(two).attrs["provenance"]["brain"].startswith("auto:")
+    row = store.manifest().set_index("case_id").loc[one]
+    assert row["brain_provenance"] == "corrected"
+    nib.save(nib.Nifti1Image(changed * 0, image.affine), folder / two / "brain.nii.gz")
+    result = run(MASKS, "import", out, "--dir", folder)
+    assert result["lost"] == 1 and "empty" in result["problems"][0]["problem"]
+
+
+def flip_x(size: int) -> np.ndarray:
+    turn = np.diag([-1.0, 1, 1, 1])
+    turn[0, 3] = size - 1
+    return turn
+
+
+def test_mask_files_win_over_automatic_ones(tmp_path: Path, prep: Prep) -> None:
+    source = synthrad(tmp_path / "s", 2)
+    brain = head()[2]
+    brain[:4] = 0
+    write_nifti(tmp_path / "m" / "1BA001" / "brain.nii.gz", brain)
+    prep(source, "--out", tmp_path / "d.zarr", "--masks", tmp_path / "m")
+    provenance = CaseStore(tmp_path / "d.zarr").manifest()["brain_provenance"]
+    assert sorted(provenance) == ["auto:ct-intracranial", "curated"]
+
+
+def test_a_split_file_is_followed(tmp_path: Path, prep: Prep) -> None:
+    source, table = synthrad(tmp_path / "s", 2), tmp_path / "split.csv"
+    table.write_text("patient,split\n1BA001,test\n")
+    with pytest.raises(ConfigError, match="does not place every patient"):
+        prep(source, "--out", tmp_path / "d.zarr", "--split", table)
+    table.write_text("patient,split\n1BA001,test\n1BA002,val\n")
+    assert prep(source, "--out", tmp_path / "d.zarr", "--split", table)["splits"] == {"test": 1, "val": 1}
+
+
+def test_another_spacing_and_deface(tmp_path: Path, prep: Prep) -> None:
+    prep(
+        synthrad(tmp_path / "s", 1),
+        "--out",
+        tmp_path / "d.zarr",
+        "--spacing",
+        "5,4,2.5",
+        "--deface",
+        "--dtype",
+        "float16",
+    )
+    store = CaseStore(tmp_path / "d.zarr")
+    case = store.read(store.case_ids()[0])
+    assert case.spacing == pytest.approx((5, 4, 2.5))
+    assert case.attrs["defaced"] is True
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--ct-window", "5", "4"],
+        ["--spacing", "1,2"],
+        ["--dtype", "int8"],
+        ["--brain", "x"],
+        ["--split", "a,b,c"],
+    ],
+)
+def test_wrong_use_is_a_config_error(words: list[str], tmp_path: Path, prep: Prep) -> None:
+    source = synthrad(tmp_path / "s", 1)
+    with pytest.raises(ConfigError):
+        prep(source, "--out", tmp_path / "d.zarr", *words)
+
+
+def test_a_missing_optional_package_is_named(tmp_path: Path, prep: Prep) -> None:
+    from clinfuse_prep.geometry import Grid
+    from clinfuse_prep.masks.totalsegmentator import segment
+
+    volume = np.zeros((4, 4, 4), np.float32)
+    with pytest.raises(MissingPartError, match="TotalSegmentator"):
+        segment(volume, Grid(volume.shape, np.eye(4)), "CT")
+    result = prep(synthrad(tmp_path / "s", 1), "--out", tmp_path / "d.zarr", "--brain", "totalsegmentator")
+    assert result["lost"] == 1
+    assert "pip install TotalSegmentator" in result["problems"][0]["problem"]
+
+
+@pytest.mark.ray
+def test_cases_as_ray_tasks_give_the_same_bytes_and_survive_a_bad_one(tmp_path: Path, prep: Prep) -> None:
+    source, key = synthrad(tmp_path / "s", 5), tmp_path / "key"
+    (source / "Task1" / "brain" / "1BA003" / "ct.nii.gz").write_bytes(b"nothing")
+    prep(source, "--out", tmp_path / "here.zarr", "--key", key, "--workers", "0")
+    result = prep(source, "--out", tmp_path / "ray.zarr", "--key", key, "--workers", "2")
+    assert (result["cases"], result["lost"]) == (4, 1)
+    assert array_bytes(tmp_path / "here.zarr") == array_bytes(tmp_path / "ray.zarr")
+    import ray
+
+    assert not ray.is_initialized()
