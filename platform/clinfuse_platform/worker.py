@@ -194,7 +194,21 @@ def _train_phase(
             f"{phase.name}: {error}; cases in the batch: {', '.join(phase.cases(step))}; the checkpoint before it "
             "is kept"
         ) from error
+    _same_everywhere(module, work)
     return module.eval()
+
+
+def _same_everywhere(module: nn.Module, work: Work) -> None:
+    """Give all workers rank 0's network, running statistics included, which each worker gathers from its own data.
+
+    The phases after this one use it; a checkpoint holds rank 0's, and a resumed run must equal an undisturbed one.
+    """
+    if work.world_size == 1:
+        return
+    import torch.distributed
+
+    for tensor in module.state_dict().values():
+        torch.distributed.broadcast(tensor, src=0)
 
 
 def _distributed(module: nn.Module) -> nn.Module:
