@@ -57,9 +57,9 @@ def tiny_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def ray_session() -> Iterator[None]:
-    """One local Ray session for all tests that need it."""
+    """One local Ray session for a module's tests, closed before other rooms' tests begin."""
     from clinfuse_platform.session import session
 
     with session(cpus=4):

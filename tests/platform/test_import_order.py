@@ -8,8 +8,6 @@ import sys
 import sysconfig
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).resolve().parents[2]
 CORE = """
 import importlib, pkgutil, sys, clinfuse
@@ -43,25 +41,6 @@ def test_platform_is_the_standard_library_s_with_the_root_first() -> None:
     found = Path(python(code, PYTHONPATH=str(ROOT)))
     assert found.parent == Path(sysconfig.get_paths()["stdlib"])
     assert not (ROOT / "platform" / "__init__.py").exists()
-
-
-@pytest.mark.ray
-def test_platform_is_the_standard_library_s_in_a_ray_worker_too(ray_session: None) -> None:
-    import ray
-
-    @ray.remote(num_cpus=0.1, runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}})
-    def where() -> tuple[str, str]:
-        import platform
-        import sys
-
-        import numpy as np
-
-        assert np.zeros(1).size == 1
-        return str(platform.__file__), ":".join(sys.path)
-
-    file, path = ray.get(where.remote())
-    assert str(ROOT) in path
-    assert Path(file).parent == Path(sysconfig.get_paths()["stdlib"])
 
 
 def test_each_room_imports_only_leftward() -> None:
