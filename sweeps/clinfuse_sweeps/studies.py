@@ -131,9 +131,13 @@ class PresetStudy(OptunaSearch):
             return
         if record is None:
             storage.set_trial_user_attr(key, RECORD, {"state": "interrupted"})
-            if trial.params:
+            point = {
+                **trial.system_attrs.get("fixed_params", {}),
+                **trial.params,
+            }  # killed before or after its draw
+            if point:
                 origin = trial.user_attrs.get("origin", "search")
-                self.study.enqueue_trial(trial.params, user_attrs={"origin": origin})
+                self.study.enqueue_trial(point, user_attrs={"origin": origin})
         storage.set_trial_state_values(key, TrialState.FAIL)
 
     def suggest(self, trial_id: str) -> dict[str, Any]:
