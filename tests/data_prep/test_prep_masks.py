@@ -166,9 +166,9 @@ def test_real_picture_pairs_have_plausible_brains(data_root: Path) -> None:
     case = prepare_pair(folder / "MRI", folder / "CT")
     ml = case.brain.sum() * 5 / 1000
     assert 1000 < ml < 1700
-    assert case.companion[case.bone > 0].mean() > 0.95
+    assert case.companion[case.bone > 0].mean() > 0.9
     middle = case.brain[10]
     assert np.ptp(np.nonzero(middle)[0]) > 120, "a brain is longer than wide"
     one = prepare_pair(folder / "MRI" / "20015.png", folder / "CT" / "20015.png")
     assert one.shape == (1, 256, 256)
-    assert dice(one.brain > 0, case.brain[10:11] > 0) > 0.95
+    assert dice(one.brain > 0, case.brain[10:11] > 0) > 0.9
