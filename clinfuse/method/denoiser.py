@@ -3,9 +3,12 @@
 Legend: B batch, n subbands (2^d per Haar level), *Z spatial axes of the Haar domain. Images in [0, 1] enter the Haar
 domain as haar(2·I − 1). The network is MONAI's DiffusionModelUNet; ours is what surrounds it:
 
-    anchor a = w ⊙ z_C + (1 − w) ⊙ z_M + ρ·tanh(r)        w: gate per subband, r: small bounded residual
+    anchor a = z_P + max(w, 0) ⊙ (z_C − z_P) + max(−w, 0) ⊙ (z_M − z_P) + ρ·tanh(r)
     x̂₀ = (σ_t²·a + s²·x_t/√ᾱ_t) / (σ_t² + s²)             posterior mean of x₀ given N(a, s²) and x_t
 
+z_P is the fusion prior of the images as they are given (misregistered, perhaps), made for the preset; the signed gate
+w = tanh(·) per subband moves from it towards CT or MRI, and r is a small bounded residual. An untrained network
+answers with the prior itself, which has no seam at ROI borders; it learns what to change, not how to begin.
 z_M is the MRI with the CT's findings in brain painted in (see clinfuse.method.prior), so that blood stays visible.
 With much noise the estimate is the anchor; with little it trusts x_t, so that guidance given to x_t lasts.
 """
@@ -23,11 +26,10 @@ from torch import Tensor, nn
 from clinfuse.errors import ConfigError
 from clinfuse.method.diffusion import DiffusionConfig, alphas_cumprod, estimate_from, noise_ratio
 from clinfuse.method.haar import haar, inverse_haar, inverse_haar_variance
-from clinfuse.method.prior import with_findings
+from clinfuse.method.prior import fusion_prior, with_findings
 from clinfuse.presets import VECTOR_SIZE
 
 LOG_VARIANCE_RANGE = (-10.0, 2.0)
-MASK_LOGIT = 4.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,17 +90,17 @@ class Inputs(NamedTuple):
 
 
 class Encoded(NamedTuple):
-    """c = {φ(I_M), φ(I_C), M} in the Haar domain, computed once per image: features, z_M, z_C, mask logits."""
+    """c = {φ(I_M), φ(I_C), M} in the Haar domain, computed once per image: features, z_M, z_C, z_P, preset."""
 
     features: Tensor
     z_anatomy: Tensor
     z_companion: Tensor
-    mask_logit: Tensor
+    z_prior: Tensor
     vector: Tensor
 
 
 class Estimate(NamedTuple):
-    """Answer of one call, all (B, n, *Z): x̂₀, log variance of its error, gate w, residual ρ·tanh(r)."""
+    """Answer of one call, all (B, n, *Z): x̂₀, log variance of its error, gate w in [−1, 1], residual ρ·tanh(r)."""
 
     x_0: Tensor
     log_variance: Tensor
@@ -139,7 +141,7 @@ class Denoiser(nn.Module):
         self.encode_companion = _encoder(dims, bands, wide)
         self.unet = DiffusionModelUNet(
             spatial_dims=dims,
-            in_channels=bands * 3 + wide * 2 + bands * 3,
+            in_channels=bands * 4 + wide * 2 + bands * 3,
             out_channels=bands * 3,
             num_res_blocks=1,
             channels=config.channels,
@@ -156,14 +158,16 @@ class Denoiser(nn.Module):
     def encode(self, inputs: Inputs) -> Encoded:
         """The part of c that does not depend on x_t; compute it once per image."""
         levels = self.config.levels
-        brain, bone, _ = inputs.masks.split(1, dim=1)
-        anatomy = with_findings(inputs.anatomy, inputs.companion, brain, bone)
-        z_m, z_c = to_latent(anatomy, levels), to_latent(inputs.companion, levels)
+        brain, bone, lesion = inputs.masks.split(1, dim=1)
+        prior = fusion_prior(inputs.anatomy, inputs.companion, brain, bone, lesion, inputs.vector)
+        z_p = to_latent(prior, levels)
+        z_m = to_latent(with_findings(inputs.anatomy, inputs.companion, brain, bone), levels)
+        z_c = to_latent(inputs.companion, levels)
         masks = haar(inputs.masks, levels)
-        low = masks[:, :: self.config.bands] / self.config.bands**0.5
-        logit = MASK_LOGIT * (low[:, 1:2] - low[:, 0:1])
-        features = torch.cat([self.encode_anatomy(z_m), self.encode_companion(z_c), z_m, z_c, masks], dim=1)
-        return Encoded(features, z_m, z_c, logit, inputs.vector)
+        features = torch.cat(
+            [self.encode_anatomy(z_m), self.encode_companion(z_c), z_m, z_c, z_p, masks], dim=1
+        )
+        return Encoded(features, z_m, z_c, z_p, inputs.vector)
 
     def forward(self, x_t: Tensor, timesteps: Tensor, inputs: Inputs) -> Estimate:
         """Training entry: x_t (B, n, *Z), timesteps (B,) int64, inputs as images."""
@@ -179,9 +183,10 @@ class Denoiser(nn.Module):
         if self.config.head != "anchored":
             x_0 = estimate_from(gate, x_t, alpha_bar, self.config.head)
             return Estimate(x_0, log_variance, torch.zeros_like(gate), x_0 - c.z_anatomy)
-        gate = torch.sigmoid(gate + c.mask_logit)
+        gate = torch.tanh(gate)
         residual = self.config.residual_scale * torch.tanh(residual)
-        anchor = gate * c.z_companion + (1 - gate) * c.z_anatomy + residual
+        to_companion, to_anatomy = c.z_companion - c.z_prior, c.z_anatomy - c.z_prior
+        anchor = c.z_prior + gate.clamp_min(0) * to_companion - gate.clamp_max(0) * to_anatomy + residual
         return Estimate(self._posterior_mean(anchor, x_t, alpha_bar), log_variance, gate, residual)
 
     def _posterior_mean(self, anchor: Tensor, x_t: Tensor, alpha_bar: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from clinfuse.method.denoiser import (
     to_latent,
 )
 from clinfuse.method.diffusion import DiffusionConfig, add_noise, estimate_from, implied_noise
+from clinfuse.method.prior import fusion_prior
 
 SMALL = {"channels": (8, 16), "encoder_channels": 2}
 
@@ -27,7 +28,7 @@ def inputs(dims: int, size: int = 16, batch: int = 2) -> Inputs:
 
 @pytest.mark.parametrize("dims", [2, 3])
 @pytest.mark.parametrize("levels", [1, 2])
-def test_untrained_estimate_lies_between_its_sources(dims: int, levels: int) -> None:
+def test_untrained_estimate_is_the_fusion_prior(dims: int, levels: int) -> None:
     denoiser = Denoiser(
         DenoiserConfig(spatial_dims=dims, levels=levels, anchor_std=0.0, **SMALL), DiffusionConfig()
     )
@@ -35,11 +36,26 @@ def test_untrained_estimate_lies_between_its_sources(dims: int, levels: int) -> 
     z = denoiser.encode(c)
     x_t = torch.randn(z.z_anatomy.shape, generator=torch.Generator().manual_seed(1))
     estimate = denoiser.denoise(x_t, torch.tensor([999, 10]), z)
-    low, high = torch.minimum(z.z_anatomy, z.z_companion), torch.maximum(z.z_anatomy, z.z_companion)
-    rho = denoiser.config.residual_scale
-    assert bool(((estimate.x_0 >= low - rho - 1e-5) & (estimate.x_0 <= high + rho + 1e-5)).all())
+    prior = fusion_prior(c.anatomy, c.companion, *c.masks.split(1, dim=1), c.vector)
+    torch.testing.assert_close(to_image(estimate.x_0, levels), prior, atol=1e-5, rtol=0)
     assert estimate.log_variance.shape == estimate.x_0.shape
     torch.testing.assert_close(to_image(to_latent(c.anatomy, levels), levels), c.anatomy)
+
+
+def test_trained_estimate_stays_between_prior_and_sources() -> None:
+    denoiser = Denoiser(DenoiserConfig(anchor_std=0.0, **SMALL), DiffusionConfig())
+    generator = torch.Generator().manual_seed(4)
+    with torch.no_grad():
+        for parameter in denoiser.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    z = denoiser.encode(inputs(2))
+    x_t = torch.randn(z.z_anatomy.shape, generator=generator)
+    estimate = denoiser.denoise(x_t, torch.tensor([999, 10]), z)
+    anchors = torch.stack([z.z_prior, z.z_anatomy, z.z_companion])
+    rho = denoiser.config.residual_scale
+    assert bool((estimate.x_0 >= anchors.amin(dim=0) - rho - 1e-5).all())
+    assert bool((estimate.x_0 <= anchors.amax(dim=0) + rho + 1e-5).all())
+    assert float(estimate.gate.detach().abs().max()) > 0.1
 
 
 def test_posterior_mean_follows_the_noise() -> None:
