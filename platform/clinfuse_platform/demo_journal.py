@@ -14,7 +14,8 @@ from typing import Any
 from clinfuse import RESEARCH_USE, __version__
 from clinfuse.console import say
 from clinfuse.errors import ConfigError
-from clinfuse_platform.memory import MemorySampler, release_memory
+from clinfuse_platform.memory import MemorySampler
+from clinfuse_platform.verb_table import give_memory_back
 
 NAME = "demo.json"
 TIMED, SERVED = "time teacher and student", "serve and fuse"  # titles that the report asks for
@@ -94,7 +95,7 @@ class Journal:
         say(f"[bold]{title}[/bold]")
         for line in command.splitlines():
             say(f"  $ {line}")
-        release_memory()
+        give_memory_back()
         memory.sample()
         start, since, used = time.monotonic(), memory.now, memory.cpu_seconds
         result = jsonable(work())

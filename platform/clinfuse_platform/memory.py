@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import os
-import sys
 import threading
 import time
 from types import TracebackType
@@ -35,14 +32,6 @@ def tree_bytes(root: int | None = None) -> int:
             continue
         total += getattr(info, "pss", info.uss)
     return total
-
-
-def release_memory() -> None:
-    """Give memory that this process no longer uses back to the system, where its C library can (glibc)."""
-    gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim is not None:
-        trim(0)
 
 
 class MemorySampler:
