@@ -191,7 +191,7 @@ class _Job:
                 "lesion": "lesion",
             }.items()
         )
-        serve = f"clinfuse serve {model} --members {MEMBERS} --port {port}"
+        serve = f"clinfuse serve {model} --members {MEMBERS} --aggregators 1 --port {port}"
         return serve, f"clinfuse fuse {images} --url http://127.0.0.1:{port} --preset balanced --out {out}"
 
     def _serve_and_fuse(self, port: int) -> Mapping[str, Any]:
