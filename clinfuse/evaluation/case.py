@@ -15,7 +15,7 @@ from clinfuse.evaluation.lesions import segment_lesion
 from clinfuse.evaluation.objectives import check_fused, reference_companion, sources
 from clinfuse.evaluation.rows import RowMaker
 from clinfuse.evaluation.uncertain import UncertainResult, uncertainty_rows
-from clinfuse.metrics.field import FIELD, content_slices, field_metrics, to_greys
+from clinfuse.metrics.field import FIELD, content_slices, field_metrics
 from clinfuse.metrics.fmi import FEATURES, fmi
 from clinfuse.metrics.fsim import fsim_to_sources, roi_fsim
 from clinfuse.metrics.lesion import LesionScores, lesion_scores
@@ -113,7 +113,7 @@ def _whole_table(case: Case, f: FloatArray, field_slices: int | None, fmi_slices
     pair = (case.anatomy, reference_companion(case))
 
     def feature_similarity() -> float:
-        keep = content_slices(to_greys(pair[0]), to_greys(pair[1]), field_slices)
+        keep = content_slices(*pair, field_slices)
         if not keep.size:
             return math.nan
         return sum(fsim_to_sources(f[keep], [source[keep] for source in pair])) / 2

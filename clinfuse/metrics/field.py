@@ -38,6 +38,7 @@ Greys = NDArray[np.float64]
 FIELD = ("EN", "SD", "SF", "AG", "MI", "SCD", "VIF", "Qabf", "SSIM")
 FIELD_SSIM_RANGE = 2.0
 CONTENT_SHARE = 0.02
+SLICES_AT_ONCE = 8  # so that memory does not grow with the volume
 
 
 def field_metrics(
@@ -65,25 +66,38 @@ def field_metrics(
     if unknown:
         raise ConfigError("no such field metric", expected=f"some of {FIELD}", found=", ".join(unknown))
     same_shape(fused=fused, anatomy=anatomy, companion=companion)
-    a, c = to_greys(as_image("anatomy", anatomy)), to_greys(as_image("companion", companion))
+    a, c = as_stack("anatomy", anatomy), as_stack("companion", companion)
+    f = as_stack("fused", fused)
     keep = content_slices(a, c, slices)
     if not keep.size:
         return dict.fromkeys(names, float("nan"))
-    f, a, c = to_greys(as_image("fused", fused))[keep], a[keep], c[keep]
-    return {name: float(_MEASURES[name](f, a, c).mean()) for name in names}
+    values: dict[str, list[Greys]] = {name: [] for name in names}
+    for start in range(0, keep.size, SLICES_AT_ONCE):
+        part = keep[start : start + SLICES_AT_ONCE]
+        greys = to_greys(f[part]), to_greys(a[part]), to_greys(c[part])
+        for name in names:
+            values[name].append(_MEASURES[name](*greys))
+    return {name: float(np.concatenate(parts).mean()) for name, parts in values.items()}
+
+
+def as_stack(name: str, image: NDArray[Any]) -> NDArray[np.float32]:
+    """A checked image as (D, H, W); a single slice gets D = 1."""
+    array = as_image(name, image)
+    return array[None] if array.ndim == 2 else array
 
 
 def to_greys(image: NDArray[np.float32]) -> Greys:
-    """(D, H, W) greys 0 … 255, whole numbers, of an image in [0, 1]; a single slice gets D = 1."""
-    stack = image[None] if image.ndim == 2 else image
-    return np.rint(stack.astype(np.float64) * 255.0)
+    """Greys 0 … 255, whole numbers, of an image in [0, 1], same shape."""
+    return np.rint(image.astype(np.float64) * 255.0)
 
 
-def content_slices(a: Greys, c: Greys, most: int | None = None) -> NDArray[np.intp]:
+def content_slices(
+    a: NDArray[np.float32], c: NDArray[np.float32], most: int | None = None
+) -> NDArray[np.intp]:
     """Indices of slices where at least 2 % of the pixels of each source differ from its commonest grey.
 
     Args:
-        a, c: (D, H, W) greys.
+        a, c: (D, H, W) in [0, 1].
         most: at most this many, evenly spaced over those found.
     """
     found = np.flatnonzero([_content(x) and _content(y) for x, y in zip(a, c, strict=True)])
@@ -92,9 +106,9 @@ def content_slices(a: Greys, c: Greys, most: int | None = None) -> NDArray[np.in
     return found[np.unique(np.linspace(0, found.size - 1, most).round().astype(int))]
 
 
-def _content(greys: Greys) -> bool:
-    counts = np.bincount(greys.astype(np.uint8).ravel())
-    return bool(counts.max() <= (1.0 - CONTENT_SHARE) * greys.size)
+def _content(image: NDArray[np.float32]) -> bool:
+    counts = np.bincount(to_greys(image).astype(np.uint8).ravel())
+    return bool(counts.max() <= (1.0 - CONTENT_SHARE) * image.size)
 
 
 def entropy(f: Greys) -> Greys:

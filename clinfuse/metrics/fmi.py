@@ -20,8 +20,8 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from clinfuse.errors import ConfigError
-from clinfuse.metrics.checks import as_image, same_shape
-from clinfuse.metrics.field import content_slices, to_greys
+from clinfuse.metrics.checks import same_shape
+from clinfuse.metrics.field import as_stack, content_slices, to_greys
 
 Greys = NDArray[np.float64]
 WINDOW = 3
@@ -54,16 +54,17 @@ def fmi(
     if feature not in FEATURES:
         raise ConfigError("no such feature", expected=f"one of {FEATURES}", found=repr(feature))
     same_shape(fused=fused, anatomy=anatomy, companion=companion)
-    a, c = to_greys(as_image("anatomy", anatomy)), to_greys(as_image("companion", companion))
+    f, a, c = (
+        as_stack(*named) for named in (("fused", fused), ("anatomy", anatomy), ("companion", companion))
+    )
     keep = content_slices(a, c, slices)
     if not keep.size:
         return float("nan")
-    f = to_greys(as_image("fused", fused))
     extract = _EXTRACT[feature]
     values = []
     for index in keep:
-        x_f = extract(f[index])
-        values += [window_information(extract(source[index]), x_f).mean() for source in (a, c)]
+        own = extract(to_greys(f[index]))
+        values += [window_information(extract(to_greys(x[index])), own).mean() for x in (a, c)]
     return float(np.mean(values))
 
 

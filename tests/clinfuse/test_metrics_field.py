@@ -37,7 +37,7 @@ def test_against_independent_values_on_real_pairs(reference: Path) -> None:
         arrays = np.load(reference / "pairs" / f"{name}.npz")
         f, a, c = (arrays[k].astype(np.float32) / 255 for k in ("fused", "anatomy", "companion"))
         got = field_metrics(f, a, c)
-        greys = [to_greys(x) for x in (f, a, c)]
+        greys = [to_greys(x)[None] for x in (f, a, c)]
         got["SSIM255"] = float((field_ssim(greys[0], greys[1], 255) + field_ssim(greys[0], greys[2], 255))[0])
         for metric, value in got.items():
             assert value == pytest.approx(expected[metric], abs=WITHIN[metric]), (name, metric)
@@ -97,9 +97,8 @@ def test_slices_are_measured_one_by_one() -> None:
 def test_blank_slices_and_subsampling() -> None:
     a, c = noisy(1, (9, 20, 20)), noisy(2, (9, 20, 20))
     a[0], c[8] = 0, 0.5
-    greys = to_greys(a), to_greys(c)
-    assert content_slices(*greys).tolist() == list(range(1, 8))
-    assert content_slices(*greys, 3).tolist() == [1, 4, 7]
+    assert content_slices(a, c).tolist() == list(range(1, 8))
+    assert content_slices(a, c, 3).tolist() == [1, 4, 7]
     blank = np.zeros((4, 20, 20), np.float32)
     assert all(np.isnan(v) for v in field_metrics(blank, blank, blank).values())
     assert np.isnan(fmi(blank, blank, blank))
