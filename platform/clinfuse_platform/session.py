@@ -129,7 +129,9 @@ def _start(cpus: int | None) -> None:
         object_store_memory=OBJECT_STORE_BYTES,
         logging_level=logging.ERROR,
         log_to_driver=False,
-        _system_config={"num_workers_soft_limit": 1},  # idle workers hold 0.3 GB each: keep one, not one per core
+        _system_config={
+            "num_workers_soft_limit": 1
+        },  # idle workers hold 0.3 GB each: keep one, not one per core
     )
 
 
