@@ -1,7 +1,7 @@
 """One case as a Zarr v3 group: an image group per role with array `0`, sharded, with OME-Zarr metadata.
 
-Chunks of 16×64×64 inside one shard per image: files stay few, and a patch read decodes little. Codec and sizes were
-chosen by measurement: tests/benchmarks/results/data.md.
+Chunks of 16×64×64 inside one shard per image: files stay few, and a patch read decodes little;
+`python tests/benchmarks/data.py` measures the alternatives.
 """
 
 from __future__ import annotations
