@@ -170,7 +170,7 @@ def main() -> int:
     """Measure, write, judge."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, help="student with three members; default an untrained one")
-    parser.add_argument("--repeats", type=int, default=30)
+    parser.add_argument("--repeats", type=int, default=12)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         model = arguments.model or untrained(Path(name))
