@@ -14,6 +14,8 @@ from clinfuse_platform.cli import main
 from clinfuse_serve.fuse import released_model, sendable
 from clinfuse_serve.verbs import FUSE, SERVE
 from PIL import Image
+from scipy.ndimage import binary_erosion
+from scipy.stats import spearmanr
 
 Start = Callable[..., str]
 Pair = dict[str, Path]
@@ -172,8 +174,10 @@ def test_real_volumes_of_different_orientation_meet_on_the_t1s_grid(
     source, fused = nib.load(pair["anatomy"]), nib.load(done["files"]["fused"])
     assert fused.shape == source.shape
     np.testing.assert_array_equal(fused.affine, source.affine)
-    inside = np.asarray(nib.load(pair["brain"]).dataobj) > 0.5
+    brain = np.asarray(nib.load(pair["brain"]).dataobj) > 0.5
+    inside = binary_erosion(brain, iterations=4)  # away from the companion's bone
     differences = []
     for volume in (np.asarray(source.dataobj, float), np.asarray(fused.dataobj, float)):
         differences.append((volume - volume[::-1])[inside & inside[::-1]])
-    assert np.corrcoef(*differences)[0, 1] > 0.3, "left and right are where the T1 has them"
+    agreement = spearmanr(*differences).statistic  # a mirrored answer has the opposite sign
+    assert agreement > 0.1, "left and right are where the T1 has them"
