@@ -72,6 +72,9 @@ class Member:
     """One ensemble member; also remembers changed presets for aggregators that start later."""
 
     def __init__(self, settings: Settings, member: int) -> None:
+        from clinfuse.lean import use_lean_imports
+
+        use_lean_imports()
         import torch
 
         from clinfuse.pipeline import FusionPipeline
