@@ -1,0 +1,81 @@
+"""Damaged and hostile uploads: always a clear refusal or an image, never a 500, never much memory."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import nibabel as nib
+import numpy as np
+import psutil
+import pytest
+
+from clinfuse.outputs import nifti_bytes
+
+Start = Callable[..., str]
+Pair = dict[str, Path]
+
+
+def post(url: str, files: dict[str, Any]) -> httpx.Response:
+    form = {"params": json.dumps({"output": "json", "steps": 1, "members": 1})}
+    return httpx.post(f"{url}/v1/fuse", data=form, files=files, timeout=60, trust_env=False)
+
+
+def plain(pair: Pair) -> dict[str, bytes]:
+    """The pair's files, uncompressed."""
+    return {role: gzip.decompress(path.read_bytes()) for role, path in pair.items()}
+
+
+def test_damaged_headers_are_refused_or_read(local_service: Start, nifti_pair: Pair) -> None:
+    url, files, rng = local_service(), plain(nifti_pair), np.random.default_rng(5)
+    seen = set()
+    for turn in range(60):
+        role = ("anatomy", "companion", "brain")[turn % 3]
+        data = bytearray(files[role])
+        for place in rng.integers(0, 352, size=rng.integers(1, 6)):
+            data[place] = rng.integers(0, 256)
+        reply = post(url, {**files, role: bytes(data)})
+        seen.add(reply.status_code)
+        assert reply.status_code in (200, 422), reply.text
+    assert 422 in seen
+
+
+def test_torn_files_are_refused(local_service: Start, nifti_pair: Pair) -> None:
+    url, files = local_service(), {role: path.read_bytes() for role, path in nifti_pair.items()}
+    for share in (0.0, 0.01, 0.3, 0.9):
+        part = files["anatomy"][: int(share * len(files["anatomy"]))]
+        reply = post(url, {**files, "anatomy": part})
+        assert reply.status_code == 422 and reply.json()["found"], reply.text
+
+
+def test_a_gzip_bomb_is_not_unpacked(local_service: Start, nifti_pair: Pair) -> None:
+    url, files = local_service(), {role: path.read_bytes() for role, path in nifti_pair.items()}
+    files["anatomy"] = gzip.compress(gzip.decompress(files["anatomy"]) + bytes(400 << 20), 1)
+    assert len(files["anatomy"]) < 4 << 20
+    before = psutil.Process().memory_info().rss
+    assert post(url, files).status_code in (200, 422)
+    assert psutil.Process().memory_info().rss - before < 200 << 20
+
+
+def test_file_names_are_only_words(local_service: Start, nifti_pair: Pair) -> None:
+    url, files = local_service(), plain(nifti_pair)
+    named = {role: (f"../../../tmp/{role}<script>.nii", data) for role, data in files.items()}
+    reply = post(url, named)
+    assert reply.status_code == 200 and "script" not in reply.text and "/tmp" not in reply.text
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_values_no_image_has(local_service: Start, nifti_pair: Pair) -> None:
+    url, files = local_service(), plain(nifti_pair)
+    source = nib.load(nifti_pair["anatomy"])
+    for value in (0.0, 3e38, -3e38):
+        constant = nifti_bytes(np.full(source.shape, value, np.float32), source.affine)
+        reply = post(url, {**files, "anatomy": constant})
+        assert reply.status_code == 422, reply.text
+    huge = np.random.default_rng(0).random(source.shape).astype(np.float32) * 3e38
+    reply = post(url, {**files, "companion": nifti_bytes(huge, source.affine)})
+    assert reply.status_code in (200, 422), reply.text
