@@ -101,6 +101,16 @@ def test_a_finished_run_has_model_history_and_state(trained: Namespace) -> None:
     assert run.read_json("config.json")["config"]["crop"] == [24, 24]
 
 
+def test_a_finished_run_leaves_no_actor_and_no_interrupt_handler(trained: Namespace) -> None:
+    assert "ray" not in getattr(signal.getsignal(signal.SIGINT), "__module__", "")
+    for _ in range(40):
+        alive = [" ".join(process.cmdline()) for process in psutil.Process().children(recursive=True)]
+        if not any("TrainController" in line for line in alive):
+            return
+        time.sleep(0.25)
+    raise AssertionError("the training's controller still lives")
+
+
 def test_a_finished_run_does_not_train_again(trained: Namespace) -> None:
     before = (trained.run.path / "model" / "metadata.json").stat().st_mtime_ns
     started = time.monotonic()
