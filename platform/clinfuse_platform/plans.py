@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from clinfuse_platform.baseline_plan import JOB as BASELINES_JOB
+from clinfuse_platform.baseline_plan import baseline_plan
 from clinfuse_platform.phases import Modules, Phase, Plan, Work
 
 if TYPE_CHECKING:
@@ -16,10 +18,15 @@ if TYPE_CHECKING:
 
 
 def train_plan(work: Work) -> Plan:
-    """Lesion head first, then frozen beside the denoiser (Eq. 3); exports the guided teacher."""
-    from clinfuse.training import build_denoiser, build_lesion_head, denoiser_loss, lesion_head_loss
+    """Lesion head first, then frozen beside the denoiser (Eq. 3); exports the guided teacher.
 
-    config = _config(work)
+    Where no training case has a lesion there is nothing for the head to learn: the model has none, and its lesion
+    terms are absent.
+    """
+    from clinfuse.training import build_denoiser, build_lesion_head, denoiser_loss, lesion_head_loss
+    from clinfuse_platform.provenance import has_lesions
+
+    config, lesions = _config(work), has_lesions(work.settings["data"])
     reader = _reader(work, config)
     common: dict[str, Any] = {
         "batches": lambda done: reader,
@@ -40,7 +47,7 @@ def train_plan(work: Work) -> Plan:
         learning_rate=config.learning_rate,
         seed=config.seed * 10 + 2,
         build=lambda done: build_denoiser(config),
-        loss=lambda done: denoiser_loss(config, done["lesion_head"].freeze()),
+        loss=lambda done: denoiser_loss(config, done["lesion_head"].freeze() if lesions else None),
         **common,
     )
 
@@ -49,12 +56,12 @@ def train_plan(work: Work) -> Plan:
 
         FusionPipeline(
             members=[done["denoiser"].cpu()],
-            lesion_head=done["lesion_head"].cpu(),
+            lesion_head=done["lesion_head"].cpu() if lesions else None,
             diffusion=config.diffusion,
             metadata=_facts(work),
         ).save_pretrained(folder)
 
-    return Plan(phases=(head, denoiser), export=export)
+    return Plan(phases=(head, denoiser) if lesions else (denoiser,), export=export)
 
 
 def distill_plan(work: Work) -> Plan:
@@ -213,4 +220,5 @@ PLANS: dict[str, Callable[[Work], Plan]] = {
     "train": train_plan,
     "distill": distill_plan,
     "ensemble": ensemble_plan,
+    BASELINES_JOB: baseline_plan,
 }

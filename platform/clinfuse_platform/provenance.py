@@ -7,9 +7,12 @@ import platform as machine
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from clinfuse.errors import InputError
+
+if TYPE_CHECKING:
+    from upath import UPath
 
 RECORDED = ("torch", "monai", "diffusers", "ray", "optuna", "zarr", "numpy", "scipy", "SimpleITK", "nibabel")
 
@@ -54,6 +57,23 @@ def data_hash(store: str | Path) -> str:
     Raises:
         InputError: the store has no manifest.
     """
+    return hashlib.sha256(_manifest(store).read_bytes()).hexdigest()[:16]
+
+
+def has_lesions(store: str | Path) -> bool:
+    """Whether any training case of the store has a lesion mask with something in it.
+
+    Raises:
+        InputError: the store has no manifest.
+    """
+    import pandas as pd
+
+    with _manifest(store).open("rb") as file:
+        rows = pd.read_parquet(file, columns=["split", "lesion_ml"])
+    return bool((rows.loc[rows["split"] == "train", "lesion_ml"] > 0).any())
+
+
+def _manifest(store: str | Path) -> UPath:
     from clinfuse_platform.runs import storage_path
 
     manifest = storage_path(store) / "manifest.parquet"
@@ -64,4 +84,4 @@ def data_hash(store: str | Path) -> str:
             found="none",
             todo="run clinfuse prep again on the same source",
         )
-    return hashlib.sha256(manifest.read_bytes()).hexdigest()[:16]
+    return manifest

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clinfuse import RESEARCH_USE
+from clinfuse.console import say
 from clinfuse.errors import ConfigError, InputError
 from clinfuse.verbs import Verb
 
@@ -31,12 +32,14 @@ def run_train(arguments: argparse.Namespace) -> dict[str, Any]:
     """Train lesion head and denoiser; the model folder of the guided teacher."""
     from clinfuse.training import recipe
     from clinfuse_platform.launch import launch
-    from clinfuse_platform.provenance import data_hash
+    from clinfuse_platform.provenance import data_hash, has_lesions
     from clinfuse_platform.runs import create_run, storage_path
 
     config = recipe(arguments.recipe).changed(parse_settings(arguments.set)).to_dict()
     data = str(storage_path(arguments.data))
     settings = {"config": config, "data": data, "data_hash": data_hash(data)}
+    if not has_lesions(data):
+        say("  no training case has a lesion mask: no lesion head, and no lesion terms in the loss")
     run = create_run(arguments.run, arguments.storage, {"verb": "train", **settings})
     model = launch("train", "model", run, settings, _workers(arguments, arguments.recipe))
     return _result(run, model, "train")

@@ -9,12 +9,15 @@ import pytest
 import torch
 from clinfuse_platform.launch import TrainingError, Workers, noted_failure, settings_key
 from clinfuse_platform.phases import Work
+from clinfuse_platform.plans import train_plan
 from clinfuse_platform.position import Position, Stretches, load_weights, remove_orphans
 from clinfuse_platform.runs import create_run
 from clinfuse_platform.targets import Targets
 from clinfuse_platform.verbs import parse_settings
 from clinfuse_platform.worker import note_failure
+from clinfuse_prep.manifest import manifest_row
 from clinfuse_prep.reader import ShardReader
+from clinfuse_prep.store import CaseStore
 from torch import nn
 
 from clinfuse.errors import ConfigError, InputError
@@ -121,3 +124,24 @@ def test_targets_are_made_once_and_depend_on_the_seed(tmp_path: Path, tiny_store
     Targets.of(work, config.changed({"seed": 1}), teacher, reader)
     assert len(list((tmp_path / "targets").iterdir())) == 2
     assert made.batch(5) is made.batches[1]
+
+
+def test_a_dataset_without_lesions_trains_no_lesion_head(tmp_path: Path, tiny_store: Path) -> None:
+    bare = CaseStore(tmp_path / "bare.zarr")
+    cases = [CaseStore(tiny_store).read(case_id) for case_id in CaseStore(tiny_store).case_ids()]
+    for case in cases:
+        case.lesion[:] = 0
+        bare.write(case)
+    bare.commit_manifest([manifest_row(case) for case in cases])
+    config = recipe("cpu-debug", crop=(24, 24), batch_size=2)
+    for data, names in ((tiny_store, ["lesion_head", "denoiser"]), (tmp_path / "bare.zarr", ["denoiser"])):
+        settings = {"config": config.to_dict(), "data": str(data), "data_hash": "d"}
+        plan = train_plan(Work(job="train", settings=settings))
+        assert [phase.name for phase in plan.phases] == names
+    done = {"denoiser": plan.phases[0].build({})}
+    value, terms = plan.phases[0].loss({})(
+        done["denoiser"], plan.phases[0].batches({})(0), torch.Generator().manual_seed(0)
+    )
+    assert torch.isfinite(value) and "dice" not in terms
+    plan.export(done, tmp_path / "model")
+    assert FusionPipeline.from_pretrained(tmp_path / "model").lesion_head is None
