@@ -134,6 +134,7 @@ def _info(
         "residual_energy": float(np.mean([s.residual_energy for s in samples])),
         "lesion_reference": "present" if case.has_lesion else "absent",
         "units": _units(calibrated),
+        **({} if model.calibration is None else {"error_tolerance": model.calibration.tolerance}),
         "modalities": list(case.modalities),
         "simulated_companion": bool(case.attrs.get("simulated", False)),
         "software": f"clinfuse {__version__}",

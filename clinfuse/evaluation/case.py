@@ -40,6 +40,7 @@ def evaluate_case(
     lesion_head: nn.Module | None = None,
     result: UncertainResult | None = None,
     metrics: Literal["roi", "all"] = "roi",
+    given: FloatArray | None = None,
     seconds: float = math.nan,
     field_slices: int | None = FIELD_SLICES,
     fmi_slices: int | None = FMI_SLICES,
@@ -57,6 +58,7 @@ def evaluate_case(
         lesion_head: segments the lesion in F; without it there are no lesion rows.
         result: the pipeline's result with its uncertainty; without it there are no uncertainty rows.
         metrics: "roi" the clinical ones; "all" also whole-image FSIM, SSIM and PSNR and the fusion field's.
+        given: the companion (D, H, W) that the method saw, where it was displaced on purpose.
         seconds: what the method took to fuse the case.
         field_slices: at most so many evenly spaced slices with content enter the field's metrics and the
             whole-image FSIM; None is all of them.
@@ -70,7 +72,7 @@ def evaluate_case(
     """
     f = check_fused(case, fused)
     maker = RowMaker(case_id=case.case_id, method=method, preset=preset.name, seconds=seconds)
-    rows = _measure(maker, _roi_table(case, f))
+    rows = _measure(maker, _roi_table(case, f, given))
     if lesion_head is not None:
         rows += _lesion_rows(maker, case, f, preset, lesion_head)
     if result is not None:
@@ -95,16 +97,16 @@ def _one_row(maker: RowMaker, metric: str, roi: str, measure: Callable[[], float
     return [maker.row(metric, roi, measure())]
 
 
-def _roi_table(case: Case, f: FloatArray) -> Table:
-    companion = reference_companion(case)
+def _roi_table(case: Case, f: FloatArray, given: FloatArray | None) -> Table:
+    companion, taken_from = reference_companion(case), sources(case, given)
     borders = (case.brain, case.bone)
     return [
         ("ssim", "brain", lambda: roi_ssim(f, case.anatomy, case.brain)),
         ("fsim", "brain", lambda: roi_fsim(f, case.anatomy, case.brain)),
         ("ssim", "bone", lambda: roi_ssim(f, companion, case.bone)),
         ("psnr", "bone", lambda: roi_psnr(f, companion, case.bone)),
-        ("seam", "borders", lambda: seam_index(f, sources(case), borders)),
-        ("outside", "whole", lambda: outside_sources(f, *sources(case))),
+        ("seam", "borders", lambda: seam_index(f, taken_from, borders)),
+        ("outside", "whole", lambda: outside_sources(f, *taken_from)),
     ]
 
 

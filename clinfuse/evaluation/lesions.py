@@ -16,7 +16,8 @@ def segment_lesion(lesion_head: nn.Module, image: FloatArray, threshold: float =
     """Segment one volume with a lesion head of two (slice by slice) or three dimensions.
 
     Args:
-        lesion_head: maps (B, 1, *S) in [0, 1] to probabilities (B, 1, *S); its `config.spatial_dims` is 2 or 3.
+        lesion_head: `probability` (or, without one, the call itself) maps (B, 1, *S) in [0, 1] to probabilities
+            (B, 1, *S); its `config.spatial_dims` is 2 or 3.
         image: (D, H, W) in [0, 1].
         threshold: probability from which a voxel is lesion.
 
@@ -34,13 +35,14 @@ def lesion_probability(lesion_head: nn.Module, image: FloatArray) -> FloatArray:
     device = parameter.device if parameter is not None else torch.device("cpu")
     volume = torch.from_numpy(np.array(image, dtype=np.float32)).to(device)
     dims = int(getattr(getattr(lesion_head, "config", None), "spatial_dims", 2))
+    probability_of = getattr(lesion_head, "probability", lesion_head)
     was_training = lesion_head.training
     lesion_head.eval()
     try:
         if dims == 3:
-            probability: Tensor = lesion_head(volume[None, None])[0, 0]
+            probability: Tensor = probability_of(volume[None, None])[0, 0]
         else:
-            probability = torch.cat([lesion_head(part[:, None])[:, 0] for part in volume.split(BATCH)])
+            probability = torch.cat([probability_of(part[:, None])[:, 0] for part in volume.split(BATCH)])
     finally:
         lesion_head.train(was_training)
     return np.asarray(probability.float().cpu().numpy())

@@ -21,10 +21,11 @@ def reference_companion(case: Case) -> FloatArray:
     return case.companion if case.aligned_companion is None else case.aligned_companion
 
 
-def sources(case: Case) -> list[FloatArray]:
-    """All images that F may have taken a gradient or a value from."""
-    images = [case.anatomy, case.companion]
-    return images if case.aligned_companion is None else [*images, case.aligned_companion]
+def sources(case: Case, given: FloatArray | None = None) -> list[FloatArray]:
+    """All images that F may have taken a gradient or a value from; `given` is the companion if F saw another one."""
+    images = [case.anatomy, case.companion, case.aligned_companion, given]
+    found = [image for image in images if image is not None]
+    return [image for k, image in enumerate(found) if all(image is not other for other in found[:k])]
 
 
 def check_fused(case: Case, fused: FloatArray) -> FloatArray:

@@ -61,7 +61,8 @@ def uncertainty_rows(
 ) -> list[dict[str, Any]]:
     """Calibration, coverage and ranking per region.
 
-    The event is |F − reference| above the tolerance in `result.info["error_tolerance"]`, by default 0.05.
+    The event is |F − reference| above the tolerance that the calibration was fitted for
+    (`result.info["error_tolerance"]`); without calibration it is 0.05.
     """
     error, regions = error_and_regions(case, fused, preset)
     tolerance = float(result.info.get("error_tolerance", TOLERANCE))

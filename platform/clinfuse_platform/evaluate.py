@@ -78,12 +78,13 @@ class Evaluator:
         case = slab(self.store.read(job.case_id), job.slices)
         pipeline = self._model(job.variant.model)
         started = time.perf_counter()
-        fused, result = job.variant.fuse(case, pipeline)
+        seen = job.variant.seen(case)
+        fused, result = job.variant.fuse(seen, pipeline)
         seconds = time.perf_counter() - started
         head = self._model(job.head)
         if job.picture:
             keep_picture(Path(job.picture), fused, None if result is None else result.uncertainty)
-        options: dict[str, Any] = {"metrics": job.metrics, "seconds": seconds}
+        options: dict[str, Any] = {"metrics": job.metrics, "seconds": seconds, "given": seen.companion}
         return evaluate_case(
             case,
             fused,

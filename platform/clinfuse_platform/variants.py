@@ -29,7 +29,8 @@ class Variant:
         preset: Preset.as_dict().
         steps, guided, members, samples, jitters: see FusionPipeline.__call__.
         masks: "stored", or "auto": brain and bone masks made anew from the images by clinfuse_prep.
-        jitter_mm: companion warped by a rigid and elastic jitter of this amplitude before fusing; 0 as stored.
+        jitter_mm: the aligned companion warped by a rigid and elastic jitter of this amplitude before fusing; 0 is
+            the aligned companion itself (the stored one where no other is known), None the case as it is stored.
         seed: of noise and warps.
     """
 
@@ -44,7 +45,7 @@ class Variant:
     samples: int = 1
     jitters: int = 0
     masks: str = "stored"
-    jitter_mm: float = 0.0
+    jitter_mm: float | None = None
     seed: int = 0
 
     def key(self, *context: str) -> str:
@@ -62,13 +63,12 @@ class Variant:
         """The case as this method gets it: masks and misregistration changed as asked; the reference stays aside."""
         if self.masks == "auto":
             case = replace(case, **automatic_masks(case))
-        if self.jitter_mm > 0:
+        if self.jitter_mm is not None:
             case = replace(case, companion=jittered(case, self.jitter_mm, self.seed))
         return case
 
-    def fuse(self, case: Case, pipeline: FusionPipeline | None) -> tuple[FloatArray, FusionResult | None]:
-        """The fused image (D, H, W) in [0, 1], and for a model all that it says about it."""
-        seen = self.seen(case)
+    def fuse(self, seen: Case, pipeline: FusionPipeline | None) -> tuple[FloatArray, FusionResult | None]:
+        """Fuse a case as `seen` gave it: the image (D, H, W) in [0, 1], and for a model all that it says of it."""
         if pipeline is None:
             from clinfuse.baselines import BASELINES
 
@@ -89,13 +89,16 @@ class Variant:
 def jittered(case: Case, amplitude_mm: float, seed: int) -> FloatArray:
     """The aligned companion (D, H, W) displaced by a drawn warp of about that many millimetres.
 
-    Rotation takes part with half a degree per millimetre, elastic displacement with half the amplitude.
+    Rotation takes part with half a degree per millimetre, elastic displacement with half the amplitude; 0 mm
+    changes nothing.
     """
     import torch
 
     from clinfuse.method.jitter import JitterConfig, apply, draw
 
     source = case.companion if case.aligned_companion is None else case.aligned_companion
+    if amplitude_mm == 0:
+        return source
     digest = hashlib.blake2b(f"{case.case_id} {seed}".encode(), digest_size=8).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
     config = JitterConfig(

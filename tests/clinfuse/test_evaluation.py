@@ -100,6 +100,21 @@ def test_lesion_head_of_both_dimensions(tiny_case: Case) -> None:
         mask = segment_lesion(head, tiny_case.anatomy)
         assert mask.shape == tiny_case.shape and mask.dtype == np.uint8 and mask.max() <= 1
         assert head.training, "the head must be left as it was"
+        with torch.no_grad():
+            images = torch.from_numpy(tiny_case.anatomy.copy())
+            given = images[None, None] if dims == 3 else images[:, None]
+            logits = head.eval()(given).reshape(tiny_case.shape).numpy()
+        np.testing.assert_array_equal(mask, logits >= 0, "half probability is logit 0")
+
+
+def test_a_displaced_companion_is_a_source_of_what_is_seen_of_it(tiny_case: Case) -> None:
+    moved = np.roll(tiny_case.companion, 3, axis=2)
+
+    def seam(**given: np.ndarray) -> float:
+        rows = evaluate_case(tiny_case, moved, "moved", preset=PRESET, **given)  # type: ignore[arg-type]
+        return next(float(row["value"]) for row in rows if row["metric"] == "seam")
+
+    assert seam(given=moved) == 0 < seam()
 
 
 def test_misfit_fusions_are_refused(tiny_case: Case) -> None:

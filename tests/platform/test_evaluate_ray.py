@@ -117,7 +117,7 @@ def test_a_folder_of_results_is_labelled_without_its_path(tmp_path: Path) -> Non
 
 def test_equal_settings_have_one_key_whatever_their_label() -> None:
     variants = {v.label: v for name in ABLATIONS for v in labelled(ABLATIONS[name], BASE)}
-    assert variants["masks: stored"].key() == variants["modulation: on"].key() == variants["jitter: 0"].key()
+    assert variants["masks: stored"].key() == variants["modulation: on"].key() != variants["jitter: 0"].key()
     assert variants["guidance: on"].key() != variants["guidance: off"].key()
     assert variants["steps: 4"].key("data1") != variants["steps: 4"].key("data2")
     assert variants["modulation: off (κ = 0)"].named_preset().kappa == 0
