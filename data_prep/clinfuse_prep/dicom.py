@@ -210,10 +210,12 @@ def _pixels(head: SliceHead, role: str, case: str | None) -> NDArray[np.float32]
             warnings.simplefilter("ignore")
             data = pydicom.dcmread(head.path, specific_tags=list(PIXEL_TAGS))
             values = np.asarray(data.pixel_array)
+            slope = float(data.get("RescaleSlope", 1) or 1)
+            intercept = float(data.get("RescaleIntercept", 0) or 0)
     except Exception as error:
         raise InputError(
             f"a {role} DICOM slice cannot be decoded",
-            expected="complete pixel data in a known transfer syntax",
+            expected="complete pixel data in a known transfer syntax, and numbers to scale them",
             found=type(error).__name__,
             case=case,
             todo="export the series again, uncompressed",
@@ -225,7 +227,6 @@ def _pixels(head: SliceHead, role: str, case: str | None) -> NDArray[np.float32]
             found=str(values.shape),
             case=case,
         )
-    slope, intercept = float(data.get("RescaleSlope", 1) or 1), float(data.get("RescaleIntercept", 0) or 0)
     out = values.astype(np.float32) * np.float32(slope) + np.float32(intercept)
     if head.modality == "CT":
         out = np.maximum(out, np.float32(-1024))

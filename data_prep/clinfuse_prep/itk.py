@@ -5,6 +5,7 @@ Legend: ITK keeps LPS+ millimetres; ours are RAS+, so x and y change sign.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from clinfuse.errors import GeometryError, InputError
 from clinfuse_prep.geometry import Grid
 from clinfuse_prep.raw import RawImage, digest_of, from_source_array
 
+DETACHED = re.compile(r"^(?:ElementDataFile\s*=|data ?file:)[ \t]*(.+)$", re.IGNORECASE | re.MULTILINE)
+HEADER_BYTES = 1 << 16
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
@@ -23,8 +26,10 @@ def read_itk(path: Path, *, role: str, case: str | None = None, max_voxels: int 
     """Read an NRRD, NHDR, MHA or MHD volume; the header is checked before voxels are read.
 
     Raises:
-        InputError: damaged, not 3D, coloured or too large. GeometryError: unusable spacing.
+        InputError: damaged, not 3D, coloured or too large, or its voxels lie in a file elsewhere.
+        GeometryError: unusable spacing.
     """
+    files = [path, *_voxel_file(path, role, case)]
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     try:
@@ -40,7 +45,27 @@ def read_itk(path: Path, *, role: str, case: str | None = None, max_voxels: int 
             case=case,
             todo="export the file again",
         ) from error
-    return from_itk(image, kind="itk", role=role, case=case, digest=digest_of([path]))
+    return from_itk(image, kind="itk", role=role, case=case, digest=digest_of(files))
+
+
+def _voxel_file(path: Path, role: str, case: str | None) -> list[Path]:
+    """The file beside a header that holds its voxels, if any; a header that points elsewhere is refused."""
+    with path.open("rb") as stream:
+        header = re.split(r"\r?\n\r?\n", stream.read(HEADER_BYTES).decode("latin-1"))[0]
+    found = DETACHED.search(header)
+    name = found.group(1).strip() if found else "LOCAL"
+    if name.upper() == "LOCAL":
+        return []
+    beside = path.parent / name
+    if Path(name).name != name or not beside.is_file():
+        raise InputError(
+            f"the {role} image's header does not lead to its voxels",
+            expected="voxels in the same file, or in one file beside it",
+            found="no such file, several files, or a path to another place",
+            case=case,
+            todo="convert it to one .nii.gz, .nrrd or .mha file",
+        )
+    return [beside]
 
 
 def check_itk(size: tuple[int, ...], components: int, role: str, case: str | None, max_voxels: int) -> None:

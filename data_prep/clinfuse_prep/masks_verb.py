@@ -19,6 +19,7 @@ from clinfuse_prep.findings import Finding
 from clinfuse_prep.geometry import Grid, resample_mask
 from clinfuse_prep.manifest import manifest_row
 from clinfuse_prep.nifti import read_nifti
+from clinfuse_prep.raw import SIMULATED_MARK
 from clinfuse_prep.store import CaseStore
 
 
@@ -60,6 +61,8 @@ def export_case(case: Case, folder: Path, *, images: bool = False, deface: bool 
 def _save(volume: NDArray[Any], case: Case, path: Path) -> None:
     image = nib.Nifti1Image(np.ascontiguousarray(volume.transpose(2, 1, 0)), case.affine)
     image.header.set_xyzt_units("mm")
+    if case.attrs.get("simulated"):
+        image.header["descrip"] = SIMULATED_MARK.encode()
     nib.save(image, path)
 
 

@@ -1,6 +1,7 @@
 """NIfTI without trust: the header is checked before anything is allocated, and only geometry is taken from it.
 
-Nothing but shape, data type, affine and scaling is read, so no text field of a header can reach the store.
+Nothing but shape, data type, affine and scaling is read, so no text field of a header can reach the store; of the
+description only this is asked: is it, word for word, the mark of a simulated image?
 Memory is bounded by the smaller of what the header claims and what the file really holds.
 """
 
@@ -19,7 +20,7 @@ from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
 from clinfuse.errors import GeometryError, InputError
-from clinfuse_prep.raw import RawImage, digest_of, from_source_array
+from clinfuse_prep.raw import SIMULATED_MARK, RawImage, digest_of, from_source_array
 
 PIECE = 1 << 20
 LARGEST_OFFSET = 1 << 24
@@ -74,6 +75,8 @@ def read_nifti(path: Path, *, role: str, case: str | None = None, max_voxels: in
         values = values * np.float32(1.0 if slope is None else slope) + np.float32(inter or 0.0)
     affine, stated = _affine(header, role, case)
     image = from_source_array(values, affine, kind="nifti", digest=digest_of([path]))
+    marked = bytes(header["descrip"]).rstrip(b"\0") == SIMULATED_MARK.encode()
+    image = replace(image, simulated=marked)
     return image if stated else replace(image, notes=(UNKNOWN_ORIENTATION,))
 
 

@@ -1,4 +1,4 @@
-"""`clinfuse prep` and `clinfuse cohort`: from a source to a dataset, with plan, progress and a last word."""
+"""`clinfuse prep`: from a source to a dataset, with plan, progress and a last word."""
 
 from __future__ import annotations
 
@@ -30,17 +30,6 @@ from clinfuse_prep.store import CaseStore
 
 IN_PROCESS_CASES = 24
 MOST_SHOWN = 12
-
-
-def cohort(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Write the embedded cohort; result: its folder and the patients' folders."""
-    from clinfuse_prep.cohort import make_cohort
-
-    folders = make_cohort(
-        Path(arguments.out), patients=arguments.patients, spacing_mm=arguments.spacing, seed=arguments.seed
-    )
-    say(f"{len(folders)} simulated patients (simulated CT) in {arguments.out}")
-    return {"result": str(arguments.out), "patients": len(folders), "simulated": True}
 
 
 def prep(arguments: argparse.Namespace) -> dict[str, Any]:

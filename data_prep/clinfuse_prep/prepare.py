@@ -46,7 +46,8 @@ def prepare_case(
     if source.facts.get("one_grid"):
         _check_one_grid(images, case_id)
     facts = {key: value for key, value in source.facts.items() if key != "one_grid"}
-    attrs = {"patient": patient, "split": split, "simulated": source.simulated, **facts}
+    simulated = source.simulated or _simulated(images)
+    attrs = {"patient": patient, "split": split, "simulated": simulated, **facts}
     notes = [
         Finding(case=case_id, severity=s, problem=p, expected=e, found=f, todo=t)
         for s, p, e, f, t in source.notes
@@ -56,7 +57,7 @@ def prepare_case(
         modalities=source.modalities,
         config=config,
         case=case_id,
-        simulated=source.simulated,
+        simulated=simulated,
     )
     return run_steps(task, attrs, notes)
 
@@ -81,7 +82,8 @@ def prepare_pair(
         modalities: of both images; None infers the companion's ("CT", or "NM" for SPECT and PET).
 
     Returns:
-        The case on the anatomy image's grid; `attrs["findings"]` lists what was noticed.
+        The case on the anatomy image's grid; `attrs["findings"]` lists what was noticed, `attrs["simulated"]` is
+        true when the companion's file is marked as simulated (the embedded cohort's are).
 
     Raises:
         InputError, GeometryError: the pair cannot be used.
@@ -108,8 +110,15 @@ def prepare_files(
         second = images["companion"]
         ct = looks_like_ct(second) or (second.grey8 and second.chroma is None)
         modalities = ("MR", "CT" if ct else "NM")
-    attrs: dict[str, Any] = {"patient": name, "split": "test", "simulated": False}
-    return run_steps(Task(images=images, modalities=modalities, config=config, case=name), attrs, [])
+    simulated = _simulated(images)
+    attrs: dict[str, Any] = {"patient": name, "split": "test", "simulated": simulated}
+    task = Task(images=images, modalities=modalities, config=config, case=name, simulated=simulated)
+    return run_steps(task, attrs, [])
+
+
+def _simulated(images: Mapping[str, RawImage]) -> bool:
+    """Whether any companion's file carries the mark of a simulated image."""
+    return any(role in images and images[role].simulated for role in ("companion", "aligned_companion"))
 
 
 def _check_one_grid(images: Mapping[str, RawImage], case: str) -> None:

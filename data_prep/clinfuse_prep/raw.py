@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from clinfuse.errors import InputError
 from clinfuse_prep.geometry import Grid, from_ras, to_ras
 
+SIMULATED_MARK = "SIMULATED head; research use only"
+
 
 @dataclass(frozen=True, kw_only=True)
 class RawImage:
@@ -26,6 +28,7 @@ class RawImage:
         grey8: values are 8-bit display greys of unknown window, not a physical unit.
         chroma: (2, D, H, W) float32 in [-0.5, 0.5], Cb and Cr of a pseudo-colour image; None when grey.
         digest: SHA-256 of the files' bytes, hexadecimal.
+        simulated: the file says that no person was imaged (the embedded cohort's mark in its header).
         notes: assumptions made while reading, as (problem, expected, found, todo).
     """
 
@@ -37,6 +40,7 @@ class RawImage:
     grey8: bool = False
     chroma: NDArray[np.float32] | None = None
     digest: str = ""
+    simulated: bool = False
     notes: tuple[tuple[str, str, str, str], ...] = field(default_factory=tuple)
 
     def source_geometry(self) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from clinfuse_prep.store import CaseStore
 
 KEYS = ("anatomy", "companion", "aligned", "brain", "bone", "lesion")
 MEMORY_SHARE = 0.25
+ROUNDS_KEPT = 64
 Batch = dict[str, torch.Tensor]
 
 
@@ -85,6 +86,7 @@ class ShardReader:
         mine = ids[rank % world_size :: world_size] if len(ids) >= world_size else [ids[rank % len(ids)]]
         self.crop, self.batch_size, self.spatial_dims = tuple(crop), batch_size, spatial_dims
         self.seed, self.rank, self.shares = seed, rank, shares or Shares()
+        self._orders: dict[int, NDArray[np.int64]] = {}
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._held = [self._decode(case_id, cache) for case_id in mine]
 
@@ -140,8 +142,12 @@ class ShardReader:
         """Which case comes at a position: each once per round, the order drawn anew in every round."""
         count = len(self._held)
         round_number, place = divmod(position, count)
-        order = np.random.default_rng([self.seed, self.rank, 7919, round_number]).permutation(count)
-        return int(order[place])
+        if round_number not in self._orders:
+            if len(self._orders) >= ROUNDS_KEPT:
+                self._orders.clear()
+            rng = np.random.default_rng([self.seed, self.rank, 7919, round_number])
+            self._orders[round_number] = rng.permutation(count)
+        return int(self._orders[round_number][place])
 
     def _cut(
         self,

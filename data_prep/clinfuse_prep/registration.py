@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,8 @@ NODS_DEG = (0.0, 12.0, -12.0)
 WORKING_MM = 2.0
 BINS, SAMPLES, SEED = 40, 20_000, 20
 DOUBTFUL_TURN_DEG = 30.0
-LEAST_NMI = 1.02
+LEAST_ABOVE_CHANCE = 0.02
+LEAST_COVERAGE = 0.5
 
 
 def register(
@@ -36,8 +38,9 @@ def register(
 
     Returns:
         The record for the case's attributes: method, transform (4×4, anatomy mm → companion mm in RAS+), shift_mm
-        and turn_deg, nmi and nmi_before (normalised mutual information
-        inside the head, 1 to 2), doubtful; and a finding if doubtful.
+        and turn_deg, nmi and nmi_before (normalised mutual information, 1 to 2, where head and companion overlap),
+        nmi_chance (the same of shuffled voxels), coverage (share of the head that the companion shows), doubtful;
+        and a finding if doubtful.
 
     Reference: Mattes et al., IEEE TMI 22(1), 2003; Studholme et al., Pattern Recognition 32(1), 1999.
     """
@@ -66,11 +69,22 @@ def register(
         "transform": matrix.tolist(),
         "shift_mm": shift,
         "turn_deg": turn,
-        "nmi": after,
-        "nmi_before": before,
+        "nmi": after.nmi,
+        "nmi_before": before.nmi,
+        "nmi_chance": after.chance,
+        "coverage": after.coverage,
         "doubtful": bool(reasons),
     }
     return record, [_finding(case, reasons)] if reasons else []
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What two images share inside the head: nmi (1 to 2), the same by chance, and the share of it both show."""
+
+    nmi: float
+    chance: float
+    coverage: float
 
 
 def _shared(
@@ -80,11 +94,17 @@ def _shared(
     companion_grid: Grid,
     head: NDArray[np.bool_],
     matrix: NDArray[np.float64],
-) -> float:
-    """Normalised mutual information inside the head after moving the companion (anatomy mm → companion mm)."""
+) -> Shared:
+    """What the head and the companion share after moving the companion (anatomy mm → companion mm)."""
     moved = Grid(companion_grid.shape, np.linalg.inv(matrix) @ companion_grid.affine)
+    view = resample(np.ones(moved.shape, np.uint8), moved, grid, order=0) > 0
+    both = head & view
+    if not both.any():
+        return Shared(1.0, 1.0, 0.0)
     on_grid = resample(companion, moved, grid, fill=float(companion.min()))
-    return nmi(anatomy[head], on_grid[head]) if head.any() else 1.0
+    a, b = anatomy[both], on_grid[both]
+    chance = nmi(a, np.random.default_rng(SEED).permutation(b))
+    return Shared(nmi(a, b), chance, float(both.sum() / head.sum()))
 
 
 def _working(volume: NDArray[np.float32], grid: Grid) -> tuple[NDArray[np.float32], Grid]:
@@ -186,12 +206,14 @@ def motion(matrix: NDArray[np.float64], grid: Grid) -> tuple[float, float]:
     return float(np.linalg.norm((matrix @ middle - middle)[:3])), float(turn)
 
 
-def _doubts(before: float, after: float, turn: float) -> list[str]:
+def _doubts(before: Shared, after: Shared, turn: float) -> list[str]:
     doubts = []
-    if after < before:
-        doubts.append(f"images share less information than before ({before:.3f} → {after:.3f})")
-    if after < LEAST_NMI:
-        doubts.append(f"images share little information ({after:.3f})")
+    if after.nmi < before.nmi and before.coverage > LEAST_COVERAGE:
+        doubts.append(f"images share less information than before ({before.nmi:.3f} → {after.nmi:.3f})")
+    if after.nmi - after.chance < LEAST_ABOVE_CHANCE:
+        doubts.append(f"images share little information ({after.nmi:.3f}, by chance {after.chance:.3f})")
+    if after.coverage < LEAST_COVERAGE:
+        doubts.append(f"the companion shows only {after.coverage:.0%} of the head")
     if turn > DOUBTFUL_TURN_DEG:
         doubts.append(f"a large turn ({turn:.0f}°)")
     return doubts

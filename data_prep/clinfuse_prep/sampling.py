@@ -56,9 +56,13 @@ def draw_centre(
     if not names:
         d, h, w = shape
         return d // 2, h // 2, w // 2
-    weights = np.array([getattr(shares, name) for name in names])
-    points = found[names[rng.choice(len(names), p=weights / weights.sum())]]
-    d, h, w = (int(n) for n in points[rng.integers(len(points))])
+    left = rng.random() * sum(getattr(shares, name) for name in names)
+    for name in names:
+        left -= getattr(shares, name)
+        if left < 0:
+            break
+    points = found[name]
+    d, h, w = points[int(rng.random() * len(points))].tolist()
     return d, h, w
 
 
@@ -69,8 +73,8 @@ def crop_start(centre: int, size: int, length: int, rng: np.random.Generator) ->
     """
     if length <= size:
         return -((size - length) // 2)
-    shift = int(rng.integers(-(size // 4), size // 4 + 1))
-    return int(np.clip(centre - size // 2 + shift, 0, length - size))
+    shift = int(rng.random() * (2 * (size // 4) + 1)) - size // 4
+    return min(max(centre - size // 2 + shift, 0), length - size)
 
 
 def _shrunk(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:

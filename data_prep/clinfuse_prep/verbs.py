@@ -6,21 +6,9 @@ import argparse
 from typing import Any
 
 from clinfuse.verbs import Verb
+from clinfuse_prep.cohort.verb import COHORT
 
-
-def _cohort_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--out", required=True, metavar="DIR", help="folder to write the simulated patients to"
-    )
-    parser.add_argument("--patients", type=int, default=8, help="how many (default 8)")
-    parser.add_argument("--spacing", type=float, default=2.0, metavar="MM", help="voxel size (default 2 mm)")
-    parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same patients")
-
-
-def _cohort(arguments: argparse.Namespace) -> dict[str, Any]:
-    from clinfuse_prep.prep_verb import cohort
-
-    return cohort(arguments)
+__all__ = ["COHORT", "INSPECT", "MASKS", "PREP"]
 
 
 def _prep_arguments(parser: argparse.ArgumentParser) -> None:
@@ -134,12 +122,6 @@ def _masks(arguments: argparse.Namespace) -> dict[str, Any]:
     return masks(arguments)
 
 
-COHORT = Verb(
-    name="cohort",
-    help="Write the embedded cohort: simulated patients with known masks and misregistration.",
-    add_arguments=_cohort_arguments,
-    run=_cohort,
-)
 PREP = Verb(
     name="prep",
     help="Turn a folder of images into a dataset: checked, aligned, masked, split by patient.",

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
@@ -226,3 +227,58 @@ def test_raw_formats_that_simpleitk_reads(tmp_path: Path) -> None:
         other = read_image(tmp_path / f"mr.{suffix}", role="anatomy")
         assert np.array_equal(other.volume, nifti.volume)
         assert np.allclose(other.grid.affine, nifti.grid.affine, atol=2e-2)
+
+
+@pytest.mark.parametrize("suffix", ["mhd", "nhdr"])
+def test_detached_voxels_lie_beside_their_header_or_are_refused(suffix: str, tmp_path: Path) -> None:
+    import SimpleITK as sitk
+    from clinfuse_prep.geometry import Grid
+    from clinfuse_prep.itk import to_itk
+
+    volume = head()[0]
+    path = tmp_path / "in" / f"mr.{suffix}"
+    path.parent.mkdir()
+    sitk.WriteImage(to_itk(volume, Grid(volume.shape, np.diag([5.0, 5.0, 5.0, 1.0]))), str(path))
+    whole = read_image(path, role="anatomy")
+    assert np.array_equal(whole.volume, volume)
+    (data,) = [other for other in path.parent.iterdir() if other != path]
+    changed = bytearray(data.read_bytes())
+    changed[-20] ^= 1
+    if suffix == "mhd":
+        data.write_bytes(changed)
+        assert read_image(path, role="anatomy").digest != whole.digest, (
+            "the voxels count in the source's hash"
+        )
+    data.rename(tmp_path / data.name)
+    path.write_text(path.read_text().replace(data.name, f"../{data.name}"))
+    with pytest.raises(InputError, match="does not lead to its voxels"):
+        read_image(path, role="anatomy", case="c1")
+
+
+def test_empty_cells_of_a_parquet_table_are_empty(tmp_path: Path) -> None:
+    write_pair(tmp_path)
+    table = pd.DataFrame(
+        {"patient": ["a", None], "anatomy": ["mr.nii.gz"] * 2, "companion": ["ct.nii.gz"] * 2}
+    )
+    table.assign(lesion=[None, None], bone=[np.nan, np.nan]).to_parquet(tmp_path / "t.parquet")
+    layout, cases, _ = find_cases(tmp_path / "t.parquet")
+    assert layout == "table"
+    assert [case.patient for case in cases] == ["a", "row 2"]
+    assert all(set(case.files) == {"anatomy", "companion"} for case in cases)
+
+
+def test_a_simulated_ct_says_so_wherever_it_is_given(tmp_path: Path, prep: Prep) -> None:
+    from clinfuse_prep.cohort.make import make_cohort
+    from clinfuse_prep.prepare import prepare_pair
+
+    folder = make_cohort(tmp_path / "cohort", patients=1, spacing_mm=6.0)[0]
+    mr, ct, brain = (folder / f"{name}.nii.gz" for name in ("mr", "ct", "brain"))
+    assert prepare_pair(mr, ct, brain=brain).attrs["simulated"] is True
+    image = nib.load(ct)
+    image.header["descrip"] = b"a SIMULATED patient called Smith"
+    nib.save(image, tmp_path / "plain.nii.gz")
+    assert prepare_pair(mr, tmp_path / "plain.nii.gz", brain=brain).attrs["simulated"] is False
+    table = tmp_path / "t.csv"
+    table.write_text(f"anatomy,companion,brain\n{mr},{ct},{brain}\n")
+    prep(table, "--out", tmp_path / "d.zarr")
+    assert bool(CaseStore(tmp_path / "d.zarr").manifest()["simulated"].all())

@@ -17,6 +17,8 @@ from clinfuse_prep.masks.brain_mr import brain_classical
 from clinfuse_prep.masks.enclosed import enclosure
 from clinfuse_prep.masks.head import head_ct, without_holder
 from clinfuse_prep.masks.morphology import closed, dilate, drop_small, erode, fill_planes, largest, opened
+from clinfuse_prep.masks.roi import RoiMasks, _apart
+from clinfuse_prep.masks.totalsegmentator import label_mask, missing_weights
 from clinfuse_prep.prepare import prepare_pair
 from make_sources import SPACING, head
 
@@ -118,6 +120,39 @@ def test_colour_survives_luminance_and_back() -> None:
     assert is_colour(rgb) and not is_colour(np.repeat(rgb[..., :1], 3, -1))
     y, chroma = split_colour(rgb)
     assert np.abs(join_colour(y / 255, chroma).astype(int) - rgb.astype(int)).max() <= 1
+
+
+def test_no_voxel_is_brain_and_bone() -> None:
+    brain, bone = (np.zeros((4, 8, 8), np.uint8) for _ in range(2))
+    brain[:, 2:6], bone[:, 5:8] = 1, 1
+    names = ("auto:x", "curated")
+    for first, second in ((a, b) for a in names for b in names):
+        made = RoiMasks(
+            arrays={"brain": brain.copy(), "bone": bone.copy()}, provenance={"brain": first, "bone": second}
+        )
+        _apart(made, "c1")
+        both = made.arrays["brain"] & made.arrays["bone"]
+        kept = {
+            roi: np.array_equal(made.arrays[roi], mask) for roi, mask in (("brain", brain), ("bone", bone))
+        }
+        if (first, second) == ("curated", "curated"):
+            assert all(kept.values()) and "33%" in made.findings[0].found
+        else:
+            assert not both.any() and not made.findings
+            assert kept == {"brain": first == "curated", "bone": first != "curated"}
+
+
+def test_totalsegmentator_labels_and_weights(tmp_path: Path) -> None:
+    import nibabel as nib
+
+    labels = np.zeros((5, 4, 3), np.uint8)
+    labels[1:3, 1, 2], labels[4, 0, 0] = 90, 91
+    mask = label_mask(nib.Nifti1Image(labels, np.eye(4)), {90: "brain", 91: "skull"}, "brain")
+    assert mask.shape == (3, 4, 5) and mask.sum() == 2 and mask[2, 1, 1] and mask[2, 1, 2]
+    assert missing_weights(tmp_path / "none", "CT") == [291, 292, 293, 294, 295, 298]
+    for number in (850, 852):
+        (tmp_path / f"Dataset{number}_TotalSegMRI_part").mkdir()
+    assert missing_weights(tmp_path, "MR") == [851]
 
 
 def templates(root: Path) -> Path:

@@ -53,6 +53,22 @@ def test_a_known_motion_is_found() -> None:
     assert not findings and record["doubtful"] is False
 
 
+@pytest.mark.parametrize("kind", ["noise", "nearly constant", "elsewhere"])
+def test_a_companion_that_shows_something_else_is_doubtful(kind: str) -> None:
+    mr, ct = pair()
+    rng, grid = np.random.default_rng(0), GRID
+    if kind == "noise":
+        ct = (100 + rng.normal(0, 0.01, ct.shape)).astype(np.float32)
+    elif kind == "nearly constant":
+        ct = np.full_like(ct, 5)
+        ct[3, 4, 5] = 6
+    else:
+        ct = ndimage.gaussian_filter(rng.normal(0, 1, ct.shape), 2).astype(np.float32)
+    record, findings = register(mr, grid, ct, grid, "rigid", "c1")
+    assert record["doubtful"] is True and len(findings) == 1
+    assert record["nmi"] - record["nmi_chance"] < 0.02
+
+
 @pytest.mark.real
 def test_a_known_stretch_of_real_heads_is_found(data_root: Path) -> None:
     folder = data_root / "templates_2mm"

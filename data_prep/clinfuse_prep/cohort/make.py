@@ -14,6 +14,7 @@ from clinfuse.errors import ConfigError
 from clinfuse_prep.cohort.fields import Vector3
 from clinfuse_prep.cohort.patient import Patient, simulate_patient
 from clinfuse_prep.cohort.template import LICENCE, SOURCE
+from clinfuse_prep.raw import SIMULATED_MARK
 
 IMAGES = ("mr", "ct", "ct_aligned")
 MASKS = ("brain", "bone", "lesion")
@@ -88,7 +89,7 @@ def write_patient(patient: Patient, root: Path) -> Path:
         array = np.ascontiguousarray(getattr(patient, name).T)
         image = nib.Nifti1Image(array, patient.grid.affine)
         image.header.set_xyzt_units("mm")
-        image.header["descrip"] = b"SIMULATED head; research use only"
+        image.header["descrip"] = SIMULATED_MARK.encode()
         image.set_qform(patient.grid.affine, code=1)
         image.set_sform(patient.grid.affine, code=1)
         nib.save(image, folder / f"{name}.nii.gz")

@@ -126,8 +126,8 @@ def _deepbet(inputs: BrainInputs) -> Mask:
 
 def _totalsegmentator(inputs: BrainInputs) -> Mask:
     if inputs.ct is not None and not inputs.grey8:
-        return segment(inputs.ct, inputs.grid, "CT")["brain"]
-    return segment(inputs.anatomy, inputs.grid, "MR")["brain"]
+        return segment(inputs.ct, inputs.grid, "CT")
+    return segment(inputs.anatomy, inputs.grid, "MR")
 
 
 METHODS: dict[str, Callable[[BrainInputs], Mask]] = {

@@ -58,6 +58,7 @@ def roi_masks(
             made.arrays[roi] = curated(images[roi], roi, grid, case)
             made.provenance[roi] = "curated"
     _automatic(made, images, raw, grid, config, ct=ct, case=case)
+    _apart(made, case)
     for roi in ROIS:
         if roi not in made.arrays:
             made.arrays[roi], made.provenance[roi] = np.zeros(grid.shape, np.uint8), "absent"
@@ -102,6 +103,30 @@ def _automatic(
         made.provenance["brain"] = f"auto:{brain.method}"
         made.findings += brain.findings
         made.agreement = brain.agreement
+
+
+def _apart(made: RoiMasks, case: str) -> None:
+    """No voxel is brain and bone: an automatic mask gives way, the brain if both are; two from files are reported."""
+    if "brain" not in made.arrays or "bone" not in made.arrays:
+        return
+    both = (made.arrays["brain"] > 0) & (made.arrays["bone"] > 0)
+    if not both.any():
+        return
+    if all(made.provenance[roi] == "curated" for roi in ("brain", "bone")):
+        share = both.sum() / (made.arrays["bone"] > 0).sum()
+        made.findings.append(
+            Finding(
+                case=case,
+                severity="warning",
+                problem="brain and bone mask overlap",
+                expected="no voxel in both",
+                found=f"{share:.0%} of the bone lies in the brain",
+                todo="correct the files; both are kept as they are",
+            )
+        )
+        return
+    yields = "bone" if made.provenance["brain"] == "curated" else "brain"
+    made.arrays[yields] = np.where(both, np.uint8(0), made.arrays[yields])
 
 
 def curated(image: RawImage, roi: str, grid: Grid, case: str) -> MaskArray:

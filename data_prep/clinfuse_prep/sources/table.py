@@ -48,10 +48,11 @@ def find(source: Path) -> list[SourceCase]:
 def _read(source: Path) -> pd.DataFrame:
     try:
         if source.suffix.lower() == ".parquet":
-            return pd.read_parquet(source).astype(str)
+            table = pd.read_parquet(source)
+            return table.astype(object).where(table.notna(), "").astype(str)
         separator = "\t" if source.suffix.lower() == ".tsv" else ","
         return pd.read_csv(source, dtype=str, sep=separator, keep_default_na=False)
-    except (ValueError, OSError) as error:
+    except (ValueError, TypeError, OSError, UnicodeError) as error:
         raise InputError(
             "the table cannot be read",
             expected="CSV with a header line, or Parquet",
@@ -64,7 +65,7 @@ def _case(folder: Path, number: int, row: Mapping[Hashable, Any]) -> SourceCase:
     files, notes = {}, []
     for role in ROLES:
         text = str(row.get(role, "") or "").strip()
-        if not text or text.lower() == "nan":
+        if not text:
             continue
         path = _inside(folder, text)
         if path is None:
