@@ -6,8 +6,10 @@ interpolated to the smallest distance that is common among them. Both are report
 
 from __future__ import annotations
 
+import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -129,11 +131,23 @@ def read_series(
     return replace(image, notes=(*notes, *tilt, *mixed))
 
 
-def slice_head(path: Path) -> SliceHead | None:
-    """The geometry of a DICOM slice, or None for a file that is no image slice."""
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No warnings and log lines while pydicom reads: they quote the values of damaged tags."""
+    log = logging.getLogger("pydicom")
+    before, log.disabled = log.disabled, True
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.disabled = before
+
+
+def slice_head(path: Path) -> SliceHead | None:
+    """The geometry of a DICOM slice, or None for a file that is no image slice."""
+    try:
+        with quiet():
             data = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(GEOMETRY_TAGS))
             turn = np.array([float(v) for v in data.ImageOrientationPatient])
             spacing = [float(v) for v in data.PixelSpacing]
@@ -206,8 +220,7 @@ def _ordered(series: list[SliceHead], role: str, case: str | None) -> list[Slice
 def _pixels(head: SliceHead, role: str, case: str | None) -> NDArray[np.float32]:
     """(rows, columns) float32 with rescale slope and intercept applied."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quiet():
             data = pydicom.dcmread(head.path, specific_tags=list(PIXEL_TAGS))
             values = np.asarray(data.pixel_array)
             slope = float(data.get("RescaleSlope", 1) or 1)

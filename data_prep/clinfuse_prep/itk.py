@@ -20,6 +20,7 @@ from clinfuse_prep.raw import RawImage, digest_of, from_source_array
 DETACHED = re.compile(r"^(?:ElementDataFile\s*=|data ?file:)[ \t]*(.+)$", re.IGNORECASE | re.MULTILINE)
 HEADER_BYTES = 1 << 16
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+sitk.ProcessObject.SetGlobalWarningDisplay(False)  # its warnings name files
 
 
 def read_itk(path: Path, *, role: str, case: str | None = None, max_voxels: int = 2**28) -> RawImage:

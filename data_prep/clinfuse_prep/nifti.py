@@ -175,7 +175,8 @@ def _check(
 
 def _affine(header: Any, role: str, case: str | None) -> tuple[NDArray[np.float64], bool]:
     """The affine (i, j, k, 1) → RAS+ mm and whether the header states it (sform or qform)."""
-    spacing = np.asarray(header["pixdim"][1:4], dtype=np.float64)
+    with np.errstate(invalid="ignore"):
+        spacing = np.asarray(header["pixdim"][1:4], dtype=np.float64)
     try:
         affine = np.asarray(header.get_best_affine(), dtype=np.float64)
     except (ValueError, HeaderDataError) as error:

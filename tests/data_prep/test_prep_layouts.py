@@ -282,3 +282,17 @@ def test_a_simulated_ct_says_so_wherever_it_is_given(tmp_path: Path, prep: Prep)
     table.write_text(f"anatomy,companion,brain\n{mr},{ct},{brain}\n")
     prep(table, "--out", tmp_path / "d.zarr")
     assert bool(CaseStore(tmp_path / "d.zarr").manifest()["simulated"].all())
+
+
+def test_dicom_series_mixed_in_one_folder_are_told_apart(tmp_path: Path) -> None:
+    mr, ct, _ = head()
+    for name, volume, kind in (("m", mr, "MR"), ("c", ct, "CT"), ("scout", ct[:2], "CT")):
+        for path in write_series(tmp_path / "apart" / name, volume, kind).iterdir():
+            target = tmp_path / "dicom" / "patient" / f"{name}{path.stem}"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            path.rename(target)
+    for source in (tmp_path / "dicom", tmp_path / "dicom" / "patient"):
+        layout, (case,), _ = find_cases(source)
+        assert layout == "dicom"
+        assert {role: len(files) for role, files in case.files.items()} == {"anatomy": 12, "companion": 12}
+        assert "several CT series" in case.notes[0][1]

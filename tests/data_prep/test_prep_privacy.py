@@ -16,6 +16,8 @@ from clinfuse_prep.store import CaseStore
 from clinfuse_prep.verbs import INSPECT, MASKS
 from make_sources import AFFINE, head, write_series
 
+from clinfuse.errors import InputError
+
 SECRET = "Mustermann"
 BIRTHDAY = "19410203"
 
@@ -103,3 +105,20 @@ def test_pseudonyms_depend_on_the_key_alone() -> None:
     assert one.case("p", "n") != two.case("p", "n")
     assert one.case("p", "n") != one.case("p", "m")
     assert "p" not in one.patient("patient")[1:]
+
+
+def test_damaged_tags_are_not_quoted_in_any_log(tmp_path: Path, capfd: Any, caplog: Any) -> None:
+    """pydicom and ITK like to warn with a damaged value or a file's name in the text."""
+    from clinfuse_prep.read import read_image
+    from clinfuse_prep.sources import find_cases
+
+    folder = write_series(tmp_path / "SECRET" / "series", head()[1][:3])
+    for path in folder.iterdir():
+        path.write_bytes(path.read_bytes().replace(b"1.2.840.10008.5.1.4.1.1.2", b"SECRET^.10008.5.1.4.1.1.2"))
+    read_image(folder, role="companion", case="c1")
+    find_cases(tmp_path)
+    (tmp_path / "SECRET.mha").write_bytes(b"ObjectType = Image\nNDims = 3\nSECRET\nElementDataFile = LOCAL\n")
+    with pytest.raises(InputError):
+        read_image(tmp_path / "SECRET.mha", role="companion", case="c1")
+    out, err = capfd.readouterr()
+    assert "SECRET" not in out + err + caplog.text
