@@ -11,7 +11,7 @@ from typing import Any
 from clinfuse_prep.config import PrepConfig
 from clinfuse_prep.findings import Finding
 from clinfuse_prep.manifest import manifest_row
-from clinfuse_prep.prepare import prepare_case
+from clinfuse_prep.prepare import prepare_case, source_notes
 from clinfuse_prep.sources.case import SourceCase
 from clinfuse_prep.store import CaseStore
 
@@ -45,13 +45,12 @@ def run_job(job: Job) -> Outcome:
         made = prepare_case(job.source, job.config, case_id=job.case_id, patient=job.patient, split=job.split)
         CaseStore(job.store).write(made.case, chroma=made.chroma, dtype=job.config.dtype)
     except Exception as error:
-        finding = Finding.from_error(error, job.case_id)
-        row = lost_row(job, finding)
-        return Outcome(case_id=job.case_id, row=row, findings=[finding])
+        findings = [*source_notes(job.source, job.case_id), Finding.from_error(error, job.case_id)]
+        return Outcome(case_id=job.case_id, row=lost_row(job, findings), findings=findings)
     return Outcome(case_id=job.case_id, row=manifest_row(made.case), findings=made.findings)
 
 
-def lost_row(job: Job, finding: Finding) -> dict[str, Any]:
+def lost_row(job: Job, findings: Sequence[Finding]) -> dict[str, Any]:
     """The manifest row of a case that was left out."""
     import json
 
@@ -62,7 +61,7 @@ def lost_row(job: Job, finding: Finding) -> dict[str, Any]:
         "state": "lost",
         "modalities": "+".join(job.source.modalities),
         "simulated": job.source.simulated,
-        "findings": json.dumps([finding.as_dict()]),
+        "findings": json.dumps([finding.as_dict() for finding in findings]),
         "worst": "error",
     }
 
@@ -103,7 +102,7 @@ def _collect(reference: Any, job: Job) -> Outcome:
         outcome: Outcome = ray.get(reference)
     except ray.exceptions.RayError as error:
         finding = Finding.from_error(error, job.case_id)
-        return Outcome(case_id=job.case_id, row=lost_row(job, finding), findings=[finding])
+        return Outcome(case_id=job.case_id, row=lost_row(job, [finding]), findings=[finding])
     return outcome
 
 

@@ -104,8 +104,13 @@ def volume_ml(mask: NDArray[np.generic], spacing_mm: Spacing) -> float:
     return float(np.count_nonzero(mask)) * float(np.prod(spacing_mm)) / 1000
 
 
-def check_brain(brain: Mask, spacing_mm: Spacing, case: str, planes: int) -> list[Finding]:
+def check_brain(
+    brain: Mask, spacing_mm: Spacing, case: str, planes: int, *, assumed: bool = False
+) -> list[Finding]:
     """The brain mask's volume.
+
+    Args:
+        assumed: the spacing is an assumption (pictures), which an odd volume speaks against.
 
     Raises:
         InputError: the mask is empty.
@@ -120,7 +125,7 @@ def check_brain(brain: Mask, spacing_mm: Spacing, case: str, planes: int) -> lis
         )
     ml = volume_ml(brain, spacing_mm)
     if planes >= 10 and not BRAIN_ML[0] <= ml <= BRAIN_ML[1]:
-        return [_odd("brain", ml, BRAIN_ML, case)]
+        return [_odd("brain", ml, BRAIN_ML, case, assumed=assumed)]
     return []
 
 
@@ -152,12 +157,13 @@ def check_bone(bone: Mask, spacing_mm: Spacing, case: str, *, ct: bool, planes: 
     return [_odd("bone", ml, BONE_ML, case)] if planes >= 10 and not BONE_ML[0] <= ml <= BONE_ML[1] else []
 
 
-def _odd(roi: str, ml: float, usual: tuple[float, float], case: str) -> Finding:
+def _odd(roi: str, ml: float, usual: tuple[float, float], case: str, *, assumed: bool = False) -> Finding:
+    look = "look at its outline on the contact sheet; correct it with clinfuse masks"
     return Finding(
         case=case,
         severity="warning",
         problem=f"the {roi} mask has an unusual volume",
         expected=f"{usual[0]:g} to {usual[1]:g} mL in a whole head",
         found=f"{ml:.0f} mL",
-        todo="look at its outline on the contact sheet; correct it with clinfuse masks",
+        todo=f"the assumed spacing may be wrong: give --slice-spacing; {look}" if assumed else look,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from io import BytesIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,7 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 
 from clinfuse.case import Case
+from clinfuse_prep.colour import join_colour
 from clinfuse_prep.store import CaseStore
 
 TILE, STRIP, BAR = 128, 6, 16
@@ -20,12 +22,12 @@ BRAIN_WINDOW_HU = (-20.0, 100.0)
 
 def contact_sheet(store: CaseStore, case_ids: Sequence[str]) -> bytes:
     """PNG bytes: two rows a case (anatomy, companion), six axial slices through its brain, feet view: the
-    patient's right on the left.
+    patient's right on the left. A pseudo-colour companion is shown in its colours.
 
     Args:
         case_ids: which cases; read one at a time.
     """
-    blocks = [_block(store.read(case_id)) for case_id in case_ids]
+    blocks = [_block(store.read(case_id), store.chroma(case_id)) for case_id in case_ids]
     if not blocks:
         blocks = [np.zeros((TILE, TILE * STRIP, 3), np.uint8)]
     buffer = BytesIO()
@@ -33,9 +35,13 @@ def contact_sheet(store: CaseStore, case_ids: Sequence[str]) -> bytes:
     return buffer.getvalue()
 
 
-def _block(case: Case) -> NDArray[np.uint8]:
+def _block(case: Case, chroma: NDArray[np.float32] | None = None) -> NDArray[np.uint8]:
     planes = _planes(case)
-    rows = [np.hstack([_tile(volume[k], case, k) for k in planes]) for volume in (case.anatomy, _shown(case))]
+    below = _shown(case) if chroma is None else join_colour(case.companion, chroma)
+    rows = [
+        np.hstack([_tile(volume[k], case, k) for k in planes])
+        for volume in (_grey(case.anatomy), _grey(below))
+    ]
     bar = Image.new("RGB", (TILE * STRIP, BAR), (20, 20, 20))
     second = f"simulated {case.modalities[1]}" if case.attrs.get("simulated") else case.modalities[1]
     text = f"{case.case_id}  {case.attrs.get('split', '')}  {case.modalities[0]} above, {second} below"
@@ -63,14 +69,20 @@ def _shown(case: Case) -> NDArray[np.float32]:
     return np.clip((case.companion - low) / (high - low), 0, 1).astype(np.float32)
 
 
-def _tile(plane: NDArray[np.float32], case: Case, index: int) -> NDArray[np.uint8]:
+def _grey(volume: NDArray[Any]) -> NDArray[np.uint8]:
+    """Greys in [0, 1] as 8 bits (D, H, W, 3); colours stay."""
+    if volume.dtype == np.uint8:
+        return volume
+    return np.repeat(np.round(volume * 255).astype(np.uint8)[..., None], 3, axis=-1)
+
+
+def _tile(plane: NDArray[np.uint8], case: Case, index: int) -> NDArray[np.uint8]:
     """One slice with outlines, scaled to the tile with its true proportions."""
     _, h_mm, w_mm = case.spacing
     height, width = plane.shape[0] * h_mm, plane.shape[1] * w_mm
     scale = TILE / max(height, width)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    grey = Image.fromarray(np.round(plane * 255).astype(np.uint8)).resize(size, Image.Resampling.BILINEAR)
-    rgb = np.repeat(np.asarray(grey)[..., None], 3, axis=-1)
+    rgb = np.array(Image.fromarray(plane).resize(size, Image.Resampling.BILINEAR))
     for roi, mask in case.masks.items():
         small = Image.fromarray(mask[index] * np.uint8(255)).resize(size, Image.Resampling.BILINEAR)
         inside = np.asarray(small) >= 128

@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from clinfuse.errors import InputError
 from clinfuse_prep.geometry import Grid
 from clinfuse_prep.masks.morphology import Mask, dilate
 
@@ -22,11 +23,19 @@ def face_mask(brain: NDArray[np.uint8], grid: Grid) -> Mask:
         brain: (D, H, W); H runs posterior → anterior, D inferior → superior.
 
     Returns:
-        (D, H, W) bool, disjoint from the brain with a margin of 8 mm; empty for an empty brain.
+        (D, H, W) bool, disjoint from the brain with a margin of 8 mm.
+
+    Raises:
+        InputError: an empty brain mask, from which no face can be found.
     """
-    face = np.zeros(brain.shape, dtype=bool)
     if not brain.any():
-        return face
+        raise InputError(
+            "the face cannot be removed",
+            expected="a brain mask, which says where the face is",
+            found="an empty one",
+            todo="give a brain mask, or keep the face (no --deface; --no-deface in exports)",
+        )
+    face = np.zeros(brain.shape, dtype=bool)
     kept = dilate(brain > 0, MARGIN_MM, grid.spacing)
     d, h, _ = np.nonzero(brain)
     back, front = np.percentile(h, (2, 98))

@@ -61,11 +61,11 @@ def _wanted(text: str | None, rows: pd.DataFrame) -> list[str]:
 
 
 def _console_table(rows: pd.DataFrame) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for name in ("case", "split", "images", "shape", "mm"):
-        table.add_column(name, no_wrap=name != "images")
-    for name in (*(f"{roi} mL" for roi in ROIS), "findings"):
-        table.add_column(name, justify="right" if name != "findings" else "left")
+        table.add_column(name, no_wrap=True)
+    for name in (*(f"{roi}\nmL" for roi in ROIS), "findings"):
+        table.add_column(name, no_wrap=True, justify="right" if name != "findings" else "left")
     for row in rows.to_dict(orient="records"):
         count, colour = len(json.loads(row["findings"])), COLOURS[row["worst"]]
         note = f"{count} {row['worst']}".strip() if count else "–"

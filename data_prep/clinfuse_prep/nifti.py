@@ -25,6 +25,7 @@ from clinfuse_prep.raw import SIMULATED_MARK, RawImage, digest_of, from_source_a
 PIECE = 1 << 20
 LARGEST_OFFSET = 1 << 24
 UNKNOWN_ORIENTATION = (
+    "warning",
     "the image's orientation is not stated",
     "an sform or qform in the header",
     "neither",

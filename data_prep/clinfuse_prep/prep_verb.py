@@ -253,6 +253,8 @@ def _last_word(
         say(f"  {finding.severity} · case {finding.case or '–'}: {_sentence(finding)}")
     if len(shown) > MOST_SHOWN:
         say(f"  and {len(shown) - MOST_SHOWN} more: clinfuse inspect {out}")
+    if len(findings) > len(shown):
+        say(f"  {len(findings) - len(shown)} notes for information: clinfuse inspect {out}")
     voxels = sum(float(np.prod([row[f"size_{axis}"] for axis in "dhw"])) for row in stored)
     splits = Counter(row["split"] for row in stored)
     say(

@@ -48,10 +48,6 @@ def prepare_case(
     facts = {key: value for key, value in source.facts.items() if key != "one_grid"}
     simulated = source.simulated or _simulated(images)
     attrs = {"patient": patient, "split": split, "simulated": simulated, **facts}
-    notes = [
-        Finding(case=case_id, severity=s, problem=p, expected=e, found=f, todo=t)
-        for s, p, e, f, t in source.notes
-    ]
     task = Task(
         images=images,
         modalities=source.modalities,
@@ -59,7 +55,15 @@ def prepare_case(
         case=case_id,
         simulated=simulated,
     )
-    return run_steps(task, attrs, notes)
+    return run_steps(task, attrs, source_notes(source, case_id))
+
+
+def source_notes(source: SourceCase, case_id: str) -> list[Finding]:
+    """What was noticed while the case's files were found, as findings."""
+    return [
+        Finding(case=case_id, severity=s, problem=p, expected=e, found=f, todo=t)
+        for s, p, e, f, t in source.notes
+    ]
 
 
 def prepare_pair(

@@ -29,7 +29,7 @@ class RawImage:
         chroma: (2, D, H, W) float32 in [-0.5, 0.5], Cb and Cr of a pseudo-colour image; None when grey.
         digest: SHA-256 of the files' bytes, hexadecimal.
         simulated: the file says that no person was imaged (the embedded cohort's mark in its header).
-        notes: assumptions made while reading, as (problem, expected, found, todo).
+        notes: what was noticed while reading, as (severity, problem, expected, found, todo).
     """
 
     volume: NDArray[np.float32]
@@ -41,7 +41,7 @@ class RawImage:
     chroma: NDArray[np.float32] | None = None
     digest: str = ""
     simulated: bool = False
-    notes: tuple[tuple[str, str, str, str], ...] = field(default_factory=tuple)
+    notes: tuple[tuple[str, str, str, str, str], ...] = field(default_factory=tuple)
 
     def source_geometry(self) -> dict[str, Any]:
         """JSON-able description that `to_source_grid` needs."""

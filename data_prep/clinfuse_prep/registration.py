@@ -51,19 +51,20 @@ def register(
     mask = sitk.Cast(mask > 0.5, sitk.sitkUInt8)
     best = _coarse(fixed, moving, mask)
     best, value = _optimise(fixed, moving, mask, best, (2, 1))
-    reasons = []
+    findings = []
     if kind == "affine":
         wider, wider_value = _optimise(fixed, moving, mask, _as_affine(best), (2, 1))
         if wider_value < value:
             best = wider
         else:
             kind = "rigid"
-            reasons.append("the affine map shared no more information than the rigid one, which was kept")
+            findings.append(_kept_rigid(case))
     matrix = transform_matrix(best)
     before = _shared(anatomy, grid, companion, companion_grid, head, np.eye(4))
     after = _shared(anatomy, grid, companion, companion_grid, head, matrix)
     shift, turn = motion(matrix, grid)
-    reasons += _doubts(before, after, turn)
+    reasons = _doubts(before, after, turn)
+    findings += [_finding(case, reasons)] if reasons else []
     record = {
         "method": kind,
         "transform": matrix.tolist(),
@@ -75,7 +76,7 @@ def register(
         "coverage": after.coverage,
         "doubtful": bool(reasons),
     }
-    return record, [_finding(case, reasons)] if reasons else []
+    return record, findings
 
 
 @dataclass(frozen=True)
@@ -217,6 +218,16 @@ def _doubts(before: Shared, after: Shared, turn: float) -> list[str]:
     if turn > DOUBTFUL_TURN_DEG:
         doubts.append(f"a large turn ({turn:.0f}°)")
     return doubts
+
+
+def _kept_rigid(case: str) -> Finding:
+    return Finding(
+        case=case,
+        severity="info",
+        problem="the rigid registration was kept",
+        expected="more shared information after the affine one",
+        found="no more of it",
+    )
 
 
 def _finding(case: str, reasons: list[str]) -> Finding:

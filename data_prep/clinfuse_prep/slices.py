@@ -22,6 +22,7 @@ from clinfuse_prep.raw import RawImage, digest_of, from_source_array
 SUFFIXES = (".png", ".jpg", ".jpeg")
 LARGEST_SIDE = 8192
 ASSUMED_SPACING = (
+    "info",
     "the slices carry no spacing",
     "a spacing in the files",
     "{d:g} × {h:g} × {w:g} mm assumed (slice, row, column)",
@@ -80,7 +81,7 @@ def read_slices(
         grey.transpose(2, 1, 0), affine, kind="png", digest=digest_of(paths), grey8=True
     )
     d, h, w = spacing_mm
-    note = (*ASSUMED_SPACING[:2], ASSUMED_SPACING[2].format(d=d, h=h, w=w), ASSUMED_SPACING[3])
+    note = (*ASSUMED_SPACING[:3], ASSUMED_SPACING[3].format(d=d, h=h, w=w), ASSUMED_SPACING[4])
     if chroma is not None:
         turned = [to_ras(part.transpose(2, 1, 0), affine)[0] for part in chroma]
         image = replace(image, chroma=np.stack(turned).astype(np.float32))

@@ -114,9 +114,9 @@ def _check(task: Task) -> list[Finding]:
 def _reading_notes(task: Task) -> list[Finding]:
     notes: dict[str, Finding] = {}
     for role in ("anatomy", "companion"):
-        for problem, expected, found, todo in task.images[role].notes:
+        for severity, problem, expected, found, todo in task.images[role].notes:
             notes[problem] = Finding(
-                case=task.case, severity="info", problem=problem, expected=expected, found=found, todo=todo
+                case=task.case, severity=severity, problem=problem, expected=expected, found=found, todo=todo
             )
     return list(notes.values())
 

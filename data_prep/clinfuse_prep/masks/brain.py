@@ -39,7 +39,9 @@ def brain_from_ct(
         volume: (D, H, W) HU or 8-bit greys. bone: (D, H, W) from `bone_from_ct`. head: (D, H, W) if known.
 
     Returns:
-        (D, H, W) bool; empty when no walled-in space is found.
+        (D, H, W) bool; empty when no walled-in space is found. It reaches to the bone: dura and the blurred inner
+        rim of the skull belong to the bone mask of an 8-bit CT and to neither where the CT is in HU, so a further
+        gap would cut cortex and fluid that the MR shows.
     """
     head = head_ct(volume, spacing_mm, grey8=grey8) if head is None else head
     smooth = ndimage.gaussian_filter(volume, [0.0 if s > 3 else 1.0 / s for s in spacing_mm])

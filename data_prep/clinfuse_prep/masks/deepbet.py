@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clinfuse.errors import InputError, MissingPartError
+from clinfuse_prep.masks.head import head_mr
 from clinfuse_prep.masks.morphology import Mask, Spacing, closed, fill_planes
 
 
@@ -25,7 +26,7 @@ def brain_deepbet(volume: NDArray[np.float32], spacing_mm: Spacing, case: str | 
         volume: (D, H, W) MR on a RAS+ grid, any unit.
 
     Returns:
-        (D, H, W) bool; small gaps closed slice by slice.
+        (D, H, W) bool inside the head; small gaps closed slice by slice.
 
     Raises:
         MissingPartError: deepbet is not installed. InputError: it finds no head.
@@ -44,7 +45,7 @@ def brain_deepbet(volume: NDArray[np.float32], spacing_mm: Spacing, case: str | 
             todo="check the image, or give a brain mask from a file",
         ) from error
     brain = np.asarray(mask > 0).transpose(2, 1, 0)
-    return fill_planes(closed(brain, 5.0, spacing_mm))
+    return fill_planes(closed(brain, 5.0, spacing_mm)) & head_mr(volume, spacing_mm)
 
 
 @lru_cache(maxsize=1)

@@ -63,7 +63,8 @@ def roi_masks(
         if roi not in made.arrays:
             made.arrays[roi], made.provenance[roi] = np.zeros(grid.shape, np.uint8), "absent"
     planes = grid.shape[0]
-    made.findings += check_brain(made.arrays["brain"] > 0, grid.spacing, case, planes)
+    assumed = images["anatomy"].kind == "png" and config.slice_spacing_mm == PrepConfig().slice_spacing_mm
+    made.findings += check_brain(made.arrays["brain"] > 0, grid.spacing, case, planes, assumed=assumed)
     made.findings += check_bone(made.arrays["bone"] > 0, grid.spacing, case, ct=ct, planes=planes)
     return made
 
