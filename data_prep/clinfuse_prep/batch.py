@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,22 +33,25 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What became of a job: a manifest row, or None when the case was lost; and the findings."""
+    """What became of a job: its manifest row, the findings, and the seconds it took."""
 
     case_id: str
     row: dict[str, Any] | None
     findings: list[Finding] = field(default_factory=list)
+    seconds: float = 0.0
 
 
 def run_job(job: Job) -> Outcome:
     """Prepare and store one case; whatever goes wrong becomes a finding, so that the batch goes on."""
+    start = time.monotonic()
     try:
         made = prepare_case(job.source, job.config, case_id=job.case_id, patient=job.patient, split=job.split)
         CaseStore(job.store).write(made.case, chroma=made.chroma, dtype=job.config.dtype)
     except Exception as error:
         findings = [*source_notes(job.source, job.case_id), Finding.from_error(error, job.case_id)]
         return Outcome(case_id=job.case_id, row=lost_row(job, findings), findings=findings)
-    return Outcome(case_id=job.case_id, row=manifest_row(made.case), findings=made.findings)
+    row = manifest_row(made.case)
+    return Outcome(case_id=job.case_id, row=row, findings=made.findings, seconds=time.monotonic() - start)
 
 
 def lost_row(job: Job, findings: Sequence[Finding]) -> dict[str, Any]:
@@ -104,11 +108,6 @@ def _collect(reference: Any, job: Job) -> Outcome:
         finding = Finding.from_error(error, job.case_id)
         return Outcome(case_id=job.case_id, row=lost_row(job, [finding]), findings=[finding])
     return outcome
-
-
-def plan_seconds(jobs: Sequence[Job], first: float, cpus: int) -> float:
-    """Estimated seconds for all jobs from the seconds of the first."""
-    return first * len(jobs) / max(1, cpus)
 
 
 def store_path(out: str | Path) -> str:

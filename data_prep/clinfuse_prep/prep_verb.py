@@ -23,12 +23,14 @@ from clinfuse_prep.batch import Job, Outcome, ray_ready, run_jobs, store_path
 from clinfuse_prep.config import PrepConfig
 from clinfuse_prep.findings import Finding
 from clinfuse_prep.masks.deepbet import deepbet_installed
+from clinfuse_prep.plan import estimate, plan_source, slots, tree_bytes
 from clinfuse_prep.pseudonym import Pseudonyms, open_key, write_links
 from clinfuse_prep.sources import SourceCase, find_cases
 from clinfuse_prep.split import SPLITS, split_patients
 from clinfuse_prep.store import CaseStore
 
 IN_PROCESS_CASES = 24
+LEAST_PLANNED = 10
 MOST_SHOWN = 12
 
 
@@ -36,7 +38,8 @@ def prep(arguments: argparse.Namespace) -> dict[str, Any]:
     """Prepare a source into a dataset.
 
     Returns:
-        result (the dataset), layout, cases (stored), kept (from before), lost, splits, findings (counts by severity),
+        The plan with --plan (see `plan_source`), else: result (the dataset), layout,
+        cases (stored), kept (from before), lost, splits, findings (counts by severity),
         seconds, megabytes_per_s.
     """
     config = _config(arguments)
@@ -44,6 +47,8 @@ def prep(arguments: argparse.Namespace) -> dict[str, Any]:
     layout, cases, findings = find_cases(source, arguments.layout)
     cases = _with_masks(cases, arguments.masks)
     say(f"layout {layout}: {len(cases)} cases of {len({case.patient for case in cases})} patients")
+    if arguments.plan:
+        return plan_source(cases, config, slots(arguments.workers, many=len(cases) > IN_PROCESS_CASES))
     store = CaseStore(out)
     kept = _existing(store, arguments)
     jobs = _jobs(cases, layout, config, arguments, out)
@@ -190,30 +195,20 @@ def _done(store: CaseStore, job: Job, keep: bool) -> bool:
 
 def _run(jobs: Sequence[Job], arguments: argparse.Namespace) -> list[Outcome]:
     outcomes: list[Outcome] = []
-    started = time.monotonic()
     with _workers(len(jobs), arguments):
         for outcome in progress(run_jobs(jobs), total=len(jobs), label="cases"):
             outcomes.append(outcome)
-            if len(outcomes) == 1 and len(jobs) >= 20:
-                _plan(jobs, outcome, time.monotonic() - started)
+            if len(outcomes) == 1 and len(jobs) >= LEAST_PLANNED:
+                _plan(CaseStore(jobs[0].store), jobs, outcome, arguments.workers)
     return outcomes
 
 
-def _plan(jobs: Sequence[Job], first: Outcome, seconds: float) -> None:
+def _plan(store: CaseStore, jobs: Sequence[Job], first: Outcome, workers: int | None) -> None:
     """Say how long and how large the whole will be, judged by the first case."""
-    row = first.row or {}
-    voxels = float(np.prod([row.get(f"size_{axis}", 0) for axis in "dhw"]))
-    slots = _slots() if ray_ready() else 1
-    say(
-        f"plan: about {seconds * len(jobs) / slots / 60:.0f} min with {slots} at a time, "
-        f"at most {voxels * 11 * len(jobs) / 1e9:.1f} GB before compression"
-    )
-
-
-def _slots() -> int:
-    import ray
-
-    return max(1, int(ray.cluster_resources().get("CPU", 1)))
+    if first.row is None or first.row["state"] != "ok":
+        return
+    size = tree_bytes(store.local / "cases" / first.case_id) if store.local else 0
+    say(estimate(first, size, len(jobs), slots(workers, many=False)).sentence())
 
 
 @contextmanager

@@ -19,6 +19,11 @@ def _prep_arguments(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="auto, cohort, pairs, synthrad, bids, dicom, table or nifti-pair (default auto)",
     )
+    parser.add_argument(
+        "--plan",
+        action="store_true",
+        help="prepare one case aside, say time and space for all, write nothing",
+    )
     parser.add_argument("--resume", action="store_true", help="keep finished cases, prepare the others")
     parser.add_argument("--overwrite", action="store_true", help="remove the cases that are there")
     parser.add_argument(

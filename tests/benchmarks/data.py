@@ -1,6 +1,6 @@
 """Data prep and reading, measured: `python tests/benchmarks/data.py [--cases N] [--size S]`.
 
-Prep throughput by stage, codec and chunk choices, random slices and patches from `ShardReader` against plain reads of
+Prep throughput by stage, random slices and patches from `ShardReader` against plain reads of
 a memory-mapped array in the same run (goal: ≥ 0.5×), and peak memory of prep against volume size (goal: linear, at
 most 6 times the case's bytes). Writes tests/benchmarks/results/data.md.
 """
@@ -14,14 +14,13 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import torch
-import zarr
 from clinfuse_prep.reader import ShardReader
 from clinfuse_prep.sampling import Shares
 from clinfuse_prep.store import CaseStore
-from zarr.codecs import BloscCodec
 
 from clinfuse.case import Case
 
@@ -50,13 +49,15 @@ def phantom(size: int, seed: int, name: str) -> Case:
     )
 
 
-def seconds_of(work: Callable[[int], object], repeats: int) -> float:
-    """Seconds per call after one warm call."""
-    work(0)
-    start = time.perf_counter()
-    for index in range(1, repeats + 1):
-        work(index)
-    return (time.perf_counter() - start) / repeats
+def seconds_of(*works: Callable[[int], object], repeats: int) -> list[float]:
+    """Median seconds per call of each work, called in turns so that all meet the same load; one warm call before."""
+    spent: list[list[float]] = [[] for _ in works]
+    for index in range(repeats + 1):
+        for work, times in zip(works, spent, strict=True):
+            start = time.perf_counter()
+            work(index)
+            times.append(time.perf_counter() - start)
+    return [median(times[1:]) for times in spent]
 
 
 def reading(store: Path, cases: list[Case], folder: Path) -> list[Row]:
@@ -73,9 +74,12 @@ def reading(store: Path, cases: list[Case], folder: Path) -> list[Row]:
         ("patches", 3, (32, 32, 32)),
         ("patches", 3, (64, 64, 64)),
     ):
-        reader = ShardReader(
-            store, split="train", crop=crop, batch_size=8, spatial_dims=dims, shares=Shares()
-        )
+        readers = [
+            ShardReader(
+                store, split="train", crop=crop, batch_size=8, spatial_dims=dims, shares=Shares(), cache=cache
+            )
+            for cache in (True, False)
+        ]
         rng = np.random.default_rng(0)
 
         def plain(_: int, crop: tuple[int, ...] = crop, rng: np.random.Generator = rng) -> torch.Tensor:
@@ -89,50 +93,20 @@ def reading(store: Path, cases: list[Case], folder: Path) -> list[Row]:
                 out[item] = mapped[(int(rng.integers(shape[0])), slice(None), *plane, *box)]
             return torch.from_numpy(out)
 
-        ours, theirs = seconds_of(reader, 60), seconds_of(plain, 60)
+        memory, files, theirs = seconds_of(*readers, plain, repeats=150)
+        mb = 8 * KEYS * int(np.prod(crop)) * 4 / 1e6
         rows.append(
             {
                 "what": f"{name} {'×'.join(map(str, crop))}, batch 8",
-                "ShardReader batch/s": 1 / ours,
-                "memory map batch/s": 1 / theirs,
-                "ratio": theirs / ours,
+                "memory map MB/s": mb / theirs,
+                "ShardReader MB/s": mb / memory,
+                "ratio": theirs / memory,
+                "its cache in files MB/s": mb / files,
+                "ratio ": theirs / files,
             }
         )
-    return rows
-
-
-def codecs(case: Case, folder: Path) -> list[Row]:
-    """Size and speed of one image with several codecs and inner chunks."""
-    rows: list[Row] = []
-    volume = case.anatomy
-    for name in ("none", "lz4", "zstd"):
-        for chunk in ((16, 64, 64), (32, 32, 32), (64, 64, 64)):
-            blosc = (
-                None if name == "none" else BloscCodec(cname=name, clevel=3, shuffle="shuffle", typesize=4)
-            )
-            path = folder / f"{name}-{chunk[0]}-{chunk[1]}.zarr"
-            inner = tuple(min(c, n) for c, n in zip(chunk, volume.shape, strict=True))
-            shard = tuple(c * -(-n // c) for c, n in zip(inner, volume.shape, strict=True))
-            array = zarr.create_array(
-                path, shape=volume.shape, dtype="float32", chunks=inner, shards=shard, compressors=blosc
-            )
-            start = time.perf_counter()
-            array[...] = volume
-            write = time.perf_counter() - start
-            whole = seconds_of(lambda _, a=array: a[...], 3)
-            plane = seconds_of(lambda i, a=array: a[i % a.shape[0]], 5)
-            size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-            mb = volume.nbytes / 1e6
-            rows.append(
-                {
-                    "codec": name,
-                    "chunk": "×".join(map(str, chunk)),
-                    "size": size / volume.nbytes,
-                    "write MB/s": mb / write,
-                    "volume MB/s": mb / whole,
-                    "slice MB/s": volume[0].nbytes / 1e6 / plane,
-                }
-            )
+        for reader in readers:
+            reader.close()
     return rows
 
 
@@ -165,7 +139,7 @@ def stages(folder: Path, size: int) -> list[Row]:
     }
     rows: list[Row] = []
     for name, call in work.items():
-        seconds = seconds_of(call, 2)
+        (seconds,) = seconds_of(call, repeats=2)
         rows.append({"stage": name, "s": seconds, "MB/s": mb / seconds})
     return rows
 
@@ -184,19 +158,24 @@ def write_volumes(folder: Path, size: int) -> tuple[Path, Path]:
 
 
 MEASURE = """
-import resource, sys
+import sys
 from pathlib import Path
 from clinfuse_prep.config import PrepConfig
 from clinfuse_prep.prepare import prepare_case
 from clinfuse_prep.sources import SourceCase
 from clinfuse_prep.store import CaseStore
-import clinfuse_prep.masks.auto
-base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+import clinfuse_prep.masks.auto, scipy.ndimage, skimage.filters
+
+def peak():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
+
+base = peak()
 files = {"anatomy": (Path(sys.argv[1]),), "companion": (Path(sys.argv[2]),)}
 source = SourceCase(patient="p", name="p", files=files)
 made = prepare_case(source, PrepConfig(), case_id="c1", patient="p1", split="train")
 CaseStore(sys.argv[3]).write(made.case)
-sys.stdout.write(str(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base))
+sys.stdout.write(str(peak() - base))
 """
 
 
@@ -228,6 +207,7 @@ def main() -> None:
     parser.add_argument("--cases", type=int, default=4)
     parser.add_argument("--size", type=int, default=128)
     arguments = parser.parse_args()
+    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         cases = [phantom(arguments.size, seed, f"c{seed}") for seed in range(arguments.cases)]
@@ -237,7 +217,6 @@ def main() -> None:
         parts = [
             "# Data prep and reading\n\nMade by `python tests/benchmarks/data.py`; one run, one machine.\n",
             markdown("Random reads, warm (goal: ratio ≥ 0.5)", reading(folder / "d.zarr", cases, folder)),
-            markdown("Codec and inner chunk, one shard a volume", codecs(cases[0], folder)),
             markdown("Prep by stage", stages(folder, arguments.size)),
             markdown("Peak memory of prep (goal: ratio ≤ 6, linear)", memory(folder, (64, 128, 192))),
         ]

@@ -114,7 +114,9 @@ def test_damaged_tags_are_not_quoted_in_any_log(tmp_path: Path, capfd: Any, capl
 
     folder = write_series(tmp_path / "SECRET" / "series", head()[1][:3])
     for path in folder.iterdir():
-        path.write_bytes(path.read_bytes().replace(b"1.2.840.10008.5.1.4.1.1.2", b"SECRET^.10008.5.1.4.1.1.2"))
+        path.write_bytes(
+            path.read_bytes().replace(b"1.2.840.10008.5.1.4.1.1.2", b"SECRET^.10008.5.1.4.1.1.2")
+        )
     read_image(folder, role="companion", case="c1")
     find_cases(tmp_path)
     (tmp_path / "SECRET.mha").write_bytes(b"ObjectType = Image\nNDims = 3\nSECRET\nElementDataFile = LOCAL\n")

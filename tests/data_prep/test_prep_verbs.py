@@ -202,6 +202,20 @@ def test_a_missing_optional_package_is_named(tmp_path: Path, prep: Prep) -> None
     assert "pip install TotalSegmentator" in result["problems"][0]["problem"]
 
 
+def test_a_plan_is_made_from_one_case_and_nothing_is_written(tmp_path: Path, prep: Prep, capfd: Any) -> None:
+    source, out = synthrad(tmp_path / "s", 4), tmp_path / "d.zarr"
+    plan = prep(source, "--out", out, "--plan", "--workers", "2")
+    assert not out.exists() and not Path(f"{out}.key").exists()
+    assert plan["cases"] == 4 and plan["at_a_time"] == 2
+    assert plan["minutes"] == pytest.approx(plan["seconds_a_case"] * 4 / 2 / 60)
+    assert plan["memory_gb"] == pytest.approx(6 * 12 * 32 * 28 * 11 * 2 / 1e9, rel=0.05)
+    prep(source, "--out", out)
+    stored = sum(path.stat().st_size for path in (out / "cases").rglob("*") if path.is_file())
+    assert plan["disk_gb"] == pytest.approx(stored / 1e9, rel=0.2)
+    said = " ".join(capfd.readouterr().err.split())
+    assert "plan: about 0 min for 4 cases" in said
+
+
 @pytest.mark.ray
 def test_cases_as_ray_tasks_give_the_same_bytes_and_survive_a_bad_one(tmp_path: Path, prep: Prep) -> None:
     source, key = synthrad(tmp_path / "s", 5), tmp_path / "key"
