@@ -21,6 +21,7 @@ from clinfuse_prep.masks.roi import RoiMasks, _apart
 from clinfuse_prep.masks.totalsegmentator import label_mask, missing_weights
 from clinfuse_prep.prepare import prepare_pair
 from make_sources import SPACING, head
+from scipy import ndimage
 
 
 def box(shape: tuple[int, int, int], *ranges: slice) -> np.ndarray:
@@ -120,6 +121,17 @@ def test_colour_survives_luminance_and_back() -> None:
     assert is_colour(rgb) and not is_colour(np.repeat(rgb[..., :1], 3, -1))
     y, chroma = split_colour(rgb)
     assert np.abs(join_colour(y / 255, chroma).astype(int) - rgb.astype(int)).max() <= 1
+
+
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (2.5, 0.7, 1.1), (0.5, 2.0, 1.0), (6.0, 1.0, 1.0)])
+def test_slabs_give_the_same_as_one_distance_map_of_the_whole(spacing: tuple[float, float, float]) -> None:
+    mask = np.random.default_rng(3).random((80, 18, 17)) > 0.995
+    mask[:9], mask[70:] = False, True
+    wide = (1e6 if spacing[0] > 3.0 else spacing[0], *spacing[1:])
+    near = ndimage.distance_transform_edt(~mask, sampling=wide) <= 3.0
+    assert np.array_equal(dilate(mask, 3.0, spacing), near)
+    deep = ndimage.distance_transform_edt(near, sampling=wide) > 3.0
+    assert np.array_equal(erode(near, 3.0, spacing), deep)
 
 
 def test_no_voxel_is_brain_and_bone() -> None:

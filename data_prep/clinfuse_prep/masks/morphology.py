@@ -8,12 +8,7 @@ from scipy import ndimage
 
 Mask = NDArray[np.bool_]
 Spacing = tuple[float, float, float]
-
-
-def reaches(radius_mm: float, spacing_mm: Spacing) -> Spacing:
-    """Spacing to measure distance with: a slice gap wider than the radius counts as infinitely far (in-plane only)."""
-    d, h, w = spacing_mm
-    return (1e6 if d > radius_mm else d, h, w)
+SLAB = 32
 
 
 def dilate(mask: Mask, radius_mm: float, spacing_mm: Spacing) -> Mask:
@@ -21,7 +16,7 @@ def dilate(mask: Mask, radius_mm: float, spacing_mm: Spacing) -> Mask:
     out = np.zeros(mask.shape, dtype=bool)
     box = _box(mask, radius_mm, spacing_mm)
     if box is not None:
-        out[box] = _distance(~mask[box], radius_mm, spacing_mm) <= radius_mm
+        out[box] = ~_far(~mask[box], radius_mm, spacing_mm)
     return out
 
 
@@ -30,7 +25,7 @@ def erode(mask: Mask, radius_mm: float, spacing_mm: Spacing) -> Mask:
     out = np.zeros(mask.shape, dtype=bool)
     box = _box(mask, radius_mm, spacing_mm)
     if box is not None:
-        out[box] = _distance(mask[box], radius_mm, spacing_mm) > radius_mm
+        out[box] = _far(mask[box], radius_mm, spacing_mm)
     return out
 
 
@@ -55,16 +50,25 @@ def closed(mask: Mask, radius_mm: float, spacing_mm: Spacing) -> Mask:
     return erode(dilate(mask, radius_mm, spacing_mm), radius_mm, spacing_mm) | mask
 
 
-def _distance(mask: Mask, radius_mm: float, spacing_mm: Spacing) -> NDArray[np.float64]:
-    """Distance in mm to the nearest False voxel; far away (1e6) where there is none."""
-    spacing = reaches(radius_mm, spacing_mm)
-    if spacing[0] < 1e6:
-        if mask.all():
-            return np.full(mask.shape, 1e6)
-        return np.asarray(ndimage.distance_transform_edt(mask, sampling=spacing))
-    out = np.empty(mask.shape)
-    for index, plane in enumerate(mask):
-        out[index] = 1e6 if plane.all() else ndimage.distance_transform_edt(plane, sampling=spacing[1:])
+def _far(mask: Mask, radius_mm: float, spacing_mm: Spacing) -> Mask:
+    """Voxels of the mask further than the radius from the nearest voxel outside it.
+
+    Worked in slabs of axial slices with a margin of the radius: exact, and memory does not grow with the volume.
+    """
+    margin = int(radius_mm / spacing_mm[0])
+    thick = SLAB if margin else 1
+    out = np.empty(mask.shape, dtype=bool)
+    for start in range(0, len(mask), thick):
+        low, stop = max(0, start - margin), min(start + thick, len(mask))
+        slab = mask[low : stop + margin]
+        kept = slice(start - low, stop - low)
+        if slab.all():
+            out[start:stop] = True
+        elif margin:
+            distance = ndimage.distance_transform_edt(slab, sampling=spacing_mm)
+            out[start:stop] = distance[kept] > radius_mm
+        else:
+            out[start] = ndimage.distance_transform_edt(slab[0], sampling=spacing_mm[1:]) > radius_mm
     return out
 
 
