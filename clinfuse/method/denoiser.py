@@ -3,13 +3,15 @@
 Legend: B batch, n subbands (2^d per Haar level), *Z spatial axes of the Haar domain. Images in [0, 1] enter the Haar
 domain as haar(2·I − 1). The network is MONAI's DiffusionModelUNet; ours is what surrounds it:
 
-    anchor a = z_P + max(w, 0) ⊙ (z_C − z_P) + max(−w, 0) ⊙ (z_M − z_P) + ρ·tanh(r)
+    anchor A = P + max(w, 0) ⊙ (C − P) + max(−w, 0) ⊙ (M − P) + ρ·tanh(r),   a = haar(2·A − 1)
     x̂₀ = (σ_t²·a + s²·x_t/√ᾱ_t) / (σ_t² + s²)             posterior mean of x₀ given N(a, s²) and x_t
 
-z_P is the fusion prior of the images as they are given (misregistered, perhaps), made for the preset; the signed gate
-w = tanh(·) per subband moves from it towards CT or MRI, and r is a small bounded residual. An untrained network
-answers with the prior itself, which has no seam at ROI borders; it learns what to change, not how to begin.
-z_M is the MRI with the CT's findings in brain painted in (see clinfuse.method.prior), so that blood stays visible.
+P is the fusion prior of the images as they are given (misregistered, perhaps), made for the preset; the signed gate
+w = tanh(·) moves from it towards CT or MRI, and r is a small bounded residual. Gate and residual are maps of the full
+image (the network's subbands transformed back) and smooth over a voxel, so that they draw neither edges nor the
+transform's own blocks. An untrained network answers with the prior itself, which has no seam at ROI borders; it
+learns what to change, not how to begin.
+M is the MRI with the CT's findings in brain painted in (see clinfuse.method.prior), so that blood stays visible.
 With much noise the estimate is the anchor; with little it trusts x_t, so that guidance given to x_t lasts.
 """
 
@@ -25,11 +27,13 @@ from torch import Tensor, nn
 
 from clinfuse.errors import ConfigError
 from clinfuse.method.diffusion import DiffusionConfig, alphas_cumprod, estimate_from, noise_ratio
+from clinfuse.method.filters import gaussian_blur
 from clinfuse.method.haar import haar, inverse_haar, inverse_haar_variance
 from clinfuse.method.prior import fusion_prior, with_findings
 from clinfuse.presets import VECTOR_SIZE
 
 LOG_VARIANCE_RANGE = (-10.0, 2.0)
+SMOOTH_VOXELS = 0.8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +47,7 @@ class DenoiserConfig:
         groups: groups of the group normalisation.
         encoder_channels: channels of each light encoder φ.
         head: "anchored", or "epsilon" | "v" | "x0" for a free prediction of that kind (ablation).
-        residual_scale: ρ, bound of the residual in Haar units, 0 to 1.
+        residual_scale: ρ, bound of the residual on the scale of 2·I − 1, 0 to 1.
         anchor_std: s, trust in x_t against the anchor, in Haar units, 0 to 1; 0 ignores x_t.
     """
 
@@ -90,17 +94,20 @@ class Inputs(NamedTuple):
 
 
 class Encoded(NamedTuple):
-    """c = {φ(I_M), φ(I_C), M} in the Haar domain, computed once per image: features, z_M, z_C, z_P, preset."""
+    """c = {φ(I_M), φ(I_C), M}, computed once per image.
+
+    features and z_prior (B, ·, *Z); to_anatomy = 2(M − P) and to_companion = 2(C − P), (B, 1, *S); preset vector.
+    """
 
     features: Tensor
-    z_anatomy: Tensor
-    z_companion: Tensor
     z_prior: Tensor
+    to_anatomy: Tensor
+    to_companion: Tensor
     vector: Tensor
 
 
 class Estimate(NamedTuple):
-    """Answer of one call, all (B, n, *Z): x̂₀, log variance of its error, gate w in [−1, 1], residual ρ·tanh(r)."""
+    """Answer of one call: x̂₀, log variance of its error, residual ρ·tanh(r), all (B, n, *Z); gate w (B, 1, *S)."""
 
     x_0: Tensor
     log_variance: Tensor
@@ -119,8 +126,10 @@ def to_image(latent: Tensor, levels: int) -> Tensor:
 
 
 def to_image_variance(log_variance: Tensor, levels: int) -> Tensor:
-    """Voxel variance in image units² from subband log variances, (B, n, *Z) → (B, 1, *S)."""
-    return inverse_haar_variance(log_variance.exp(), levels) / 4
+    """Voxel variance in image units² from subband log variances, (B, n, *Z) → (B, 1, *S), smooth over a block."""
+    return gaussian_blur(
+        inverse_haar_variance(log_variance.exp(), levels) / 4, SMOOTH_VOXELS * 2 ** (levels - 1)
+    )
 
 
 def _encoder(dims: int, inputs: int, outputs: int) -> nn.Module:
@@ -160,14 +169,13 @@ class Denoiser(nn.Module):
         levels = self.config.levels
         brain, bone, lesion = inputs.masks.split(1, dim=1)
         prior = fusion_prior(inputs.anatomy, inputs.companion, brain, bone, lesion, inputs.vector)
-        z_p = to_latent(prior, levels)
-        z_m = to_latent(with_findings(inputs.anatomy, inputs.companion, brain, bone), levels)
-        z_c = to_latent(inputs.companion, levels)
+        painted = with_findings(inputs.anatomy, inputs.companion, brain, bone)
+        z_p, z_m, z_c = (to_latent(image, levels) for image in (prior, painted, inputs.companion))
         masks = haar(inputs.masks, levels)
         features = torch.cat(
             [self.encode_anatomy(z_m), self.encode_companion(z_c), z_m, z_c, z_p, masks], dim=1
         )
-        return Encoded(features, z_m, z_c, z_p, inputs.vector)
+        return Encoded(features, z_p, 2 * (painted - prior), 2 * (inputs.companion - prior), inputs.vector)
 
     def forward(self, x_t: Tensor, timesteps: Tensor, inputs: Inputs) -> Estimate:
         """Training entry: x_t (B, n, *Z), timesteps (B,) int64, inputs as images."""
@@ -182,12 +190,18 @@ class Denoiser(nn.Module):
         alpha_bar = self.alpha_bar[timesteps]
         if self.config.head != "anchored":
             x_0 = estimate_from(gate, x_t, alpha_bar, self.config.head)
-            return Estimate(x_0, log_variance, torch.zeros_like(gate), x_0 - c.z_anatomy)
-        gate = torch.tanh(gate)
-        residual = self.config.residual_scale * torch.tanh(residual)
-        to_companion, to_anatomy = c.z_companion - c.z_prior, c.z_anatomy - c.z_prior
-        anchor = c.z_prior + gate.clamp_min(0) * to_companion - gate.clamp_max(0) * to_anatomy + residual
-        return Estimate(self._posterior_mean(anchor, x_t, alpha_bar), log_variance, gate, residual)
+            return Estimate(x_0, log_variance, torch.zeros_like(c.to_anatomy), x_0 - c.z_prior)
+        gate, residual = torch.tanh(self._full_map(gate)), torch.tanh(self._full_map(residual))
+        towards = gate.clamp_min(0) * c.to_companion - gate.clamp_max(0) * c.to_anatomy
+        z_residual = haar(self.config.residual_scale * residual, self.config.levels)
+        anchor = c.z_prior + haar(towards, self.config.levels) + z_residual
+        return Estimate(self._posterior_mean(anchor, x_t, alpha_bar), log_variance, gate, z_residual)
+
+    def _full_map(self, bands: Tensor) -> Tensor:
+        """A smooth map of the full image from the network's subbands, (B, n, *Z) → (B, 1, *S)."""
+        return gaussian_blur(
+            inverse_haar(bands, self.config.levels), SMOOTH_VOXELS * 2 ** (self.config.levels - 1)
+        )
 
     def _posterior_mean(self, anchor: Tensor, x_t: Tensor, alpha_bar: Tensor) -> Tensor:
         a = alpha_bar.reshape(-1, *[1] * (x_t.ndim - 1)).to(x_t)

@@ -60,7 +60,7 @@ def sample(
     levels = denoisers[0].config.levels
     with torch.no_grad():
         encoded = [d.encode(inputs) for d in denoisers]
-        x_t = noise_like(tuple(encoded[0].z_anatomy.shape), generators)
+        x_t = noise_like(tuple(encoded[0].z_prior.shape), generators)
         for index, t in enumerate(scheduler.timesteps):
             timesteps = torch.full((x_t.shape[0],), int(t), device=x_t.device)
             guided = guide is not None and index >= guide.config.start * steps

@@ -34,7 +34,7 @@ def test_untrained_estimate_is_the_fusion_prior(dims: int, levels: int) -> None:
     )
     c = inputs(dims)
     z = denoiser.encode(c)
-    x_t = torch.randn(z.z_anatomy.shape, generator=torch.Generator().manual_seed(1))
+    x_t = torch.randn(z.z_prior.shape, generator=torch.Generator().manual_seed(1))
     estimate = denoiser.denoise(x_t, torch.tensor([999, 10]), z)
     prior = fusion_prior(c.anatomy, c.companion, *c.masks.split(1, dim=1), c.vector)
     torch.testing.assert_close(to_image(estimate.x_0, levels), prior, atol=1e-5, rtol=0)
@@ -49,12 +49,13 @@ def test_trained_estimate_stays_between_prior_and_sources() -> None:
         for parameter in denoiser.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
     z = denoiser.encode(inputs(2))
-    x_t = torch.randn(z.z_anatomy.shape, generator=generator)
+    x_t = torch.randn(z.z_prior.shape, generator=generator)
     estimate = denoiser.denoise(x_t, torch.tensor([999, 10]), z)
-    anchors = torch.stack([z.z_prior, z.z_anatomy, z.z_companion])
-    rho = denoiser.config.residual_scale
-    assert bool((estimate.x_0 >= anchors.amin(dim=0) - rho - 1e-5).all())
-    assert bool((estimate.x_0 <= anchors.amax(dim=0) + rho + 1e-5).all())
+    prior = to_image(z.z_prior, denoiser.config.levels)
+    anchors = torch.stack([prior, prior + z.to_anatomy / 2, prior + z.to_companion / 2])
+    image, rho = to_image(estimate.x_0, denoiser.config.levels), denoiser.config.residual_scale / 2
+    assert bool((image >= anchors.amin(dim=0) - rho - 1e-5).all())
+    assert bool((image <= anchors.amax(dim=0) + rho + 1e-5).all())
     assert float(estimate.gate.detach().abs().max()) > 0.1
 
 
@@ -63,7 +64,7 @@ def test_posterior_mean_follows_the_noise() -> None:
     denoiser = Denoiser(config, DiffusionConfig()).requires_grad_(False)
     c = inputs(2)
     z = denoiser.encode(c)
-    x_0 = torch.zeros_like(z.z_anatomy)
+    x_0 = torch.zeros_like(z.z_prior)
     gaps = []
     for t in (0, 200, 900):
         timesteps = torch.tensor([t, t])

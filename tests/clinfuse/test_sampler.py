@@ -94,7 +94,7 @@ def test_kappa_zero_is_half_the_strength_everywhere() -> None:
     guide = guide_for(inputs, preset, clip=1e6)
     scheduler = make_scheduler(DiffusionConfig(), STEPS)
     encoded = model.encode(inputs)
-    x_t = noise_like(tuple(encoded.z_anatomy.shape), [torch.Generator().manual_seed(i) for i in range(2)])
+    x_t = noise_like(tuple(encoded.z_prior.shape), [torch.Generator().manual_seed(i) for i in range(2)])
     for t in scheduler.timesteps:
         x_t = x_t.detach().requires_grad_()
         estimate = model.denoise(x_t, torch.full((2,), int(t)), encoded)
@@ -160,7 +160,7 @@ def test_uncertainty_guidance_lowers_the_predicted_uncertainty() -> None:
 def test_cheap_gradient_points_the_same_way() -> None:
     model, inputs = denoiser(), made_inputs()
     encoded = [model.encode(inputs)]
-    x_t = torch.randn(encoded[0].z_anatomy.shape, generator=torch.Generator().manual_seed(2))
+    x_t = torch.randn(encoded[0].z_prior.shape, generator=torch.Generator().manual_seed(2))
     timesteps = torch.full((2,), 40)
     exact = guided_step([model], x_t, timesteps, encoded, guide_for(inputs, clip=1e6)).change
     cheap = guided_step(
@@ -194,7 +194,7 @@ def test_members_are_averaged_and_disagree() -> None:
         for parameter in second.parameters():
             parameter.mul_(1.5)
     encoded = [first.encode(inputs), second.encode(inputs)]
-    x_t = torch.randn(encoded[0].z_anatomy.shape, generator=torch.Generator().manual_seed(2))
+    x_t = torch.randn(encoded[0].z_prior.shape, generator=torch.Generator().manual_seed(2))
     timesteps = torch.full((2,), 300)
     one = guided_step([first], x_t, timesteps, encoded[:1], guide_for(inputs))
     two = guided_step([first, second], x_t, timesteps, encoded, guide_for(inputs))
