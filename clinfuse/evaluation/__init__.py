@@ -2,7 +2,7 @@
 
 from clinfuse.evaluation.case import evaluate_case
 from clinfuse.evaluation.lesions import lesion_probability, segment_lesion
-from clinfuse.evaluation.objectives import objectives
+from clinfuse.evaluation.objectives import check_fused, objectives
 from clinfuse.evaluation.paired import paired_tests
 from clinfuse.evaluation.ranking import rank_stability
 from clinfuse.evaluation.rows import COLUMNS, LOWER_IS_BETTER, failed_rows
@@ -14,6 +14,7 @@ __all__ = [
     "COLUMNS",
     "LOWER_IS_BETTER",
     "bootstrap_interval",
+    "check_fused",
     "comparison_html",
     "evaluate_case",
     "failed_rows",

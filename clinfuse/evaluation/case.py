@@ -39,7 +39,7 @@ def evaluate_case(
     preset: Preset,
     lesion_head: nn.Module | None = None,
     result: UncertainResult | None = None,
-    metrics: Literal["roi", "all"] = "roi",
+    metrics: Literal["roi", "all", "field"] = "roi",
     given: FloatArray | None = None,
     seconds: float = math.nan,
     field_slices: int | None = FIELD_SLICES,
@@ -57,7 +57,8 @@ def evaluate_case(
         preset: its name goes into the rows, its τ into the surface Dice.
         lesion_head: segments the lesion in F; without it there are no lesion rows.
         result: the pipeline's result with its uncertainty; without it there are no uncertainty rows.
-        metrics: "roi" the clinical ones; "all" also whole-image FSIM, SSIM and PSNR and the fusion field's.
+        metrics: "roi" the clinical ones; "all" also whole-image FSIM, SSIM and PSNR and the fusion field's; "field"
+            the fusion field's alone, over every slice with content.
         given: the companion (D, H, W) that the method saw, where it was displaced on purpose.
         seconds: what the method took to fuse the case.
         field_slices: at most so many evenly spaced slices with content enter the field's metrics and the
@@ -72,6 +73,8 @@ def evaluate_case(
     """
     f = check_fused(case, fused)
     maker = RowMaker(case_id=case.case_id, method=method, preset=preset.name, seconds=seconds)
+    if metrics == "field":
+        return _field_rows(maker, case, f, None)
     rows = _measure(maker, _roi_table(case, f, given))
     if lesion_head is not None:
         rows += _lesion_rows(maker, case, f, preset, lesion_head)

@@ -22,8 +22,8 @@ def rank_stability(rows: pd.DataFrame, *, resamples: int = 1000, seed: int = 0) 
 
     Returns:
         metric, roi, method, rank (by the mean over cases), mean_rank (mean of its ranks case by case), low, high
-        (95 % interval of the rank over redraws), first (share of redraws in which it is first), tau (mean Kendall
-        τ-b of the redrawn order with the full one; the same for all methods of a metric), n (cases).
+        (95 % interval of the rank over redraws; NaN for one case), first (share of redraws in which it is first), tau
+        (mean Kendall τ-b of the redrawn order with the full one; the same for all methods of a metric), n (cases).
 
     Reference: Wiesenfarth et al. 2021, Sci. Rep. 11, Methods and open-source toolkit for analyzing rankings.
     """
@@ -41,7 +41,9 @@ def rank_stability(rows: pd.DataFrame, *, resamples: int = 1000, seed: int = 0) 
         drawn = np.array([_ranks(values[d].mean(axis=0)) for d in draws])
         tau = float(_agreement(full, drawn).mean())
         by_case = np.array([_ranks(v) for v in values]).mean(axis=0)
-        low, high = np.percentile(drawn, [2.5, 97.5], axis=0)
+        low, high = (
+            np.percentile(drawn, [2.5, 97.5], axis=0) if len(values) > 1 else np.full((2, len(full)), np.nan)
+        )
         first = (drawn == drawn.min(axis=1, keepdims=True)).mean(axis=0)
         for k, method in enumerate(table.columns):
             lines.append(

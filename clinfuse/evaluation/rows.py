@@ -13,6 +13,7 @@ UNITS = {
     "psnr": "dB",
     "seam": "grey",
     "hd95": "mm",
+    "landmark": "mm",
     "false_volume": "ml",
     "EN": "bit",
     "MI": "nat",
@@ -24,12 +25,14 @@ UNCERTAINTY = ("ece", "brier", "coverage", "ause", "ause_ratio", "spearman")
 # Metrics that are better when small; all others are better when large.
 LOWER_IS_BETTER = (
     "hd95",
+    "landmark",
     "seam",
     "outside",
     "false_volume",
     "ece",
     "brier",
     "ause",
+    "ause_ratio",
     "coverage_error",
     "error",
 )

@@ -17,10 +17,15 @@ def grouped(summary: pd.DataFrame) -> dict[str, pd.DataFrame]:
     whole = (summary["roi"] == "whole") & ~doubtful & (summary["metric"] != "outside")
     parts = {
         "Clinical: brain against MRI, bone against CT, lesion, borders": summary[~doubtful & ~whole],
-        "Uncertainty": summary[doubtful],
+        "Uncertainty": regions_as_lines(summary[doubtful]),
         "Whole image, conventions of the fusion field": summary[whole],
     }
     return {title: part for title, part in parts.items() if len(part)}
+
+
+def regions_as_lines(summary: pd.DataFrame) -> pd.DataFrame:
+    """A part in which a line is a method and region: for tables of few methods and many regions."""
+    return summary.assign(method=summary["method"].astype(str) + ": " + summary["roi"].astype(str), roi="")
 
 
 def to_markdown(summary: pd.DataFrame, *, intervals: bool = True) -> str:
@@ -94,7 +99,7 @@ def _records(summary: pd.DataFrame) -> list[dict[str, object]]:
 
 def _column_title(metric: str, roi: str, unit: str) -> str:
     arrow = "↓" if metric in LOWER_IS_BETTER else "↑"
-    return f"{metric} {roi}{'' if unit == '1' else f' ({unit})'} {arrow}"
+    return f"{metric}{f' {roi}' if roi else ''}{'' if unit == '1' else f' ({unit})'} {arrow}"
 
 
 def _cell(record: dict[str, object] | None, intervals: bool) -> str:

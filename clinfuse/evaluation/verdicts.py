@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from html import escape
 
+import numpy as np
 import pandas as pd
 
 from clinfuse.evaluation.paired import paired_tests
@@ -40,6 +41,18 @@ def verdicts(tests: pd.DataFrame, method: str) -> pd.DataFrame:
     return pd.DataFrame(lines, columns=["metric", "roi", "better_than", "worse_than", "undecided"])
 
 
+def shortened(lines: pd.DataFrame, others: int) -> pd.DataFrame:
+    """The verdicts for a page: "all" instead of the names of every other method."""
+
+    def short(names: str) -> str:
+        return f"all {others}" if names.count(",") + 1 == others and names and others > 1 else names
+
+    words = {"better_than": "better than", "worse_than": "worse than"}
+    return lines.assign(
+        **{c: lines[c].map(short) for c in ("better_than", "worse_than", "undecided")}
+    ).rename(columns=words)
+
+
 def rank_table(ranking: pd.DataFrame) -> pd.DataFrame:
     """Methods as rows, metric and region as columns: "rank [95 % of redraws]".
 
@@ -49,7 +62,7 @@ def rank_table(ranking: pd.DataFrame) -> pd.DataFrame:
     cells = ranking.assign(
         column=ranking["metric"] + " " + ranking["roi"],
         text=[
-            f"{r:g} [{low:g}, {high:g}]"
+            f"{r:g} [{low:g}, {high:g}]" if np.isfinite(low) else f"{r:g}"
             for r, low, high in zip(ranking["rank"], ranking["low"], ranking["high"], strict=True)
         ],
     )
@@ -75,7 +88,7 @@ def comparison_html(rows: pd.DataFrame, method: str, *, metrics: tuple[str, ...]
     ranking = rank_stability(chosen)
     parts = [
         f"<p>{escape(method)} against each other method: {explanation(tests)}</p>",
-        table(verdicts(tests, method)),
+        table(shortened(verdicts(tests, method), chosen["method"].nunique() - 1)),
     ]
     if len(ranking):
         tau = ranking.drop_duplicates(["metric", "roi"])["tau"].mean()

@@ -41,6 +41,7 @@ from clinfuse.report.figures import Panel
 LOWER_IS_BETTER = (
     "hd95",
     "hd",
+    "landmark",
     "seam",
     "outside",
     "false_volume",

@@ -9,7 +9,8 @@ from typing import Any
 
 from clinfuse import RESEARCH_USE
 from clinfuse.verbs import Verb
-from clinfuse_platform.evaluate_verb import add_common_arguments, cases_of, jobs_of, model_of, preset_of
+from clinfuse_platform.evaluate_methods import model_of, preset_of
+from clinfuse_platform.evaluate_verb import add_common_arguments, cases_of, jobs_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,7 +43,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     )
     variants = [variant for ablation in ablations for variant in labelled(ablation, base)]
     case_ids = cases_of(arguments)
-    jobs = [replace(job, picture="") for job in jobs_of(variants, case_ids, arguments, out)]
+    jobs = [replace(job, picture="", slice_picture="") for job in jobs_of(variants, case_ids, arguments, out)]
     say(
         f"  {len({job.part for job in jobs})} fusions for {len(ablations)} ablations on {len(case_ids)} cases"
     )

@@ -34,7 +34,7 @@ from clinfuse.report import (
 from clinfuse.report.html import command
 from clinfuse_platform.demo_cases import read_volume
 from clinfuse_platform.demo_journal import SERVED, TIMED, Journal
-from clinfuse_platform.evaluate import with_picture
+from clinfuse_platform.evaluate_slices import with_picture
 
 USEFUL_DICE = 0.1
 MEMORY_LIMIT_GB, TIME_LIMIT_SECONDS = 4.0, 360.0

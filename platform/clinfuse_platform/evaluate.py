@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from clinfuse_platform.evaluate_slices import keep_picture, keep_slice
 from clinfuse_platform.runs import write_atomic
 from clinfuse_platform.variants import Variant, slab
 
 if TYPE_CHECKING:
-    from clinfuse.case import Case
     from clinfuse.pipeline import FusionPipeline
 
 Rows = list[dict[str, Any]]
@@ -34,8 +34,9 @@ class Job:
     Attributes:
         part: where its rows go.
         picture: where the fused image and uncertainty go (compressed npz, float16), or "".
+        slice_picture: where one axial slice of the fused image goes (PNG), or "".
         head: model folder whose lesion head measures all methods alike, or "" for none.
-        metrics: "roi" or "all".
+        metrics: "roi", "all" or "field".
         slices: axial slab to work on, or None for the whole case.
     """
 
@@ -43,6 +44,7 @@ class Job:
     case_id: str
     part: str
     picture: str = ""
+    slice_picture: str = ""
     head: str = ""
     metrics: str = "roi"
     slices: int | None = None
@@ -73,7 +75,7 @@ class Evaluator:
         return rows
 
     def _rows(self, job: Job) -> Rows:
-        from clinfuse.evaluation import evaluate_case
+        from clinfuse.evaluation import check_fused, evaluate_case
 
         case = slab(self.store.read(job.case_id), job.slices)
         pipeline = self._model(job.variant.model)
@@ -84,6 +86,8 @@ class Evaluator:
         head = self._model(job.head)
         if job.picture:
             keep_picture(Path(job.picture), fused, None if result is None else result.uncertainty)
+        if job.slice_picture:
+            keep_slice(job.slice_picture, check_fused(case, fused), case)
         options: dict[str, Any] = {"metrics": job.metrics, "seconds": seconds, "given": seen.companion}
         return evaluate_case(
             case,
@@ -215,16 +219,6 @@ def read_part(part: str) -> Rows | None:
     return [{str(key): value for key, value in record.items()} for record in records]
 
 
-def keep_picture(path: Path, fused: Any, uncertainty: Any) -> None:
-    """Fused image and uncertainty (D, H, W) as float16, for reports."""
-    import numpy as np
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    given = {"fused": fused} | ({} if uncertainty is None else {"uncertainty": uncertainty})
-    arrays: dict[str, Any] = {name: np.asarray(array, np.float16) for name, array in given.items()}
-    np.savez_compressed(path, **arrays)
-
-
 def ordered(rows: pd.DataFrame, labels: Sequence[str]) -> pd.DataFrame:
     """The rows by method as asked, then by case: the same table whatever the order of arrival."""
     if rows.empty:
@@ -240,11 +234,3 @@ def failed_cases(rows: pd.DataFrame) -> int:
     if rows.empty:
         return 0
     return int(((rows["metric"] == "fusion") & rows["status"].str.startswith("failed")).sum())
-
-
-def with_picture(case: Case, picture: Path) -> dict[str, Any]:
-    """Arguments for clinfuse.report.case_panel from a kept picture."""
-    import numpy as np
-
-    with np.load(picture, allow_pickle=False) as arrays:
-        return {"case": case, **{name: arrays[name].astype(np.float32) for name in arrays.files}}

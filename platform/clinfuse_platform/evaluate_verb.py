@@ -3,25 +3,37 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clinfuse import RESEARCH_USE
 from clinfuse.errors import ConfigError, InputError
 from clinfuse.verbs import Verb
+from clinfuse_platform.evaluate_methods import methods_of
 
 if TYPE_CHECKING:
-    from clinfuse.presets import Preset
+    import pandas as pd
+
     from clinfuse_platform.evaluate import Job
     from clinfuse_platform.variants import Variant
 
-ALWAYS = ("mean", "max", "mri", "ct", "hard_roi", "prior")
+RECIPES = ("aanlib",)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `clinfuse evaluate`."""
     parser.add_argument(
-        "methods", nargs="+", metavar="MODEL|METHOD", help="model folders, runs, or baselines"
+        "methods",
+        nargs="*",
+        metavar="MODEL|METHOD",
+        help="model folders, runs, baselines, folders of trained baselines, or NAME=FOLDER of fused images",
+    )
+    parser.add_argument(
+        "--recipe",
+        choices=RECIPES,
+        help="a stated evaluation: the fusion field's table on AANLIB, by patient",
     )
     parser.add_argument("--preset", default="balanced", help="clinical preset (%(default)s)")
     add_common_arguments(parser)
@@ -32,15 +44,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--samples", type=int, default=1, help="noise draws per member (%(default)s)")
     parser.add_argument("--jitters", type=int, default=0, help="further draws with warps (%(default)s)")
     parser.add_argument("--bare", action="store_true", help="leave out the trivial baselines")
+    parser.add_argument(
+        "--amplitudes", default="", metavar="MM,MM", help="also measure under misregistration, e.g. 0,1,2,4"
+    )
+    parser.add_argument(
+        "--downstream",
+        type=int,
+        default=0,
+        metavar="STEPS",
+        help="also train a segmentation network of so many steps on each method's images",
+    )
+    parser.add_argument(
+        "--card", action="store_true", help="put the model card into the first model's folder too"
+    )
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     """What evaluate and ablate share: data, cases, amount of work, where results go."""
-    parser.add_argument("--data", required=True, metavar="D.zarr", help="dataset written by clinfuse prep")
+    parser.add_argument("--data", metavar="D.zarr", help="dataset written by clinfuse prep")
     parser.add_argument("--split", default="test", choices=("train", "val", "test"), help="(%(default)s)")
     parser.add_argument("--cases", type=int, metavar="N", help="only the first N cases of the split")
     parser.add_argument("--slices", type=int, metavar="N", help="only N axial slices about the lesion")
-    parser.add_argument("--metrics", choices=("roi", "all"), default="roi", help="(%(default)s)")
+    parser.add_argument("--metrics", choices=("roi", "all", "field"), default="roi", help="(%(default)s)")
     parser.add_argument("--out", metavar="DIR", help="where results go; the same folder goes on")
     parser.add_argument("--storage", default="runs", metavar="DIR", help="where runs are kept (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of noise and warps (%(default)s)")
@@ -52,126 +77,94 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from clinfuse.console import say
     from clinfuse_platform.evaluate import failed_cases, run_jobs
     from clinfuse_platform.evaluate_report import write_evaluation
+    from clinfuse_platform.evaluate_shift import amplitudes_of
 
     out = Path(arguments.out or "evaluation")
+    amplitudes = amplitudes_of(arguments.amplitudes)
+    if arguments.recipe:
+        from clinfuse_platform.evaluate_recipes import prepared
+
+        prepared(arguments, out)
+    check_asked(arguments)
     variants = methods_of(arguments)
     case_ids = cases_of(arguments)
     jobs = jobs_of(variants, case_ids, arguments, out)
     say(f"  {len(variants)} methods on {len(case_ids)} cases")
     rows = run_jobs(jobs, arguments.data, actors=arguments.actors)
-    files = write_evaluation(rows, out, arguments.data, jobs)
+    shifts = shift_rows(variants, case_ids, arguments, out, amplitudes) if amplitudes else None
+    probe = downstream_rows(variants, arguments, out) if arguments.downstream else None
+    files = write_evaluation(
+        rows,
+        out,
+        arguments.data,
+        jobs,
+        shifts=shifts,
+        downstream=probe,
+        split=arguments.split,
+        card=arguments.card,
+    )
+    if arguments.recipe and not getattr(arguments, "json", False):
+        sys.stdout.write(files["table"].read_text(encoding="utf-8"))
     return {
         "result": files["report"],
         **{name: path for name, path in files.items() if name != "report"},
         "methods": [variant.label for variant in variants],
         "cases": len(case_ids),
-        "lost": failed_cases(rows),
+        "lost": failed_cases(rows) + (0 if shifts is None else failed_cases(shifts)),
         "research_use": RESEARCH_USE,
     }
 
 
-def methods_of(arguments: argparse.Namespace) -> list[Variant]:
-    """The asked methods as variants, models first, then baselines (the trivial ones always, unless --bare)."""
-    from clinfuse.baselines import BASELINES
-    from clinfuse_platform.variants import Variant
+def check_asked(arguments: argparse.Namespace) -> None:
+    """Refuse a command without methods or data, or with impossible numbers.
 
-    names = list(dict.fromkeys([*arguments.methods, *(() if arguments.bare else ALWAYS)]))
-    models = [name for name in names if name not in BASELINES]
-    variants = [_model_variant(name, arguments) for name in models]
-    preset = preset_of(arguments.preset, variants[0].model if variants else "").as_dict()
-    baselines = [name for name in names if name in BASELINES]
-    for name in baselines:
-        label, full, content = baseline_of(name)
-        variants.append(
-            Variant(label=label, baseline=full, model_hash=content, preset=preset, seed=arguments.seed)
+    Raises:
+        ConfigError: one of these.
+    """
+    if not arguments.methods and arguments.bare:
+        raise ConfigError("nothing to evaluate", expected="a model or a method", found="none and --bare")
+    if arguments.downstream < 0:
+        raise ConfigError(
+            "--downstream is too small", expected="1 or more steps", found=str(arguments.downstream)
         )
-    return uniquely_labelled(variants)
 
 
-def baseline_of(name: str) -> tuple[str, str, str]:
-    """Label, name and content hash of a baseline; a folder's path is made absolute and kept out of the label.
+def shift_rows(
+    variants: list[Variant],
+    case_ids: list[str],
+    arguments: argparse.Namespace,
+    out: Path,
+    amplitudes: tuple[float, ...],
+) -> pd.DataFrame:
+    """Every method at every amplitude of misregistration; rows with a column amplitude_mm."""
+    from clinfuse.console import say
+    from clinfuse_platform.evaluate import run_jobs
+    from clinfuse_platform.evaluate_shift import shift_jobs, shifted, split_labels
 
-    Args:
-        name: of a method, or NAME=FOLDER, or folder:FOLDER.
-
-    Raises:
-        InputError: the folder does not exist.
-    """
-    import hashlib
-
-    from clinfuse.baselines.registry import folder_of, label_of
-
-    folder, label = folder_of(name), label_of(name)
-    if folder is None:
-        return name, name, ""
-    if not folder.is_dir():
-        raise InputError(f"method {label}: no such folder", expected="NAME=FOLDER with fused images in it")
-    files = sorted(file for file in folder.rglob("*") if file.is_file())
-    told = [f"{f.relative_to(folder)} {f.stat().st_size} {f.stat().st_mtime_ns}" for f in files]
-    content = hashlib.sha256("\n".join(told).encode()).hexdigest()[:16]
-    return label, f"{label}={folder.resolve()}", content
+    jobs = shift_jobs(jobs_of(shifted(variants, amplitudes), case_ids, arguments, out, metrics="roi"))
+    say(f"  misregistration of {', '.join(f'{mm:g}' for mm in amplitudes)} mm: {len(jobs)} fusions")
+    return split_labels(run_jobs(jobs, arguments.data, actors=arguments.actors))
 
 
-def _model_variant(name: str, arguments: argparse.Namespace) -> Variant:
-    from clinfuse_platform.variants import Variant
+def downstream_rows(variants: list[Variant], arguments: argparse.Namespace, out: Path) -> pd.DataFrame:
+    """The same small network trained on MRI, CT, both, and each method's F; metric rows of the held-out cases."""
+    from clinfuse_platform.evaluate_downstream import measured
 
-    folder, model_hash = model_of(name, arguments.storage)
-    return Variant(
-        label=folder.name,
-        model=str(folder),
-        model_hash=model_hash,
-        preset=preset_of(arguments.preset, str(folder)).as_dict(),
-        steps=arguments.steps if _is_teacher(folder) else None,
-        members=arguments.members,
-        samples=arguments.samples,
-        jitters=arguments.jitters,
-        seed=arguments.seed,
-    )
-
-
-def model_of(name: str, storage: str) -> tuple[Path, str]:
-    """The model folder meant by the name, absolute, and the hash of its weights and calibration.
-
-    Raises:
-        InputError: neither a model nor a baseline; the message lists both.
-    """
-    import hashlib
-    import json
-
-    from clinfuse.baselines import BASELINES
-    from clinfuse_platform.runs import find_model
-
-    try:
-        folder = find_model(name, storage).resolve()
-    except InputError as error:
-        raise InputError(
-            "neither a model nor a baseline",
-            expected=f"{error.expected}; or a baseline: {', '.join(BASELINES)}",
-            found=error.found,
-            todo=error.todo,
-        ) from error
-    weights = json.loads((folder / "metadata.json").read_text(encoding="utf-8"))["model_hash"]
-    calibration = folder / "calibration.json"
-    text = weights + (calibration.read_text(encoding="utf-8") if calibration.is_file() else "")
-    return folder, hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def preset_of(name: str, model: str) -> Preset:
-    """The preset of that name: the model folder's own table first, else the built-in one."""
-    from clinfuse.presets import find_preset, load_presets
-
-    table = Path(model) / "presets.yaml" if model else None
-    return find_preset(load_presets(table if table is not None and table.is_file() else None), name)
+    return measured(variants, arguments, out)
 
 
 def cases_of(arguments: argparse.Namespace) -> list[str]:
     """Ids of the split's cases, as many as asked.
 
     Raises:
-        InputError: the split is empty. ConfigError: --cases or --slices below 1.
+        InputError: the split is empty. ConfigError: no --data, or --cases or --slices below 1.
     """
     from clinfuse_prep.store import CaseStore
 
+    if not arguments.data:
+        raise ConfigError(
+            "no dataset", expected="--data D.zarr", found="nothing", todo="make one: clinfuse prep"
+        )
     for name in ("cases", "slices"):
         value = getattr(arguments, name)
         if value is not None and value < 1:
@@ -188,51 +181,40 @@ def cases_of(arguments: argparse.Namespace) -> list[str]:
 
 
 def jobs_of(
-    variants: list[Variant], case_ids: list[str], arguments: argparse.Namespace, out: Path
+    variants: list[Variant],
+    case_ids: list[str],
+    arguments: argparse.Namespace,
+    out: Path,
+    *,
+    metrics: str = "",
 ) -> list[Job]:
     """Every variant on every case, models first; the first model's lesion head measures all methods alike."""
     from clinfuse_platform.evaluate import Job
     from clinfuse_platform.provenance import data_hash
 
     heads = [variant for variant in variants if variant.model]
-    head = heads[0] if heads else None
-    context = [data_hash(arguments.data), str(arguments.slices), arguments.metrics]
+    head, metrics = heads[0] if heads else None, metrics or arguments.metrics
+    context = [data_hash(arguments.data), str(arguments.slices), metrics]
     context.append(head.model_hash if head else "")
+    base = Job(variant=variants[0], case_id="", part="", metrics=metrics, slices=arguments.slices)
     jobs = []
     for variant in variants:
         key = variant.key(*context)
         for case_id in case_ids:
+            stem = f"{key}-{case_id}"
+            pictures = out.resolve() / "images"
             jobs.append(
-                Job(
+                replace(
+                    base,
                     variant=variant,
                     case_id=case_id,
-                    part=str(out.resolve() / "parts" / f"{key}-{case_id}.parquet"),
-                    picture=str(out.resolve() / "images" / f"{key}-{case_id}.npz") if variant.model else "",
+                    part=str(out.resolve() / "parts" / f"{stem}.parquet"),
+                    picture=str(pictures / f"{stem}.npz") if variant.model else "",
+                    slice_picture=str(pictures / f"{stem}.png"),
                     head=head.model if head else "",
-                    metrics=arguments.metrics,
-                    slices=arguments.slices,
                 )
             )
     return jobs
-
-
-def uniquely_labelled(variants: list[Variant]) -> list[Variant]:
-    """Model folders are often all called "model": labels that clash get the run's name before them."""
-    from dataclasses import replace
-
-    labels = [variant.label for variant in variants]
-    return [
-        replace(variant, label=f"{Path(variant.model).parent.name}/{variant.label}")
-        if variant.model and labels.count(variant.label) > 1
-        else variant
-        for variant in variants
-    ]
-
-
-def _is_teacher(folder: Path) -> bool:
-    import json
-
-    return json.loads((folder / "model_index.json").read_text(encoding="utf-8"))["kind"] == "teacher"
 
 
 EVALUATE = Verb(

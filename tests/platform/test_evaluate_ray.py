@@ -12,7 +12,7 @@ import pytest
 from clinfuse_platform.ablate_report import jitter_area
 from clinfuse_platform.ablations import ABLATIONS, chosen, labelled
 from clinfuse_platform.evaluate import failed_cases
-from clinfuse_platform.evaluate_verb import baseline_of
+from clinfuse_platform.evaluate_methods import baseline_of, methods_of
 from clinfuse_platform.variants import Variant, automatic_masks, jittered, slab
 from clinfuse_platform.verb_table import run_verb
 
@@ -94,7 +94,7 @@ def test_unknown_method_lists_models_and_baselines(tiny_store: Path, tmp_path: P
     words = ["nosuch", "--data", str(tiny_store), "--storage", str(tmp_path)]
     import argparse
 
-    from clinfuse_platform.evaluate_verb import add_arguments, methods_of
+    from clinfuse_platform.evaluate_verb import add_arguments
 
     parser = argparse.ArgumentParser()
     add_arguments(parser)

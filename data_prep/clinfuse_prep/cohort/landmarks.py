@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from scipy.ndimage import map_coordinates
 
 from clinfuse.errors import InputError
 from clinfuse_prep.cohort.deform import template_coordinates
@@ -22,14 +23,14 @@ LANDMARKS: dict[str, Vector3] = {
     "left frontal horn": (-12.0, 26.0, 6.0),
     "right frontal horn": (12.0, 26.0, 6.0),
 }
-SPACING_MM = (2.0, 2.0, 2.0)
+NEWTON_STEPS = 4
 
 
 def landmarks_of(truth: Mapping[str, Any]) -> dict[str, Vector3]:
     """Where the landmarks of a simulated patient lie, (x, y, z) mm, RAS+, in the MR's frame.
 
     The patient's deformation and the shift of the brain by its lesion are drawn again from seed and index, so nothing
-    but the account of the patient is needed; exact to about 0.1 mm.
+    but the account of the patient is needed; exact to about 0.1 mm at 2 mm voxels.
 
     Args:
         truth: the patient's account (truth.json, or `attrs["truth"]` of its case).
@@ -39,15 +40,15 @@ def landmarks_of(truth: Mapping[str, Any]) -> dict[str, Vector3]:
     """
     try:
         seed, index, subject = int(truth["seed"]), int(truth["index"]), dict(truth["subject"])
-        kind = str(truth["lesion"]["kind"])
+        kind, (d, h, w) = str(truth["lesion"]["kind"]), (float(s) for s in truth["spacing_mm"])
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(
             "this is no account of a simulated patient",
-            expected="seed, index, subject and lesion as in truth.json",
+            expected="seed, index, spacing_mm, subject and lesion as in truth.json",
             found=f"{type(error).__name__}: {error}",
         ) from error
     rng = {name: np.random.default_rng([seed, index, number]) for number, name in enumerate(STREAMS)}
-    grid = patient_grid(SPACING_MM)
+    grid = patient_grid((d, h, w))
     at = template_coordinates(grid, subject, rng["deformation"])
     lesion = draw_lesion(kind, rng["lesion"])
     lesion.shape_on(grid, at, rng["lesion"])
@@ -61,7 +62,7 @@ def landmarks_of(truth: Mapping[str, Any]) -> dict[str, Vector3]:
 
 
 def _inverse(at: np.ndarray, point: np.ndarray) -> np.ndarray:
-    """Fractional voxel (3,) at which the map `at` (3, D, H, W) takes the value `point` (3,): nearest, then linear."""
+    """Fractional voxel (3,) at which the map `at` (3, D, H, W) takes the value `point` (3,): nearest, then Newton."""
     distance = sum((at[axis] - np.float32(point[axis])) ** 2 for axis in range(3))
     nearest = np.array(np.unravel_index(int(np.argmin(distance)), at.shape[1:]))
     jacobian = np.empty((3, 3))
@@ -70,5 +71,8 @@ def _inverse(at: np.ndarray, point: np.ndarray) -> np.ndarray:
         step[axis] = 1
         high, low = tuple(nearest + step), tuple(nearest - step)
         jacobian[:, axis] = (at[(slice(None), *high)] - at[(slice(None), *low)]) / 2
-    move = np.linalg.solve(jacobian, point - at[(slice(None), *nearest)])
-    return nearest + np.clip(move, -1, 1)
+    place = nearest.astype(float)
+    for _ in range(NEWTON_STEPS):
+        here = [map_coordinates(part, place[:, None], order=1)[0] for part in at]
+        place += np.clip(np.linalg.solve(jacobian, point - here), -1, 1)
+    return place

@@ -1,0 +1,265 @@
+"""The downstream probe: a small network that segments the lesion and finds landmarks, the same for every input.
+
+What an image is worth for a task: the network, its initial weights, the patients, the order of slices and the number
+of steps are the same whatever the images are (MRI, CT, both as channels, or the F of some method); only the images
+change. A 2D network works slice by slice; landmarks are heat maps, sharp in all three directions.
+
+Legend: C channels, D, H, W as in clinfuse.case, K landmarks, B slices of a batch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
+from torch import Tensor, nn
+
+from clinfuse.case import FloatArray, MaskArray
+from clinfuse.errors import ConfigError, InputError
+from clinfuse.method.denoiser import pad_to_multiple
+from clinfuse.method.lesion_head import segmentation_loss
+
+Point = tuple[float, float, float]
+HEAT_WEIGHT, HEAT_FOREGROUND = 5.0, 60.0
+RARE = 4.0
+PLACES, PLACE_SCALE_MM = 3, 80.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeConfig:
+    """Size and training of the probe; the same for all inputs.
+
+    Attributes:
+        steps: optimiser steps.
+        batch_size: slices per step; a third each through a lesion, near a landmark, and anywhere.
+        learning_rate: peak of a one-cycle schedule.
+        channels: per resolution.
+        sigma_mm: width of a landmark's heat.
+        seed: of weights and slices.
+    """
+
+    steps: int = 300
+    batch_size: int = 8
+    learning_rate: float = 4e-3
+    channels: tuple[int, ...] = (12, 24, 48)
+    sigma_mm: float = 5.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.steps, self.batch_size) < 1 or not (self.learning_rate > 0 and self.sigma_mm > 0):
+            raise ConfigError("probe: impossible settings", expected="all above 0", found=str(self))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeCase:
+    """One case as the probe sees it.
+
+    Attributes:
+        image: (C, D, H, W) in [0, 1].
+        lesion: (D, H, W) mask.
+        spacing: (D, H, W) mm.
+        landmarks: name → (d, h, w) voxel coordinates; empty where none are known.
+    """
+
+    image: FloatArray
+    lesion: MaskArray
+    spacing: Point
+    landmarks: Mapping[str, Point] = field(default_factory=dict)
+
+
+class Probe(nn.Module):
+    """U-Net of one lesion channel and one heat map per landmark: (B, C + 3, H, W) → logits (B, 1 + K, H, W).
+
+    The three further channels say where a pixel lies (`with_places`): landmarks look alike left and right, and a
+    slice alone does not tell its height.
+    """
+
+    def __init__(self, channels_in: int, names: Sequence[str], config: ProbeConfig) -> None:
+        from monai.networks.nets.unet import UNet
+
+        super().__init__()
+        self.names, self.config = tuple(names), config
+        self.net = UNet(
+            spatial_dims=2,
+            in_channels=channels_in + PLACES,
+            out_channels=1 + len(self.names),
+            channels=config.channels,
+            strides=[2] * (len(config.channels) - 1),
+            num_res_units=1,
+            norm="BATCH",
+        )
+
+    def forward(self, image: Tensor) -> Tensor:
+        padded, undo = pad_to_multiple(image, 2 ** (len(self.config.channels) - 1))
+        logits = self.net(padded) - RARE  # the net begins by finding nothing
+        return logits[(slice(None), slice(None), *undo[-2:])]
+
+    @torch.no_grad()
+    def maps(self, case: ProbeCase) -> FloatArray:
+        """Probabilities (1 + K, D, H, W) of a case: lesion, then each landmark's heat."""
+        self.eval()
+        slices = torch.from_numpy(np.ascontiguousarray(with_places(case).swapaxes(0, 1)))
+        return torch.cat([torch.sigmoid(self(part)) for part in slices.split(16)]).swapaxes(0, 1).numpy()
+
+
+def train_probe(cases: Sequence[ProbeCase], config: ProbeConfig) -> Probe:
+    """Train the probe.
+
+    Args:
+        cases: at least one, at least one of them with a lesion; all with the same landmarks.
+        config: see `ProbeConfig`.
+
+    Raises:
+        InputError: no case has a lesion, or cases differ in channels or landmarks.
+    """
+    if not any(case.lesion.any() for case in cases):
+        raise InputError(
+            "no training case has a lesion",
+            expected="lesion masks in the training split",
+            found=f"{len(cases)} cases without one",
+            todo="take a dataset with lesions, such as the embedded cohort (clinfuse cohort)",
+        )
+    kinds = {(case.image.shape[0], tuple(case.landmarks)) for case in cases}
+    if len(kinds) != 1:
+        raise InputError(
+            "training cases differ", expected="one number of channels, one set of landmarks", found=str(kinds)
+        )
+    ((channels, names),) = kinds
+    rng = np.random.default_rng(config.seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        probe = Probe(channels, names, config).train()
+    groups = _groups(cases, config.sigma_mm)
+    optimizer = torch.optim.Adam(probe.parameters(), lr=config.learning_rate)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, config.learning_rate, total_steps=config.steps + 1
+    )
+    for _ in range(config.steps):
+        image, target = _batch(cases, groups, config, rng)
+        loss = probe_loss(probe(image), target)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(probe.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+    return probe.eval()
+
+
+def probe_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """Dice and cross-entropy of the lesion plus weighted cross-entropy of the heat maps, scalar."""
+    loss = segmentation_loss(logits[:, :1], target[:, :1])
+    if target.shape[1] == 1:
+        return loss
+    heat = target[:, 1:]
+    error = F.binary_cross_entropy_with_logits(logits[:, 1:], heat, weight=1 + HEAT_FOREGROUND * heat)
+    return loss + HEAT_WEIGHT * error
+
+
+def with_places(case: ProbeCase, part: slice = slice(None)) -> FloatArray:
+    """(C + 3, D, H, W): the image in [−1, 1] and the distance from the volume's middle along d, h, w, per 80 mm.
+
+    Args:
+        part: which slices.
+    """
+    places = [
+        ((np.arange(n) - (n - 1) / 2) * s / PLACE_SCALE_MM).astype(np.float32)
+        for n, s in zip(case.lesion.shape, case.spacing, strict=True)
+    ]
+    grids = np.meshgrid(places[0][part], *places[1:], indexing="ij")
+    return np.concatenate([2 * case.image[:, part] - 1, np.stack(grids)]).astype(np.float32)
+
+
+def heat_maps(case: ProbeCase, sigma_mm: float, part: slice = slice(None)) -> FloatArray:
+    """(K, D, H, W) Gaussians of height 1 at the landmarks, σ in mm in every direction; `part` says which slices."""
+    maps = []
+    for point in case.landmarks.values():
+        away = [
+            (np.arange(n) - at) * s for n, at, s in zip(case.lesion.shape, point, case.spacing, strict=True)
+        ]
+        depth, row, column = (np.exp(-(x**2) / (2 * sigma_mm**2)).astype(np.float32) for x in away)
+        maps.append(depth[part, None, None] * row[None, :, None] * column[None, None])
+    shape = (len(range(*part.indices(case.lesion.shape[0]))), *case.lesion.shape[1:])
+    return np.stack(maps) if maps else np.zeros((0, *shape), np.float32)
+
+
+def located(maps: FloatArray, names: Sequence[str], spacing: Point, sigma_mm: float) -> dict[str, Point]:
+    """Each landmark's place (d, h, w): the centroid of its heat about the highest point of the smoothed heat.
+
+    Args:
+        maps: (K, D, H, W) in [0, 1].
+    """
+    found = {}
+    for name, heat in zip(names, maps, strict=True):
+        smooth = gaussian_filter(heat, [sigma_mm / 2 / s for s in spacing])
+        top = np.unravel_index(int(smooth.argmax()), smooth.shape)
+        box = tuple(
+            slice(max(0, math.ceil(t - 2 * sigma_mm / s)), int(t + 2 * sigma_mm / s) + 1)
+            for t, s in zip(top, spacing, strict=True)
+        )
+        weight = smooth[box].astype(np.float64)
+        grid = np.meshgrid(
+            *[np.arange(b.start, b.start + n) for b, n in zip(box, weight.shape, strict=True)], indexing="ij"
+        )
+        d, h, w = ((weight * axis).sum() / weight.sum() for axis in grid)
+        found[name] = (float(d), float(h), float(w))
+    return found
+
+
+def centre(mask: NDArray[np.generic]) -> Point | None:
+    """Centroid (d, h, w) of a mask, or None if it is empty."""
+    inside = np.argwhere(mask)
+    if not len(inside):
+        return None
+    d, h, w = inside.mean(axis=0)
+    return float(d), float(h), float(w)
+
+
+def apart_mm(a: Point, b: Point, spacing: Point) -> float:
+    """Distance in mm of two voxel coordinates."""
+    return math.dist(
+        [x * s for x, s in zip(a, spacing, strict=True)], [x * s for x, s in zip(b, spacing, strict=True)]
+    )
+
+
+Slice = tuple[int, int]
+
+
+def _groups(cases: Sequence[ProbeCase], sigma_mm: float) -> list[list[Slice]]:
+    """Slices (case, d) through a lesion, those near a landmark, and all; groups without a slice left out."""
+    lesion, near, every = [], [], []
+    for k, case in enumerate(cases):
+        points = [point[0] for point in case.landmarks.values()]
+        for d, mask in enumerate(case.lesion):
+            every.append((k, d))
+            if mask.any():
+                lesion.append((k, d))
+            if any(abs(d - at) * case.spacing[0] < 1.5 * sigma_mm for at in points):
+                near.append((k, d))
+    return [group for group in (lesion, near, every) if group]
+
+
+def _batch(
+    cases: Sequence[ProbeCase],
+    groups: Sequence[Sequence[Slice]],
+    config: ProbeConfig,
+    rng: np.random.Generator,
+) -> tuple[Tensor, Tensor]:
+    """Slices drawn in turn from the groups: images (B, C + 3, H, W), targets (B, 1 + K, H, W); zero beyond a case."""
+    high, wide = (max(case.lesion.shape[axis] for case in cases) for axis in (1, 2))
+    images, targets = [], []
+    for number in range(config.batch_size):
+        group = groups[number % len(groups)]
+        k, d = group[int(rng.integers(len(group)))]
+        case = cases[k]
+        room = [(0, 0), (0, high - case.lesion.shape[1]), (0, wide - case.lesion.shape[2])]
+        mask = case.lesion[d : d + 1].astype(np.float32)
+        heat = heat_maps(case, config.sigma_mm, slice(d, d + 1))[:, 0]
+        images.append(np.pad(with_places(case, slice(d, d + 1))[:, 0], room))
+        targets.append(np.pad(np.concatenate([mask, heat]), room))
+    return torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(targets))

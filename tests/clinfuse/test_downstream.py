@@ -1,0 +1,109 @@
+"""The downstream probe: it learns what can be seen, equally for every input, and measures in millimetres."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from clinfuse.errors import ConfigError, InputError
+from clinfuse.evaluation.downstream import (
+    Point,
+    ProbeCase,
+    ProbeConfig,
+    apart_mm,
+    centre,
+    heat_maps,
+    located,
+    train_probe,
+    with_places,
+)
+
+SPACING = (3.0, 1.5, 2.0)
+
+
+def scene(seed: int, *, visible: bool = True, channels: int = 1, side: int = 24) -> ProbeCase:
+    """A bright ball, the lesion, and a dark dot, the landmark, in a grey box; invisible both if asked."""
+    rng = np.random.default_rng(seed)
+    shape = (8, side, 24)
+    grids = np.meshgrid(*[np.arange(n) * s for n, s in zip(shape, SPACING, strict=True)], indexing="ij")
+
+    def ball(at: Point, radius: float) -> np.ndarray:
+        return sum((g - a * s) ** 2 for g, a, s in zip(grids, at, SPACING, strict=True)) < radius**2
+
+    where = (float(rng.integers(2, 6)), float(rng.integers(5, 12)), float(rng.integers(6, 17)))
+    dot = (4.0, float(rng.integers(16, 20)), float(rng.integers(8, 15)))
+    lesion = ball(where, 7)
+    image = np.full(shape, 0.4) + rng.normal(0, 0.02, shape)
+    if visible:
+        image = image + 0.4 * lesion - 0.35 * ball(dot, 4)
+    volume = np.clip(image, 0, 1).astype(np.float32)
+    return ProbeCase(
+        image=np.stack([volume] * channels),
+        lesion=lesion.astype(np.uint8),
+        spacing=SPACING,
+        landmarks={"dot": dot},
+    )
+
+
+def dice_and_error(visible: bool) -> tuple[float, float]:
+    config = ProbeConfig(steps=120, batch_size=6, sigma_mm=3.0, channels=(8, 16, 32))
+    probe = train_probe([scene(k, visible=visible) for k in range(6)], config)
+    case = scene(99, visible=visible)
+    maps = probe.maps(case)
+    found = maps[0] >= 0.5
+    dice = 2 * (found & (case.lesion > 0)).sum() / max(1, found.sum() + case.lesion.sum())
+    place = located(maps[1:], probe.names, SPACING, config.sigma_mm)["dot"]
+    return float(dice), apart_mm(place, case.landmarks["dot"], SPACING)
+
+
+def test_it_finds_what_is_in_the_image_and_not_what_is_not() -> None:
+    torch.set_num_threads(1)
+    dice, error = dice_and_error(visible=True)
+    assert dice > 0.8 and error < 3.0
+    blind_dice, _ = dice_and_error(visible=False)
+    assert blind_dice < dice / 2
+
+
+def test_the_same_settings_give_the_same_probe_and_channels_may_be_two() -> None:
+    config = ProbeConfig(steps=3, batch_size=2, channels=(4, 8))
+    cases = [scene(1, channels=2), scene(2, channels=2, side=30)]
+    before = torch.random.get_rng_state()
+    first, second = (train_probe(cases, config).maps(cases[1]) for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+    assert first.shape == (2, 8, 30, 24)
+    assert torch.equal(before, torch.random.get_rng_state()), "the caller's random state is left alone"
+
+
+def test_heat_and_places_are_in_millimetres() -> None:
+    case = scene(0)
+    heat = heat_maps(case, 4.0)[0]
+    d, h, w = (int(x) for x in case.landmarks["dot"])
+    assert heat[d, h, w] == 1.0
+    assert heat[d + 1, h, w] == pytest.approx(np.exp(-(3.0**2) / 32), abs=1e-6)
+    assert heat[d, h + 2, w] == pytest.approx(np.exp(-(3.0**2) / 32), abs=1e-6)
+    np.testing.assert_array_equal(heat_maps(case, 4.0, slice(2, 3)), heat_maps(case, 4.0)[:, 2:3])
+    places = with_places(case)
+    assert places.shape == (4, 8, 24, 24)
+    assert places[1, -1, 0, 0] - places[1, 0, 0, 0] == pytest.approx(7 * 3.0 / 80)
+    found = located(heat_maps(case, 4.0), ["dot"], SPACING, 4.0)
+    assert apart_mm(found["dot"], case.landmarks["dot"], SPACING) < 0.5
+
+
+def test_centre_and_distance() -> None:
+    mask = np.zeros((4, 5, 6))
+    assert centre(mask) is None
+    mask[1, 2:4, 3] = 1
+    assert centre(mask) == (1.0, 2.5, 3.0)
+    assert apart_mm((0, 0, 0), (1, 2, 0), SPACING) == pytest.approx(np.hypot(3, 3))
+
+
+def test_impossible_asks_are_refused() -> None:
+    empty = scene(0)
+    nothing = ProbeCase(image=empty.image, lesion=empty.lesion * 0, spacing=SPACING)
+    with pytest.raises(InputError, match="no training case has a lesion"):
+        train_probe([nothing], ProbeConfig(steps=1))
+    with pytest.raises(InputError, match="training cases differ"):
+        train_probe([scene(0), scene(1, channels=2)], ProbeConfig(steps=1))
+    with pytest.raises(ConfigError, match="impossible settings"):
+        ProbeConfig(steps=0)
