@@ -61,7 +61,7 @@ def run_baseline(arguments: argparse.Namespace) -> dict[str, Any]:
 def last_losses(rows: pd.DataFrame) -> dict[str, float]:
     """The loss of each kind at the end of its training; their losses differ, so they say nothing of each other."""
     facts = {"job", "phase", "step", "seconds", "elapsed"}
-    found = {}
+    found: dict[str, float] = {}
     for kind, part in rows.groupby("phase") if len(rows) else ():
         own = [name for name in part.columns if name not in facts and part[name].notna().any()]
         found |= {f"{kind} {name}": float(part[name].dropna().iloc[-1]) for name in own}
