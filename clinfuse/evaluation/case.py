@@ -7,7 +7,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
 
-import numpy as np
 from torch import nn
 
 from clinfuse.case import Case, FloatArray
@@ -19,7 +18,7 @@ from clinfuse.metrics.field import FIELD, content_slices, field_metrics
 from clinfuse.metrics.fmi import FEATURES, fmi
 from clinfuse.metrics.fsim import fsim_to_sources, roi_fsim
 from clinfuse.metrics.lesion import LesionScores, lesion_scores
-from clinfuse.metrics.roi import outside_sources, roi_psnr, roi_ssim
+from clinfuse.metrics.roi import outside_sources, psnr_to_sources, roi_psnr, roi_ssim
 from clinfuse.metrics.seam import seam_index
 from clinfuse.presets import Preset
 
@@ -125,7 +124,7 @@ def _whole_table(case: Case, f: FloatArray, field_slices: int | None, fmi_slices
 
     table: Table = [
         ("ssim", "whole", lambda: (roi_ssim(f, pair[0]) + roi_ssim(f, pair[1])) / 2),
-        ("psnr", "whole", lambda: roi_psnr(np.stack([f, f]), np.stack(pair))),
+        ("psnr", "whole", lambda: psnr_to_sources(f, pair)),
         ("fsim", "whole", feature_similarity),
     ]
     for feature in FEATURES:

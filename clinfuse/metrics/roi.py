@@ -9,6 +9,7 @@ region has no SSIM and no PSNR: both return NaN, which tables show as `empty` an
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -75,7 +76,26 @@ def roi_psnr(fused: NDArray[Any], source: NDArray[Any], mask: NDArray[Any] | Non
     f, s, m = _checked(fused, source, mask)
     if not m.any():
         return float("nan")
-    mse = float(np.square(f[m].astype(np.float64) - s[m]).mean())
+    return _decibel(float(np.square(f[m] - s[m]).mean(dtype=np.float64)))
+
+
+def psnr_to_sources(fused: NDArray[Any], sources: Sequence[NDArray[Any]]) -> float:
+    """Whole-image PSNR from the mean squared error over all sources, as the fusion field takes it.
+
+    Args:
+        fused, sources: one shape, values in [0, 1].
+
+    Returns:
+        dB, at most `PSNR_CAP_DB`.
+    """
+    errors = []
+    for source in sources:
+        f, s, _ = _checked(fused, source, None)
+        errors.append(float(np.square(f - s).mean(dtype=np.float64)))
+    return _decibel(float(np.mean(errors)))
+
+
+def _decibel(mse: float) -> float:
     return PSNR_CAP_DB if mse <= 10 ** (-PSNR_CAP_DB / 10) else float(-10 * np.log10(mse))
 
 

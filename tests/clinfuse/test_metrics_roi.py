@@ -9,7 +9,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from clinfuse.case import Case
 from clinfuse.errors import GeometryError, InputError
 from clinfuse.metrics import outside_sources, roi_psnr, roi_ssim, seam_index
-from clinfuse.metrics.roi import PSNR_CAP_DB, ssim_map
+from clinfuse.metrics.roi import PSNR_CAP_DB, psnr_to_sources, ssim_map
 from clinfuse.metrics.seam import border_band
 
 
@@ -48,6 +48,7 @@ def test_psnr_is_scikit_images_inside_the_mask(tiny_case: Case) -> None:
     assert roi_psnr(fused, tiny_case.anatomy, tiny_case.bone) == pytest.approx(expected, abs=1e-4)
     half = np.full((2, 8, 8), 0.5, np.float32)
     assert roi_psnr(half, half - 0.1) == pytest.approx(20.0, abs=1e-4)
+    assert psnr_to_sources(half, [half, half - 0.1]) == pytest.approx(20.0 + 10 * np.log10(2), abs=1e-4)
 
 
 def test_identical_images_and_empty_regions(tiny_case: Case) -> None:
