@@ -97,13 +97,14 @@ def phantom(shape: tuple[int, int, int]) -> Case:
     anatomy = np.where(brain, 0.5, 0.05) + 0.3 * lesion + rng.normal(0, 0.05, shape)
     companion = np.where(bone, 0.8, 0) + 0.1 * brain + rng.normal(0, 0.02, shape)
     a, c = (np.clip(image, 0, 1).astype(np.float32) for image in (anatomy, companion))
-    masks = {"brain": brain, "bone": bone, "lesion": lesion}
     return Case(
         case_id="phantom",
         anatomy=a,
         companion=c,
         affine=np.diag([2.0, 2.0, 2.0, 1.0]),
-        **{name: mask.astype(np.uint8) for name, mask in masks.items()},
+        brain=brain.astype(np.uint8),
+        bone=bone.astype(np.uint8),
+        lesion=lesion.astype(np.uint8),
     )
 
 
