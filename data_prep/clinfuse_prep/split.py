@@ -27,7 +27,8 @@ def split_patients(
         fractions: shares of train, val and test; they are brought to a sum of 1. With three or more patients
             every split with a positive share gets at least one.
         shuffle: draw at random by the seed; otherwise the first go to train and the last to test.
-        known: splits given before; they stay.
+        known: splits given before; they stay. Where they agree with a fresh draw (a killed run that is resumed),
+            the others get what that draw gives them; otherwise (a cohort that grew) what the shares still need.
 
     Returns:
         patient → "train", "val" or "test". 8 patients give 5, 1, 2; 7 give 5, 1, 1.
@@ -38,22 +39,35 @@ def split_patients(
     total = sum(fractions)
     if min(fractions) < 0 or total <= 0:
         raise ConfigError("the split is impossible", expected="three shares >= 0", found=str(fractions))
-    kept = {p: s for p, s in (known or {}).items() if s in SPLITS}
+    kept = {p: s for p, s in (known or {}).items() if s in SPLITS and p in set(patients)}
+    drawn = _draw(patients, fractions, seed, {}, shuffle=shuffle)
+    if all(drawn[p] == s for p, s in kept.items()):
+        return drawn
+    return _draw(patients, fractions, seed, kept, shuffle=shuffle)
+
+
+def _draw(
+    patients: Sequence[str],
+    fractions: tuple[float, float, float],
+    seed: int,
+    kept: Mapping[str, str],
+    *,
+    shuffle: bool,
+) -> dict[str, str]:
+    """Fill up each split's share with the patients that are not kept."""
     fresh = sorted(set(patients) - set(kept))
     if shuffle:
         fresh = [fresh[i] for i in np.random.default_rng(seed).permutation(len(fresh))]
-    n = len(fresh) + sum(p in kept for p in set(patients))
+    n, total = len(set(patients)), sum(fractions)
     want = {s: round(f / total * n) for s, f in zip(SPLITS, fractions, strict=True)}
     for name, share in zip(SPLITS, fractions, strict=True):
         if share > 0 and n >= len(SPLITS):
             want[name] = max(1, want[name])
-    held = [s for p, s in kept.items() if p in set(patients)]
+    held = list(kept.values())
     need_test = max(0, want["test"] - held.count("test"))
     need_val = max(0, want["val"] - held.count("val"))
     n_train = max(len(fresh) - need_test - need_val, 0)
     order = ["train"] * n_train + ["val"] * need_val + ["test"] * need_test
     if fractions[0] == 0:
         order = order[n_train:] + ["test"] * n_train
-    result = {patient: kept[patient] for patient in patients if patient in kept}
-    result.update(zip(fresh, order[: len(fresh)], strict=True))
-    return result
+    return {**kept, **dict(zip(fresh, order[: len(fresh)], strict=True))}

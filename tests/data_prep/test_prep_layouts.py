@@ -197,6 +197,13 @@ def test_split_sizes(count: int, sizes: tuple[int, int, int]) -> None:
     assert tuple(list(splits.values()).count(name) for name in ("train", "val", "test")) == sizes
 
 
+def test_a_resumed_draw_equals_an_undisturbed_one() -> None:
+    names = [f"p{i:02d}" for i in range(17)]
+    whole = split_patients(names, seed=3)
+    for count in (1, 5, 16):
+        assert split_patients(names, seed=3, known={n: whole[n] for n in names[:count]}) == whole
+
+
 def test_splits_stay_when_patients_are_added() -> None:
     first = split_patients([f"p{i}" for i in range(8)])
     more = split_patients([f"p{i}" for i in range(12)], known=first)

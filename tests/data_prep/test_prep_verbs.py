@@ -88,6 +88,8 @@ def test_a_killed_prep_resumes_and_gives_the_same_bytes(tmp_path: Path, prep: Pr
     assert {name: os.stat(out / "cases" / name / "zarr.json").st_mtime_ns for name in done} == before
     prep(source, "--out", tmp_path / "whole.zarr", "--key", key)
     assert array_bytes(out) == array_bytes(tmp_path / "whole.zarr")
+    for name in ("manifest.parquet", *(f"cases/{case}/zarr.json" for case in CaseStore(out).case_ids())):
+        assert (out / name).read_bytes() == (tmp_path / "whole.zarr" / name).read_bytes()
 
 
 def test_inspect_writes_a_sheet_and_a_self_contained_page(tmp_path: Path, prep: Prep) -> None:
