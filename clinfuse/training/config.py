@@ -31,6 +31,7 @@ class TrainConfig:
         variance_weight: weight of the log-variance likelihood (aleatoric uncertainty).
         residual_weight: penalty on what is in neither source.
         jitter_share: share of crops whose companion is warped while the target stays aligned, 0 to 1.
+        contrast_share: share of crops seen in another CT window or MR weighting, 0 to 1.
         tau_mm: border tolerance of the lesion terms while training, mm.
         student_steps: sampler steps of the student, 1, 2 or 4.
         distill_iterations: optimiser steps of the student.
@@ -53,6 +54,7 @@ class TrainConfig:
     variance_weight: float = 0.01
     residual_weight: float = 0.02
     jitter_share: float = 0.5
+    contrast_share: float = 0.3
     tau_mm: float = 2.0
     student_steps: int = 4
     distill_iterations: int = 20

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from clinfuse_prep.reader import ShardReader
 
     from clinfuse.pipeline import FusionPipeline
-    from clinfuse.training import TrainConfig
+    from clinfuse.training import Batch, TrainConfig
 
 
 def train_plan(work: Work) -> Plan:
@@ -29,7 +29,7 @@ def train_plan(work: Work) -> Plan:
     config, lesions = _config(work), has_lesions(work.settings["data"])
     reader = _reader(work, config)
     common: dict[str, Any] = {
-        "batches": lambda done: reader,
+        "batches": lambda done: _varied(work, config, reader),
         "cases": reader.cases_at,
     }
     head = Phase(
@@ -134,7 +134,7 @@ def _student_phase(
         return student
 
     def batches(done: Modules) -> Callable[[int], Any]:
-        targets.append(Targets.of(work, config, teacher, reader))
+        targets.append(Targets.of(work, config, teacher, _varied(work, config, reader)))
         return targets[0].batch
 
     return Phase(
@@ -160,7 +160,7 @@ def _teacher_member(work: Work, config: TrainConfig, teacher: FusionPipeline, nu
         seed=config.seed * 10 + 3 + number,
         build=lambda done: build_denoiser(config, number),
         loss=lambda done: denoiser_loss(config, teacher.lesion_head),
-        batches=lambda done: reader,
+        batches=lambda done: _varied(work, config, reader),
         cases=reader.cases_at,
     )
 
@@ -184,6 +184,14 @@ def _reader(work: Work, config: TrainConfig) -> ShardReader:
         rank=work.rank,
         world_size=work.world_size,
     )
+
+
+def _varied(work: Work, config: TrainConfig, reader: ShardReader) -> Callable[[int], Batch]:
+    """The reader's batches, a share of their crops in other contrasts; the same at every run."""
+    from clinfuse.training.contrast import vary_contrast
+
+    first = (config.seed * 64 + work.rank) * 1_000_003
+    return lambda step: vary_contrast(reader(step), config.contrast_share, seed=first + step)
 
 
 def _pipeline(work: Work, role: str) -> FusionPipeline:

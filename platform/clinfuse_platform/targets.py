@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,6 @@ from clinfuse_platform.runs import write_atomic
 
 if TYPE_CHECKING:
     import torch
-    from clinfuse_prep.reader import ShardReader
 
     from clinfuse.pipeline import FusionPipeline
     from clinfuse.training import Batch, TrainConfig
@@ -31,8 +31,13 @@ class Targets:
         return self.batches[step % len(self.batches)]
 
     @classmethod
-    def of(cls, work: Work, config: TrainConfig, teacher: FusionPipeline, reader: ShardReader) -> Targets:
-        """This worker's targets: those kept in the run folder if they are of the same teacher and settings."""
+    def of(
+        cls, work: Work, config: TrainConfig, teacher: FusionPipeline, batches_at: Callable[[int], Batch]
+    ) -> Targets:
+        """This worker's targets from its batches 0, 1, …
+
+        Those kept in the run folder are taken if they are of the same teacher and settings.
+        """
         from safetensors.torch import load, save
 
         from clinfuse.training.distill import between, guided_target
@@ -46,7 +51,7 @@ class Targets:
             seed = _seed(work, config, number)
             preset = presets[(number * work.world_size + work.rank) % len(presets)]
             preset = between(preset, seed) if number % 2 else preset
-            batches.append(guided_target(teacher, reader(number), preset, config, seed=seed))
+            batches.append(guided_target(teacher, batches_at(number), preset, config, seed=seed))
         packed = {f"{i}.{k}": v.contiguous() for i, batch in enumerate(batches) for k, v in batch.items()}
         write_atomic(file, save(packed))
         return cls(batches)
@@ -54,6 +59,7 @@ class Targets:
 
 def _key(work: Work, config: TrainConfig, teacher: FusionPipeline) -> str:
     facts = [config.seed, config.batch_size, config.crop, config.distill_batches, config.teacher_steps]
+    facts.append(config.contrast_share)
     text = json.dumps([teacher.model_hash, work.settings["data_hash"], facts])
     return f"{hashlib.sha256(text.encode()).hexdigest()[:12]}-{work.rank}-of-{work.world_size}"
 
