@@ -37,7 +37,24 @@ def masks(arguments: argparse.Namespace) -> dict[str, Any]:
             export_case(store.read(case_id), folder, images=arguments.images, deface=not arguments.no_deface)
         say(f"masks of {len(ids)} cases in {folder}; correct them, then: clinfuse masks import")
         return {"result": str(folder), "cases": len(ids), "lost": 0}
-    return _import(store, ids, folder)
+    return _import(store, wanted or _exported(store, folder), folder)
+
+
+def _exported(store: CaseStore, folder: Path) -> list[str]:
+    """The cases of the dataset that have a folder there.
+
+    Raises:
+        InputError: none has.
+    """
+    ids = [case_id for case_id in store.case_ids() if (folder / case_id).is_dir()]
+    if not ids:
+        raise InputError(
+            "no case of the dataset has a folder of masks there",
+            expected="<case id>/{brain,bone,lesion}.nii.gz as clinfuse masks export writes them",
+            found="none",
+            todo="export first, and keep the folders' names",
+        )
+    return ids
 
 
 def export_case(case: Case, folder: Path, *, images: bool = False, deface: bool = True) -> Path:

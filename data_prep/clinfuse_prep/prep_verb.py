@@ -61,6 +61,7 @@ def prep(arguments: argparse.Namespace) -> dict[str, Any]:
     known = {row["case_id"] for row in rows}
     rows += [store.attributes(name)["summary"] for name in store.case_ids() if name not in known]
     store.commit_manifest(rows)
+    store.drop_empty_aside()
     return _last_word(arguments.out, layout, rows, jobs, todo, findings, time.monotonic() - started)
 
 

@@ -12,6 +12,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -195,6 +196,12 @@ class CaseStore:
         """Remove what a killed run left unfinished. Call only when no other process writes."""
         if self.local is not None:
             shutil.rmtree(self.local / ASIDE, ignore_errors=True)
+
+    def drop_empty_aside(self) -> None:
+        """Remove the folder of unfinished cases if nothing is in it."""
+        if self.local is not None:
+            with suppress(OSError):
+                (self.local / ASIDE).rmdir()
 
     # -- manifest ----------------------------------------------------------------------------------------------
 

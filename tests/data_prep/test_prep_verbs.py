@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -132,6 +133,12 @@ def test_masks_go_out_and_come_back_corrected(tmp_path: Path, prep: Prep) -> Non
     nib.save(nib.Nifti1Image(changed * 0, image.affine), folder / two / "brain.nii.gz")
     result = run(MASKS, "import", out, "--dir", folder)
     assert result["lost"] == 1 and "empty" in result["problems"][0]["problem"]
+    shutil.rmtree(folder / two)
+    assert run(MASKS, "import", out, "--dir", folder)["lost"] == 0, (
+        "only cases that were exported are asked for"
+    )
+    with pytest.raises(InputError, match="no case of the dataset"):
+        run(MASKS, "import", out, "--dir", tmp_path)
 
 
 def flip_x(size: int) -> np.ndarray:
