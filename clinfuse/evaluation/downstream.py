@@ -26,7 +26,8 @@ from clinfuse.method.denoiser import pad_to_multiple
 from clinfuse.method.lesion_head import segmentation_loss
 
 Point = tuple[float, float, float]
-HEAT_WEIGHT, HEAT_FOREGROUND = 5.0, 60.0
+HEAT_FOREGROUND = 60.0
+MOST_SHIFT = 10
 RARE = 4.0
 PLACES, PLACE_SCALE_MM = 3, 80.0
 
@@ -34,6 +35,8 @@ PLACES, PLACE_SCALE_MM = 3, 80.0
 @dataclass(frozen=True, kw_only=True)
 class ProbeConfig:
     """Size and training of the probe; the same for all inputs.
+
+    Segmentation is trained on mirrored, moved and contrast-varied slices, the same draws for every input.
 
     Attributes:
         steps: optimiser steps.
@@ -46,7 +49,7 @@ class ProbeConfig:
 
     steps: int = 300
     batch_size: int = 8
-    learning_rate: float = 4e-3
+    learning_rate: float = 6e-3
     channels: tuple[int, ...] = (12, 24, 48)
     sigma_mm: float = 5.0
     seed: int = 0
@@ -74,31 +77,29 @@ class ProbeCase:
 
 
 class Probe(nn.Module):
-    """U-Net of one lesion channel and one heat map per landmark: (B, C + 3, H, W) → logits (B, 1 + K, H, W).
+    """Two small U-Nets of one shape: one segments the lesion from the image alone, one makes a heat map per landmark.
 
-    The three further channels say where a pixel lies (`with_places`): landmarks look alike left and right, and a
-    slice alone does not tell its height.
+    The latter also sees where a pixel lies (`with_places`): landmarks look alike left and right, and a slice alone
+    does not tell its height. The former does not, or it would learn by heart where the training lesions lie.
     """
 
     def __init__(self, channels_in: int, names: Sequence[str], config: ProbeConfig) -> None:
-        from monai.networks.nets.unet import UNet
-
         super().__init__()
-        self.names, self.config = tuple(names), config
-        self.net = UNet(
-            spatial_dims=2,
-            in_channels=channels_in + PLACES,
-            out_channels=1 + len(self.names),
-            channels=config.channels,
-            strides=[2] * (len(config.channels) - 1),
-            num_res_units=1,
-            norm="BATCH",
-        )
+        self.names, self.config, self.channels_in = tuple(names), config, channels_in
+        self.segment = _net(channels_in, 1, config)
+        self.locate = _net(channels_in + PLACES, len(self.names), config) if self.names else None
 
     def forward(self, image: Tensor) -> Tensor:
+        """(B, C + 3, H, W) from `with_places` → logits (B, 1 + K, H, W): lesion, then each landmark's heat."""
+        parts = [self.run(self.segment, image[:, : self.channels_in])]
+        if self.locate is not None:
+            parts.append(self.run(self.locate, image))
+        return torch.cat(parts, dim=1)
+
+    def run(self, net: nn.Module, image: Tensor) -> Tensor:
+        """One of the networks on slices of any size; its logits begin at "nothing found"."""
         padded, undo = pad_to_multiple(image, 2 ** (len(self.config.channels) - 1))
-        logits = self.net(padded) - RARE  # the net begins by finding nothing
-        return logits[(slice(None), slice(None), *undo[-2:])]
+        return (net(padded) - RARE)[(slice(None), slice(None), *undo[-2:])]
 
     @torch.no_grad()
     def maps(self, case: ProbeCase) -> FloatArray:
@@ -106,6 +107,20 @@ class Probe(nn.Module):
         self.eval()
         slices = torch.from_numpy(np.ascontiguousarray(with_places(case).swapaxes(0, 1)))
         return torch.cat([torch.sigmoid(self(part)) for part in slices.split(16)]).swapaxes(0, 1).numpy()
+
+
+def _net(inputs: int, outputs: int, config: ProbeConfig) -> nn.Module:
+    from monai.networks.nets.unet import UNet
+
+    return UNet(
+        spatial_dims=2,
+        in_channels=inputs,
+        out_channels=outputs,
+        channels=config.channels,
+        strides=[2] * (len(config.channels) - 1),
+        num_res_units=1,
+        norm="BATCH",
+    )
 
 
 def train_probe(cases: Sequence[ProbeCase], config: ProbeConfig) -> Probe:
@@ -142,23 +157,32 @@ def train_probe(cases: Sequence[ProbeCase], config: ProbeConfig) -> Probe:
     )
     for _ in range(config.steps):
         image, target = _batch(cases, groups, config, rng)
-        loss = probe_loss(probe(image), target)
+        varied, mask = augmented(image[:, :channels], target[:, :1], rng)
+        loss = segmentation_loss(probe.run(probe.segment, varied), mask)
+        if probe.locate is not None:
+            heat = target[:, 1:]
+            loss = loss + F.binary_cross_entropy_with_logits(
+                probe.run(probe.locate, image), heat, weight=1 + HEAT_FOREGROUND * heat
+            )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(probe.parameters(), 1.0)
+        for net in probe.children():
+            nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         optimizer.step()
         schedule.step()
     return probe.eval()
 
 
-def probe_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """Dice and cross-entropy of the lesion plus weighted cross-entropy of the heat maps, scalar."""
-    loss = segmentation_loss(logits[:, :1], target[:, :1])
-    if target.shape[1] == 1:
-        return loss
-    heat = target[:, 1:]
-    error = F.binary_cross_entropy_with_logits(logits[:, 1:], heat, weight=1 + HEAT_FOREGROUND * heat)
-    return loss + HEAT_WEIGHT * error
+def augmented(image: Tensor, mask: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """Slices (B, C, H, W) in [−1, 1] with their masks: mirrored and moved alike, contrast varied per channel.
+
+    The image's border is its ground, so moving by rolling brings nothing in from the other side.
+    """
+    axes = [axis for axis in (2, 3) if rng.random() < 0.5]
+    shift = [int(rng.integers(-(n // MOST_SHIFT), n // MOST_SHIFT + 1)) for n in image.shape[2:]]
+    gamma = torch.from_numpy(np.exp(rng.uniform(-0.3, 0.3, (*image.shape[:2], 1, 1))).astype(np.float32))
+    varied = 2 * ((image + 1) / 2).clamp(0, 1) ** gamma - 1
+    return (varied.flip(axes).roll(shift, (2, 3)), mask.flip(axes).roll(shift, (2, 3)))
 
 
 def with_places(case: ProbeCase, part: slice = slice(None)) -> FloatArray:

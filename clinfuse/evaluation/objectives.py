@@ -22,10 +22,15 @@ def reference_companion(case: Case) -> FloatArray:
 
 
 def sources(case: Case, given: FloatArray | None = None) -> list[FloatArray]:
-    """All images that F may have taken a gradient or a value from; `given` is the companion if F saw another one."""
-    images = [case.anatomy, case.companion, case.aligned_companion, given]
-    found = [image for image in images if image is not None]
-    return [image for k, image in enumerate(found) if all(image is not other for other in found[:k])]
+    """All images that F may have taken a gradient or a value from.
+
+    Args:
+        given: the companion that the method saw, where it was not the stored one.
+    """
+    companion = case.companion if given is None else given
+    aligned = case.aligned_companion
+    images = [case.anatomy, companion]
+    return images if aligned is None or aligned is companion else [*images, aligned]
 
 
 def check_fused(case: Case, fused: FloatArray) -> FloatArray:

@@ -12,6 +12,7 @@ from clinfuse.evaluation.downstream import (
     ProbeCase,
     ProbeConfig,
     apart_mm,
+    augmented,
     centre,
     heat_maps,
     located,
@@ -63,6 +64,16 @@ def test_it_finds_what_is_in_the_image_and_not_what_is_not() -> None:
     assert dice > 0.8 and error < 3.0
     blind_dice, _ = dice_and_error(visible=False)
     assert blind_dice < dice / 2
+
+
+def test_augmentation_moves_image_and_mask_alike() -> None:
+    mask = torch.zeros(2, 1, 30, 40)
+    mask[:, :, 10:14, 5:9] = 1
+    rng = np.random.default_rng(0)
+    for _ in range(8):
+        image, moved = augmented(2 * mask - 1, mask, rng)
+        torch.testing.assert_close((image + 1) / 2, moved)
+        assert moved.sum() == mask.sum()
 
 
 def test_the_same_settings_give_the_same_probe_and_channels_may_be_two() -> None:
