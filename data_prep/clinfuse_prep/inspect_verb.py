@@ -11,7 +11,7 @@ import pandas as pd
 from rich import box
 from rich.table import Table
 
-from clinfuse.case import ROIS
+from clinfuse.case import ROIS, Case
 from clinfuse.console import CONSOLE, progress, say
 from clinfuse.errors import ConfigError, InputError
 from clinfuse.report import figures, html
@@ -99,13 +99,26 @@ def _write_pictures(
     for case_id in progress(ids[:MOST_PANELS], label="pictures"):
         case = store.read(case_id)
         words = ", ".join(f"{roi} {how}" for roi, how in case.attrs.get("provenance", {}).items())
-        caption = f"{case_id} ({case.attrs.get('split', '')}). Masks: {words}."
+        caption = f"{case_id} ({case.attrs.get('split', '')}). Masks: {words}.{_registered(case)}"
         panel = html.panel_figure(figures.case_panel(case), caption)
         sections.append(html.Section(f"Case {case_id}", panel, level=3))
     page = out / "inspect.html"
     subtitle = f"{len(ids)} cases" + (f", the first {MOST_PANELS} shown" if len(ids) > MOST_PANELS else "")
     page.write_text(html.page("Dataset", sections, subtitle=subtitle), encoding="utf-8")
     return {"result": str(page), "contact_sheet": str(sheet)}
+
+
+def _registered(case: Case) -> str:
+    """The quality figure of a case's registration in words; "" when the headers were trusted."""
+    record = case.attrs.get("registration") or {}
+    if "nmi" not in record:
+        return ""
+    doubt = " Doubtful: see the findings." if record["doubtful"] else ""
+    return (
+        f" Registered ({record['method']}): shift {record['shift_mm']:.1f} mm, turn {record['turn_deg']:.1f}°, "
+        f"shared information {record['nmi_before']:.3f} before, {record['nmi']:.3f} after, "
+        f"{record.get('nmi_chance', 1.0):.3f} by chance.{doubt}"
+    )
 
 
 def _page_rows(rows: pd.DataFrame) -> list[dict[str, Any]]:

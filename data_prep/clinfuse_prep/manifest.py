@@ -10,7 +10,7 @@ from clinfuse_prep.checks import volume_ml
 
 
 def manifest_row(case: Case) -> dict[str, Any]:
-    """A case's row: ids, split, shape (D, H, W), spacing in mm, ROI volumes in mL, provenance and findings."""
+    """A case's row: ids, split, shape (D, H, W), spacing in mm, ROI volumes in mL, provenance, registration, findings."""
     findings = case.attrs.get("findings", [])
     row: dict[str, Any] = {
         "case_id": case.case_id,
@@ -27,4 +27,8 @@ def manifest_row(case: Case) -> dict[str, Any]:
     for roi, mask in case.masks.items():
         row[f"{roi}_ml"] = volume_ml(mask, case.spacing)
         row[f"{roi}_provenance"] = case.attrs.get("provenance", {}).get(roi, "absent")
+    registration = case.attrs.get("registration") or {}
+    row["registration"] = registration.get("method", "")
+    row["registration_nmi"] = registration.get("nmi", float("nan"))
+    row["registration_doubtful"] = bool(registration.get("doubtful", False))
     return row

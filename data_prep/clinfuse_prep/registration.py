@@ -30,14 +30,14 @@ def register(
     kind: str,
     case: str,
 ) -> tuple[dict[str, Any], list[Finding]]:
-    """Find the linear map that lays the companion on the anatomy image.
+    """Find the linear map that lays the companion on the anatomy image; one that brings nothing is not used.
 
     Args:
         anatomy: (D, H, W) raw values on `grid`, stays. companion: (D, H, W) on its own grid, is moved.
         kind: "rigid" or "affine".
 
     Returns:
-        The record for the case's attributes: method, transform (4×4, anatomy mm → companion mm in RAS+), shift_mm
+        The record for the case's attributes: method ("rigid", "affine", or "header" if neither helped), transform (4×4, anatomy mm → companion mm in RAS+), shift_mm
         and turn_deg, nmi and nmi_before (normalised mutual information, 1 to 2, where head and companion overlap),
         nmi_chance (the same of shuffled voxels), coverage (share of the head that the companion shows), doubtful;
         and a finding if doubtful.
@@ -58,12 +58,15 @@ def register(
             best = wider
         else:
             kind = "rigid"
-            findings.append(_kept_rigid(case))
+            findings.append(_kept(case, "the rigid registration was kept", "after the affine one"))
     matrix = transform_matrix(best)
     before = _shared(anatomy, grid, companion, companion_grid, head, np.eye(4))
     after = _shared(anatomy, grid, companion, companion_grid, head, matrix)
+    if after.nmi < before.nmi and before.coverage >= LEAST_COVERAGE:
+        matrix, after, kind = np.eye(4), before, "header"
+        findings = [_kept(case, "the position by the headers was kept", "after the registration")]
     shift, turn = motion(matrix, grid)
-    reasons = _doubts(before, after, turn)
+    reasons = _doubts(after, turn)
     findings += [_finding(case, reasons)] if reasons else []
     record = {
         "method": kind,
@@ -207,10 +210,8 @@ def motion(matrix: NDArray[np.float64], grid: Grid) -> tuple[float, float]:
     return float(np.linalg.norm((matrix @ middle - middle)[:3])), float(turn)
 
 
-def _doubts(before: Shared, after: Shared, turn: float) -> list[str]:
+def _doubts(after: Shared, turn: float) -> list[str]:
     doubts = []
-    if after.nmi < before.nmi and before.coverage > LEAST_COVERAGE:
-        doubts.append(f"images share less information than before ({before.nmi:.3f} → {after.nmi:.3f})")
     if after.nmi - after.chance < LEAST_ABOVE_CHANCE:
         doubts.append(f"images share little information ({after.nmi:.3f}, by chance {after.chance:.3f})")
     if after.coverage < LEAST_COVERAGE:
@@ -220,12 +221,12 @@ def _doubts(before: Shared, after: Shared, turn: float) -> list[str]:
     return doubts
 
 
-def _kept_rigid(case: str) -> Finding:
+def _kept(case: str, what: str, after: str) -> Finding:
     return Finding(
         case=case,
         severity="info",
-        problem="the rigid registration was kept",
-        expected="more shared information after the affine one",
+        problem=what,
+        expected=f"more shared information {after}",
         found="no more of it",
     )
 
