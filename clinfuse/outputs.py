@@ -1,6 +1,6 @@
 """Fused output as files: BIDS-derivative names, the anatomy image's geometry, a JSON sidecar, no half files.
 
-Volumes become gzipped NIfTI (float32); single slices may become PNG of the same size as what came in.
+Volumes become gzipped NIfTI (float32) or DICOM Parametric Maps; single slices may become PNG of the size that came in.
 Everything is first made as bytes (`encode_fused`), so a service answers with what a folder would hold.
 """
 
@@ -25,7 +25,7 @@ from clinfuse import RESEARCH_USE, __version__
 from clinfuse.case import Case, FloatArray
 from clinfuse.errors import InputError
 
-ImageFormat = Literal["nifti", "png"]
+ImageFormat = Literal["nifti", "png", "dicom"]
 Geometry = Callable[[FloatArray, Case], tuple[NDArray[Any], NDArray[np.float64]]]
 MAPS = ("fused", "uncertainty", "interval")
 UNITS = {
@@ -88,7 +88,8 @@ def encode_fused(
         case: the case that was fused; gives names, geometry and, if asked, the inputs.
         geometry: maps a volume (D, H, W) to the array in the anatomy file's own voxel order and its (4, 4)
             affine in mm (`clinfuse_prep.to_source_grid`); default is the case's own RAS+ grid.
-        image_format: "nifti", or "png" for a single slice: 8 bit for images, 16 for the other maps.
+        image_format: "nifti", "dicom" (one Parametric Map per map), or "png" for a single slice: 8 bit for images,
+            16 for the other maps.
         inputs: also the two images as the model saw them.
         compress: NIfTI as .nii.gz (else .nii).
 
@@ -96,7 +97,7 @@ def encode_fused(
         key ("fused", "uncertainty", "interval", "anatomy", "companion", "sidecar") → (file name, bytes).
 
     Raises:
-        InputError: a map does not lie on the case's grid, or PNG was asked for a volume.
+        InputError: a map does not lie on the case's grid, PNG was asked for a volume, or DICOM for skewed axes.
     """
     volumes = {"fused": result.fused, "uncertainty": result.uncertainty}
     if result.interval is not None:
@@ -109,6 +110,8 @@ def encode_fused(
         array, affine = (geometry or case_grid)(np.asarray(volume, np.float32), case)
         if image_format == "png":
             files[key] = (f"{output_stem(case, key)}.png", _png(array, case, wide=key in MAPS[1:]))
+        elif image_format == "dicom":
+            files[key] = (f"{output_stem(case, key)}.dcm", _dicom(array, affine, case, key))
         else:
             data = nifti_bytes(array, affine)
             name = f"{output_stem(case, key)}.nii"
@@ -208,6 +211,19 @@ def _check_grid(key: str, volume: FloatArray, case: Case) -> None:
             found=f"shape {volume.shape}" if volume.shape != case.shape else "non-finite values",
             case=case.case_id,
         )
+
+
+def _dicom(array: NDArray[Any], affine: NDArray[np.float64], case: Case, key: str) -> bytes:
+    from clinfuse.dicom_map import parametric_map
+
+    return parametric_map(
+        array,
+        affine,
+        key=key,
+        case_id=case.case_id,
+        explanation=UNITS[key],
+        simulated=bool(case.attrs.get("simulated", False)),
+    )
 
 
 def _png(array: NDArray[Any], case: Case, *, wide: bool) -> bytes:

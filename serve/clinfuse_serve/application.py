@@ -36,7 +36,14 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
         503: "no member answered; says which are missing",
     }.items()
 }
-MEDIA = {".json": "application/json", ".png": "image/png", ".nii": "application/octet-stream"}
+MEDIA = {
+    ".json": "application/json",
+    ".png": "image/png",
+    ".dcm": "application/dicom",
+    ".nii": "application/octet-stream",
+    ".gz": "application/gzip",
+}
+IMAGES = ("image/png", "application/dicom", "application/octet-stream", "application/gzip")
 Upload = Annotated[UploadFile | None, File(description="NIfTI (.nii, .nii.gz) or PNG")]
 
 
@@ -142,12 +149,7 @@ def _add_fuse(app: FastAPI, service: FusionService) -> None:
         responses={
             200: {
                 "description": "one image, a zip of all files, or facts",
-                "content": {
-                    "application/gzip": {},
-                    "application/octet-stream": {},
-                    "image/png": {},
-                    "application/zip": {},
-                },
+                "content": {kind: {} for kind in (*IMAGES, "application/zip")},
             },
             **PROBLEMS,
         },
@@ -199,9 +201,14 @@ async def answer_fuse(
                 )
             )
         name, data = files_out[params.image]
-        media = "application/gzip" if name.endswith(".gz") else MEDIA[name[name.rindex(".") :]]
+        media = media_type(name)
     disposition = {"Content-Disposition": f'attachment; filename="{name}"'}
     return Response(data, media_type=media, headers={**reply_headers(answer), **disposition})
+
+
+def media_type(name: str) -> str:
+    """What a file of a reply is, by its name."""
+    return MEDIA[name[name.rindex(".") :]]
 
 
 def reply_headers(answer: Answer) -> dict[str, str]:

@@ -29,7 +29,7 @@ class FuseJob:
         preset: name.
         weights: values that replace the preset's.
         steps, seed, members, samples, jitters: as in `FusionPipeline`.
-        image_format: "auto" (PNG for a PNG slice), "nifti" or "png".
+        image_format: "auto" (PNG for a PNG slice), "nifti", "png" or "dicom".
         case_id: pseudonym for the file names; default "case".
         register: "none", "rigid" or "affine": move the companion onto the anatomy image first.
     """
@@ -102,8 +102,10 @@ def fuse_here(job: FuseJob, model: str | Path | None = None, device: str = "cpu"
         samples=job.samples,
         jitters=job.jitters,
     )
-    png = came_as_picture(case) if job.image_format == "auto" else job.image_format == "png"
-    files = write_fused(result, case, job.out, to_source_grid, image_format="png" if png else "nifti")
+    image_format: Any = job.image_format
+    if image_format == "auto":
+        image_format = "png" if came_as_picture(case) else "nifti"
+    files = write_fused(result, case, job.out, to_source_grid, image_format=image_format)
     return {"files": files, "info": result.info, "findings": case.attrs.get("findings", [])}
 
 

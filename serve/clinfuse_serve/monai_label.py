@@ -29,7 +29,18 @@ Upload = Annotated[UploadFile | None, File()]
 
 def add_routes(app: FastAPI, service: FusionService) -> None:
     """GET /info/ and POST /infer/{model}."""
-    from clinfuse_serve.application import PROBLEMS, fuse_uploads, parse_params, reply_headers
+    from clinfuse_serve.application import (
+        IMAGES,
+        PROBLEMS,
+        fuse_uploads,
+        media_type,
+        parse_params,
+        reply_headers,
+    )
+
+    unknown = {"description": "no such model", "content": PROBLEMS[422]["content"]}
+    content: dict[str, Any] = {kind: {} for kind in ("multipart/form-data", "application/json", *IMAGES)}
+    answers: dict[int | str, dict[str, Any]] = {200: {"content": content}, 404: unknown, **PROBLEMS}
 
     @app.get("/info", include_in_schema=False)
     @app.get("/info/", tags=["MONAI Label"], responses={401: PROBLEMS[401]})
@@ -38,7 +49,7 @@ def add_routes(app: FastAPI, service: FusionService) -> None:
         presets = [row.name for row in await service.preset_rows()]
         return describe(service, presets, [row.id for row in await service.example_rows()])
 
-    @app.post("/infer/{model}", tags=["MONAI Label"], response_class=Response, responses=PROBLEMS)
+    @app.post("/infer/{model}", tags=["MONAI Label"], response_class=Response, responses=answers)
     async def infer(
         model: str,
         image: str = "",
@@ -69,7 +80,7 @@ def add_routes(app: FastAPI, service: FusionService) -> None:
         name, data = (await service.encode(answer, wanted))[wanted.image]
         headers = reply_headers(answer)
         if output == "image":
-            return Response(data, media_type="application/gzip", headers=headers)
+            return Response(data, media_type=media_type(name), headers=headers)
         boundary = uuid4().hex
         body = multipart(boundary, json.dumps(facts).encode(), name, data)
         return Response(body, media_type=f"multipart/form-data; boundary={boundary}", headers=headers)

@@ -10,7 +10,7 @@ from clinfuse.presets import RANGES, Preset
 
 Output = Literal["image", "bundle", "json"]
 MapName = Literal["fused", "uncertainty", "interval"]
-Format = Literal["auto", "nifti", "png"]
+Format = Literal["auto", "nifti", "png", "dicom"]
 MAX_SEED = 2**31 - 1
 
 

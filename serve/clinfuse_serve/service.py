@@ -143,17 +143,17 @@ class FusionService:
         return answer
 
     async def encode(self, answer: Answer, params: FuseParams) -> dict[str, tuple[str, bytes]]:
-        """The answer's files: geometry of the anatomy image, PNG if a slice came in as PNG."""
+        """The answer's files in the geometry of the anatomy image; PNG if a slice came in as PNG, DICOM if asked."""
         from clinfuse_prep.geometry import to_source_grid
 
         with self._phase("encode", answer.seconds):
-            kind = answer.kept.kind if params.format == "auto" else params.format
+            kind: Any = answer.kept.kind if params.format == "auto" else params.format
             return await asyncio.to_thread(
                 encode_fused,
                 answer.result,
                 answer.part,
                 to_source_grid if params.slab is None else case_grid,
-                image_format="png" if kind == "png" else "nifti",
+                image_format=kind,
                 inputs=params.inputs,
                 compress=params.compress,
             )

@@ -109,7 +109,9 @@ def _fuse_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--members", type=int, help="how many members to ask (default all)")
     parser.add_argument("--samples", type=int, default=1, help="noise draws per member (default 1)")
     parser.add_argument("--jitters", type=int, default=0, help="draws with the companion warped (default 0)")
-    parser.add_argument("--format", default="auto", choices=("auto", "nifti", "png"), help="of the images")
+    parser.add_argument(
+        "--format", default="auto", choices=("auto", "nifti", "png", "dicom"), help="of the images"
+    )
     parser.add_argument("--case-id", default="case", help="pseudonym for file names (letters, digits)")
     parser.add_argument("--register", default="none", choices=("none", "rigid", "affine"))
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))

@@ -9,8 +9,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import highdicom
 import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
 from PIL import Image
 
@@ -125,3 +127,43 @@ def test_simulated_cases_say_so(tiny_case: Case) -> None:
 def test_jsonable_has_no_nan() -> None:
     value = {"a": np.float32(0.5), "b": [float("nan"), np.arange(2)], 3: Path("x"), "c": (True, None)}
     assert jsonable(value) == {"a": 0.5, "b": [None, [0, 1]], "3": "x", "c": [True, None]}
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_dicom_maps_hold_every_voxel_in_its_place(tiny_case: Case, mirrored: bool) -> None:
+    """The oblique (and mirrored) affine in LPS+ mm, read back by highdicom: same value at the same position."""
+
+    def geometry(volume: FloatArray, case: Case) -> tuple[Any, Any]:
+        array, affine = case_grid(volume, case)
+        return (array[::-1], affine @ to_other_end) if mirrored else (array, affine)
+
+    to_other_end = np.diag([-1.0, 1, 1, 1])
+    to_other_end[0, 3] = tiny_case.shape[2] - 1
+    maps = maps_of(tiny_case)
+    maps.fused[2, 11, 23] = 7.0
+    files = encode_fused(maps, tiny_case, geometry, image_format="dicom")
+    assert files["fused"][0] == "sub-tiny_desc-fused_MR.dcm"
+    volume = highdicom.imread(io.BytesIO(files["fused"][1])).get_volume()
+    (voxel,) = np.argwhere(volume.array == 7)
+    position = np.diag([-1, -1, 1, 1]) @ volume.affine @ [*voxel, 1]
+    np.testing.assert_allclose(position, tiny_case.affine @ [23, 11, 2, 1], atol=1e-6)
+    np.testing.assert_array_equal(np.sort(volume.array, axis=None), np.sort(maps.fused, axis=None))
+    again = encode_fused(maps, tiny_case, geometry, image_format="dicom")
+    assert again == files, "equal content makes equal files"
+
+
+def test_dicom_says_research_and_tells_no_date(tiny_case: Case) -> None:
+    tiny_case.attrs["simulated"] = True
+    name, data = encode_fused(maps_of(tiny_case), tiny_case, image_format="dicom")["uncertainty"]
+    image = pydicom.dcmread(io.BytesIO(data))
+    assert name.endswith(".dcm") and image.ContentQualification == "RESEARCH"
+    assert image.SeriesDescription == "uncertainty, simulated CT, research use only"
+    assert image.PatientID == "tiny" and not image.StudyDate and not image.PatientBirthDate
+    dates = {str(e.value) for e in image.iterall() if e.VR in ("DA", "DT") and e.value}
+    assert all(date.startswith("1900") for date in dates)
+
+
+def test_dicom_refuses_skewed_axes(tiny_case: Case) -> None:
+    skewed = replace(tiny_case, affine=tiny_case.affine @ (np.eye(4) + 0.1 * np.eye(4, k=1)))
+    with pytest.raises(InputError, match="right angles"):
+        encode_fused(maps_of(tiny_case), skewed, image_format="dicom")
