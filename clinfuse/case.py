@@ -101,7 +101,7 @@ class Case:
             raise InputError(
                 f"{name} is not a binary mask",
                 expected="values 0 and 1",
-                found="other values",
+                found="values " + ", ".join(f"{value:g}" for value in np.unique(array)[:5]),
                 case=self.case_id,
                 todo="threshold the mask",
             )

@@ -43,6 +43,7 @@ def evaluate_case(
     seconds: float = math.nan,
     field_slices: int | None = FIELD_SLICES,
     fmi_slices: int | None = FMI_SLICES,
+    device: str = "cpu",
 ) -> Rows:
     """Measure one fused volume.
 
@@ -63,6 +64,7 @@ def evaluate_case(
         field_slices: at most so many evenly spaced slices with content enter the field's metrics and the
             whole-image FSIM; None is all of them.
         fmi_slices: the same for FMI, which costs most.
+        device: where FSIM is computed, e.g. "cuda".
 
     Returns:
         Rows with the columns of `clinfuse.evaluation.rows.COLUMNS`.
@@ -74,7 +76,7 @@ def evaluate_case(
     maker = RowMaker(case_id=case.case_id, method=method, preset=preset.name, seconds=seconds)
     if metrics == "field":
         return _field_rows(maker, case, f, None)
-    rows = _measure(maker, _roi_table(case, f, given))
+    rows = _measure(maker, _roi_table(case, f, given, device))
     if lesion_head is not None:
         rows += _lesion_rows(maker, case, f, preset, lesion_head)
     if result is not None:
@@ -83,7 +85,7 @@ def evaluate_case(
             [("uncertainty", "head")], lambda: uncertainty_rows(maker, case, f, preset, doubt)
         )
     if metrics == "all":
-        rows += _measure(maker, _whole_table(case, f, field_slices, fmi_slices))
+        rows += _measure(maker, _whole_table(case, f, field_slices, fmi_slices, device))
         rows += _field_rows(maker, case, f, field_slices)
     return rows
 
@@ -99,12 +101,12 @@ def _one_row(maker: RowMaker, metric: str, roi: str, measure: Callable[[], float
     return [maker.row(metric, roi, measure())]
 
 
-def _roi_table(case: Case, f: FloatArray, given: FloatArray | None) -> Table:
+def _roi_table(case: Case, f: FloatArray, given: FloatArray | None, device: str) -> Table:
     companion, taken_from = reference_companion(case), sources(case, given)
     borders = (case.brain, case.bone)
     return [
         ("ssim", "brain", lambda: roi_ssim(f, case.anatomy, case.brain)),
-        ("fsim", "brain", lambda: roi_fsim(f, case.anatomy, case.brain)),
+        ("fsim", "brain", lambda: roi_fsim(f, case.anatomy, case.brain, device=device)),
         ("ssim", "bone", lambda: roi_ssim(f, companion, case.bone)),
         ("psnr", "bone", lambda: roi_psnr(f, companion, case.bone)),
         ("seam", "borders", lambda: seam_index(f, taken_from, borders)),
@@ -112,7 +114,9 @@ def _roi_table(case: Case, f: FloatArray, given: FloatArray | None) -> Table:
     ]
 
 
-def _whole_table(case: Case, f: FloatArray, field_slices: int | None, fmi_slices: int | None) -> Table:
+def _whole_table(
+    case: Case, f: FloatArray, field_slices: int | None, fmi_slices: int | None, device: str
+) -> Table:
     """Whole-image similarity: the mean over both sources; PSNR from the mean squared error over both."""
     pair = (case.anatomy, reference_companion(case))
 
@@ -120,7 +124,7 @@ def _whole_table(case: Case, f: FloatArray, field_slices: int | None, fmi_slices
         keep = content_slices(*pair, field_slices)
         if not keep.size:
             return math.nan
-        return sum(fsim_to_sources(f[keep], [source[keep] for source in pair])) / 2
+        return sum(fsim_to_sources(f[keep], [source[keep] for source in pair], device=device)) / 2
 
     table: Table = [
         ("ssim", "whole", lambda: (roi_ssim(f, pair[0]) + roi_ssim(f, pair[1])) / 2),

@@ -10,7 +10,7 @@ from clinfuse.errors import ConfigError
 from clinfuse.presets import Preset
 from clinfuse_platform.variants import Variant
 
-STEPS = (1, 2, 4, 10, 20, 50)
+STEPS = (1, 2, 4, 10, 20, 50, 100)
 JITTER_MM = (0.0, 1.0, 2.0, 4.0)
 WEIGHTS = {
     "1:1:1": (1.0, 1.0, 1.0),

@@ -88,7 +88,12 @@ class Evaluator:
             keep_picture(Path(job.picture), fused, None if result is None else result.uncertainty)
         if job.slice_picture:
             keep_slice(job.slice_picture, check_fused(case, fused), case)
-        options: dict[str, Any] = {"metrics": job.metrics, "seconds": seconds, "given": seen.companion}
+        options: dict[str, Any] = {
+            "metrics": job.metrics,
+            "seconds": seconds,
+            "given": seen.companion,
+            "device": self.device,
+        }
         return evaluate_case(
             case,
             fused,
