@@ -10,7 +10,7 @@ from clinfuse_prep.checks import volume_ml
 
 
 def manifest_row(case: Case) -> dict[str, Any]:
-    """A case's row: ids, split, shape (D, H, W), spacing in mm, ROI volumes in mL, provenance, registration, findings."""
+    """A case's row: ids, split, shape (D, H, W), spacing in mm, ROI volumes in mL and provenance, registration."""
     findings = case.attrs.get("findings", [])
     row: dict[str, Any] = {
         "case_id": case.case_id,

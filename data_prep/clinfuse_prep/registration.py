@@ -17,6 +17,8 @@ from clinfuse_prep.masks.head import head_mr
 NODS_DEG = (0.0, 12.0, -12.0)
 WORKING_MM = 2.0
 BINS, SAMPLES, SEED = 40, 20_000, 20
+DESCENT = {"rigid": (2.0, 120, 0.6), "affine": (1.0, 300, 0.85)}
+LARGEST_STRETCH = 1.25
 DOUBTFUL_TURN_DEG = 30.0
 LEAST_ABOVE_CHANCE = 0.02
 LEAST_COVERAGE = 0.5
@@ -37,9 +39,10 @@ def register(
         kind: "rigid" or "affine".
 
     Returns:
-        The record for the case's attributes: method ("rigid", "affine", or "header" if neither helped), transform (4×4, anatomy mm → companion mm in RAS+), shift_mm
-        and turn_deg, nmi and nmi_before (normalised mutual information, 1 to 2, where head and companion overlap),
-        nmi_chance (the same of shuffled voxels), coverage (share of the head that the companion shows), doubtful;
+        The record for the case's attributes: method ("rigid", "affine", or "header" if neither helped), transform
+        (4×4, anatomy mm → companion mm in RAS+), shift_mm and turn_deg, nmi and nmi_before (normalised mutual
+        information, 1 to 2, where head and companion overlap), nmi_chance (the same of shuffled voxels), coverage
+        (share of the head that the companion shows), doubtful;
         and a finding if doubtful.
 
     Reference: Mattes et al., IEEE TMI 22(1), 2003; Studholme et al., Pattern Recognition 32(1), 1999.
@@ -54,11 +57,11 @@ def register(
     findings = []
     if kind == "affine":
         wider, wider_value = _optimise(fixed, moving, mask, _as_affine(best), (2, 1))
-        if wider_value < value:
+        if wider_value < value and _plausible(transform_matrix(wider)):
             best = wider
         else:
             kind = "rigid"
-            findings.append(_kept(case, "the rigid registration was kept", "after the affine one"))
+            findings.append(_kept(case, "the rigid registration was kept", "after a plausible affine one"))
     matrix = transform_matrix(best)
     before = _shared(anatomy, grid, companion, companion_grid, head, np.eye(4))
     after = _shared(anatomy, grid, companion, companion_grid, head, matrix)
@@ -145,6 +148,12 @@ def _as_affine(rigid: Any) -> Any:
     return affine
 
 
+def _plausible(matrix: NDArray[np.float64]) -> bool:
+    """Whether a linear map stretches no direction by more than one person's head differs from another's."""
+    stretch = np.linalg.svd(matrix[:3, :3], compute_uv=False)
+    return bool(stretch.min() >= 1 / LARGEST_STRETCH and stretch.max() <= LARGEST_STRETCH)
+
+
 def _method(mask: Any) -> Any:
     method = sitk.ImageRegistrationMethod()
     method.SetMetricAsMattesMutualInformation(BINS)
@@ -158,8 +167,8 @@ def _optimise(fixed: Any, moving: Any, mask: Any, start: Any, shrink: tuple[int,
     method = _method(mask)
     method.SetMetricSamplingStrategy(method.RANDOM)
     method.SetMetricSamplingPercentage(_share(fixed), SEED)
-    step = 0.5 if isinstance(start, sitk.AffineTransform) else 2.0
-    method.SetOptimizerAsRegularStepGradientDescent(step, 1e-3, 120, 0.6, 1e-6)
+    step, rounds, relax = DESCENT["affine" if isinstance(start, sitk.AffineTransform) else "rigid"]
+    method.SetOptimizerAsRegularStepGradientDescent(step, 1e-3, rounds, relax, 1e-6)
     method.SetOptimizerScalesFromPhysicalShift()
     thin = min(fixed.GetSize()) < 16 * max(shrink)
     method.SetShrinkFactorsPerLevel([1] * len(shrink) if thin else list(shrink))

@@ -10,7 +10,7 @@ from clinfuse_prep.bias import n4
 from clinfuse_prep.geometry import Grid
 from clinfuse_prep.itk import itk_affine, to_itk
 from clinfuse_prep.nifti import read_nifti
-from clinfuse_prep.registration import motion, nmi, register
+from clinfuse_prep.registration import _plausible, motion, nmi, register
 from scipy import ndimage
 
 GRID = Grid((24, 32, 28), np.array([[5.0, 0, 0, -67], [0, 5, 0, -77], [0, 0, 5, -57], [0, 0, 0, 1]]))
@@ -51,6 +51,12 @@ def test_a_known_motion_is_found() -> None:
     assert record["method"] == "rigid"
     assert record["nmi"] > record["nmi_before"]
     assert not findings and record["doubtful"] is False
+
+
+def test_no_head_is_a_quarter_larger_than_another() -> None:
+    for stretch, plausible in ((1.0, True), (1.2, True), (0.85, True), (1.3, False), (0.7, False)):
+        matrix = turned(8.0, (3.0, 0.0, 9.0)) @ np.diag([stretch, 1.0, 1.0, 1.0])
+        assert _plausible(matrix) is plausible
 
 
 def test_a_pair_that_lies_right_stays_where_it_is() -> None:
