@@ -55,7 +55,9 @@ def add_search_arguments(parser: argparse.ArgumentParser, ranges: str) -> None:
     )
     search.add_argument("--space", action="append", default=[], metavar="NAME=RANGE", help=ranges)
     search.add_argument(
-        "--sampler", default="auto", help="auto (default), gp, tpe, nsga2, nsga3, or random as baseline"
+        "--sampler",
+        default="auto",
+        help="auto (default), gp, tpe, nsga2, nsga3, or random or grid as baseline",
     )
     search.add_argument("--seed", type=int, default=0, help="of the search and of the fusion's noise")
     search.add_argument("--slots", type=int, metavar="N", help="trials at a time (default: as many as fit)")

@@ -11,11 +11,11 @@ from typing import Any
 from clinfuse import RESEARCH_USE, __version__
 from clinfuse.errors import ConfigError, InputError
 from clinfuse_sweeps.goals import DEFAULT_OBJECTIVES, Goal, Limit, check_limits, find_goals, parse_limit
+from clinfuse_sweeps.samplers import SAMPLERS
 from clinfuse_sweeps.space import Space, space_from_json
 from clinfuse_sweeps.trials import write_text
 
 FORMAT = 1
-SAMPLERS = ("auto", "gp", "tpe", "nsga2", "nsga3", "random")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 from clinfuse_sweeps.goals import Limit
-from clinfuse_sweeps.plan import SAMPLERS, Plan
+from clinfuse_sweeps.plan import Plan
+from clinfuse_sweeps.samplers import SAMPLERS, grid_levels, make_sampler
 from clinfuse_sweeps.space import space_around
 from clinfuse_sweeps.studies import PresetSearch, PresetStudy, open_storage, sole_driver
 from clinfuse_sweeps.trials import RECORD, journal_rows
@@ -55,6 +56,39 @@ def test_an_interrupted_stream_goes_on_as_if_nothing_had_happened(sampler: str, 
     assert begun + rest == whole
     rows = journal_rows(again.study, preset="balanced", seed=0)
     assert [row["state"] for row in rows] == [*["complete"] * 5, "interrupted", *["complete"] * 3]
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_sampler_obeys_ranges_with_three_objectives_and_a_constraint(
+    sampler: str, tmp_path: Path
+) -> None:
+    limits = (Limit(metric="brain_ssim", sense=">=", bound=0.4),)
+    objectives = ("brain_ssim", "bone_ssim", "seam")
+    plan = plan_of(sampler=sampler, trials=14, objectives=objectives, limits=limits)
+    study = PresetStudy(SPACE, plan, open_storage(tmp_path))
+    for number in range(14):
+        params = study.suggest(str(number))["params"]
+        assert all(axis.low <= params[axis.name] <= axis.high for axis in SPACE.axes)
+        result = result_of(params["alpha"] / 3, params["beta"] / 3)
+        record = json.loads(result[RECORD])
+        record["metrics"]["seam"] = params["eta"]
+        study.on_trial_complete(str(number), {RECORD: json.dumps(record)})
+    assert len(study.study.trials) == 14
+
+
+def test_a_grid_visits_different_points_on_even_levels(tmp_path: Path) -> None:
+    assert grid_levels(3, 10) == [3, 2, 2]
+    assert grid_levels(2, 1) == [1, 1]
+    starts = len(SPACE.starts())
+    asked = drive(PresetStudy(SPACE, plan_of(sampler="grid", trials=20), open_storage(tmp_path)), 20)[starts:]
+    assert len({tuple(point.values()) for point in asked}) == 16
+    levels = grid_levels(len(SPACE.axes), 16)
+    assert sorted(levels, reverse=True) == levels
+    for axis, count in zip(SPACE.axes, levels, strict=True):
+        middles = {round(axis.fraction(point[axis.name]), 6) for point in asked}
+        assert middles == {round((i + 0.5) / count, 6) for i in range(count)}
+    assert type(make_sampler("auto", 0, trials=60, starts=4)).__name__ == "GPSampler"
+    assert type(make_sampler("auto", 0, trials=500, starts=4)).__name__ == "TPESampler"
 
 
 def test_a_trial_whose_facts_were_written_is_not_repeated(tmp_path: Path) -> None:
