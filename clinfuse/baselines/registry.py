@@ -62,9 +62,11 @@ class MethodTable(Mapping[str, Method]):
         if folder is None:
             raise KeyError(name)
         if (folder / "baseline.json").is_file():
+            import torch
+
             from clinfuse.baselines.learned import learned_method, load_learned
 
-            return learned_method(load_learned(folder))
+            return learned_method(load_learned(folder, "cuda" if torch.cuda.is_available() else "cpu"))
         return folder_method(folder)
 
     def __contains__(self, name: object) -> bool:

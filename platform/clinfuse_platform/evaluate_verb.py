@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clinfuse import RESEARCH_USE
+from clinfuse import RESEARCH_USE, __version__
 from clinfuse.errors import ConfigError, InputError
 from clinfuse.verbs import Verb
 from clinfuse_platform.evaluate_methods import methods_of
@@ -194,7 +194,7 @@ def jobs_of(
 
     heads = [variant for variant in variants if variant.model]
     head, metrics = heads[0] if heads else None, metrics or arguments.metrics
-    context = [data_hash(arguments.data), str(arguments.slices), metrics]
+    context = [__version__, data_hash(arguments.data), str(arguments.slices), metrics]
     context.append(head.model_hash if head else "")
     base = Job(variant=variants[0], case_id="", part="", metrics=metrics, slices=arguments.slices)
     jobs = []
