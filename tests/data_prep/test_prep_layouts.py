@@ -175,6 +175,10 @@ def test_link_loops_end(tmp_path: Path) -> None:
     (source / "Task1" / "loop").symlink_to(source, target_is_directory=True)
     _, cases, _ = find_cases(source, "synthrad")
     assert cases
+    subjects = bids(tmp_path / "bids", 2)
+    (subjects / "derivatives" / "loop").symlink_to(subjects, target_is_directory=True)
+    (subjects / "sub-09").symlink_to(subjects / "sub-09")
+    assert len(find_cases(subjects)[1]) == 2
     with pytest.raises(InputError, match="no case was found"):
         empty = tmp_path / "empty"
         empty.mkdir()

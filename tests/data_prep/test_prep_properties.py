@@ -130,6 +130,20 @@ def test_a_header_that_claims_60000_cubed_allocates_nothing(tmp_path: Path) -> N
     assert peak_mb(path) < 5
 
 
+MHA = b"ObjectType = Image\nNDims = 3\nBinaryData = True\nDimSize = %d %d %d\nElementType = MET_SHORT\n"
+MHA += b"ElementSpacing = 1 1 1\nElementDataFile = LOCAL\n"
+NRRD = b"NRRD0004\ntype: short\ndimension: 3\nsizes: %d %d %d\nspace: left-posterior-superior\n"
+NRRD += b"space directions: (1,0,0) (0,1,0) (0,0,1)\nencoding: raw\nendian: little\n\n"
+
+
+@pytest.mark.parametrize("name, header", [("x.mha", MHA), ("x.nrrd", NRRD)])
+def test_raw_volumes_that_claim_too_much_or_hold_too_little(name: str, header: bytes, tmp_path: Path) -> None:
+    for size, words in ((60_000, "claims to be too large"), (64, "cannot be read")):
+        (tmp_path / name).write_bytes(header % (size, size, size) + b"\0" * 100)
+        with pytest.raises(InputError, match=words):
+            read_image(tmp_path / name, role="anatomy", case="c1")
+
+
 def test_a_header_that_claims_what_the_file_does_not_hold_allocates_nothing(tmp_path: Path) -> None:
     path = tmp_path / "claims.nii"
     path.write_bytes(claiming((640, 640, 600)))
