@@ -44,8 +44,12 @@ def segment(volume: NDArray[np.float32], grid: Grid, modality: str, name: str = 
         raise MissingPartError(
             f"this brain mask needs TotalSegmentator; to do: pip install TotalSegmentator, then {how(modality)}"
         )
-    from totalsegmentator import config, python_api
-
+    try:
+        from totalsegmentator import config, python_api
+    except ImportError as error:
+        raise MissingPartError(
+            f"TotalSegmentator is incomplete (no module {error.name}); to do: install it again by pip"
+        ) from error
     lacking = missing_weights(config.get_weights_dir(), modality)
     if lacking:
         raise MissingPartError(
