@@ -10,6 +10,8 @@ import pandas as pd
 from clinfuse import RESEARCH_USE
 from clinfuse.evaluation.rows import LOWER_IS_BETTER, UNCERTAINTY
 
+MOST_LINES = 8
+
 
 def grouped(summary: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """The summary in parts that fit a page: clinical, uncertainty and whole-image metrics, in this order."""
@@ -52,7 +54,10 @@ def to_html(summary: pd.DataFrame, *, caption: str = "") -> str:
     tables = []
     for title, part in parts.items():
         above = ". ".join(text for text in (caption, title if len(parts) > 1 else "") if text)
-        tables.append(metric_table(part, caption=above, lower_is_better=LOWER_IS_BETTER))
+        shown = metric_table(part, caption=above, lower_is_better=LOWER_IS_BETTER)
+        if title == "Uncertainty" and part["method"].nunique() > MOST_LINES:
+            shown = f"<details><summary>{escape(title)}</summary>{shown}</details>"
+        tables.append(shown)
     return "".join(tables) + "".join(f"<p><small>{escape(note)}</small></p>" for note in notes(summary))
 
 

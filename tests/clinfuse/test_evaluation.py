@@ -24,6 +24,7 @@ from clinfuse.evaluation import (
     to_html,
     to_markdown,
 )
+from clinfuse.evaluation.rows import RowMaker
 from clinfuse.presets import load_presets
 
 PRESET = load_presets()["balanced"]
@@ -194,3 +195,15 @@ def test_tables_show_intervals_and_gaps() -> None:
     assert "dice/lesion: 1" in text and "fusion/whole: 1" in text and "esearch" in text
     page = to_html(summary, caption="A & B")
     assert "<table" in page and "A &amp; B" in page and "ours" in page
+
+
+def test_a_long_uncertainty_table_is_folded_and_has_a_line_per_region() -> None:
+    made = [
+        RowMaker(case_id="a", method=f"m{k}", preset="p").row(metric, roi, 0.5)
+        for k in range(5)
+        for metric, roi in (("ssim", "brain"), ("ece", "head"), ("ece", "brain"))
+    ]
+    summary = summarise(pd.DataFrame(made))
+    assert "<details><summary>Uncertainty</summary>" in to_html(summary)
+    assert "<details>" not in to_html(summary[summary["method"].isin(("m0", "m1"))])
+    assert "| m3: head | 0.500 |" in to_markdown(summary) and "| method | ece ↓ |" in to_markdown(summary)
