@@ -63,7 +63,7 @@ def segment(volume: NDArray[np.float32], grid: Grid, modality: str, name: str = 
             made = python_api.totalsegmentator(
                 image, None, task=TASKS[modality], roi_subset=[name], ml=True, quiet=True, nr_thr_saving=1
             )
-        except (OSError, RuntimeError, ValueError) as error:
+        except (ImportError, OSError, RuntimeError, ValueError) as error:
             raise MissingPartError(
                 f"TotalSegmentator could not run ({type(error).__name__}); to do: {how(modality)}, or another --brain"
             ) from error
