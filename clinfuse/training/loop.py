@@ -69,6 +69,7 @@ def fit(
     steps: int,
     learning_rate: float,
     seed: int = 0,
+    until: int | None = None,
     start: str | Path | None = None,
     wrap: Callable[[nn.Module], nn.Module] | None = None,
     on_step: Callable[[int, dict[str, float], TrainState], None] | None = None,
@@ -83,6 +84,7 @@ def fit(
         steps: in all, those before `start` included.
         learning_rate: peak of a cosine decay after 10 warm-up steps.
         seed: of the noise drawn in the loss; give every worker its own.
+        until: stop after this step, to go on later; the learning rate still follows all `steps`.
         start: folder of a saved TrainState to continue from.
         wrap: turns the module into its distributed form.
         on_step: called with (step, logs, state) after every step.
@@ -100,7 +102,7 @@ def fit(
         state.load(start)
     runner = wrap(module) if wrap else module
     history = []
-    for step in range(state.step, steps):
+    for step in range(state.step, steps if until is None else min(until, steps)):
         began = time.perf_counter()
         logs = _one_step(
             runner, loss_fn, _to(batches(step), device), state, _rate(step, steps, learning_rate), seed

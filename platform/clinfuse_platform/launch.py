@@ -80,7 +80,8 @@ def launch(job: str, kind: str, run: Run, settings: Mapping[str, Any], workers: 
         kind: name of the model folder to appear in the run ("model", "student", "ensemble").
         run: the run folder.
         settings: the job's own settings; "config", "data" and "data_hash" among them. The same job with other
-            settings is done anew and replaces the model folder.
+            settings is done anew and replaces the model folder. "until" (phase name to step) stops a phase early
+            and exports the model so far; the same job with a later "until", or none, goes on from there.
         workers: how many and how large.
 
     Raises:
@@ -98,7 +99,8 @@ def launch(job: str, kind: str, run: Run, settings: Mapping[str, Any], workers: 
     run.set_state(job, "running", key=key, workers=workers.count, error=None)
     try:
         with watched(run, job):
-            rows = fit_on_ray(job, kind, run, settings, workers, f"checkpoints-{job}-{key}")
+            whole = settings_key({name: value for name, value in settings.items() if name != "until"})
+            rows = fit_on_ray(job, kind, run, settings, workers, f"checkpoints-{job}-{whole}")
     except BaseException as error:
         run.set_state(job, "failed", error=our_words(error))
         raise

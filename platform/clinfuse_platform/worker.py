@@ -146,11 +146,19 @@ def _go_on(
             continue
         resume = folder / "current" if folder and position.phase == phase.name else None
         modules[phase.name] = _train_phase(phase, work, run, position, modules, resume)
+        if _until(phase, work) is not None:
+            break  # the model so far; a later run of the job goes on from the checkpoint
         position.done.append(phase.name)
         position.phase, position.step = None, 0
         _report(work, run, position, modules, None, {"phase": phase.name, "step": phase.steps})
     if work.rank == 0:
         _export(plan, modules, run / str(work.settings["kind"]))
+
+
+def _until(phase: Phase, work: Work) -> int | None:
+    """The step of this phase at which the job is to stop for now (settings["until"] by phase), or None."""
+    step = work.settings.get("until", {}).get(phase.name)
+    return int(step) if step is not None and step < phase.steps else None
 
 
 def _export(plan: Plan, modules: dict[str, nn.Module], target: UPath) -> None:
@@ -183,6 +191,7 @@ def _train_phase(
             steps=phase.steps,
             learning_rate=phase.learning_rate,
             seed=phase.seed * 1000 + work.rank,
+            until=_until(phase, work),
             start=resume,
             wrap=_distributed,
             on_step=reporter,
@@ -232,6 +241,7 @@ class Reporter:
         self.phase, self.work, self.run, self.position, self.modules = phase, work, run, position, modules
         self.batches, self.telemetry = batches, Telemetry(run.name, work.job, phase.name, work.rank)
         self.stretches = Stretches(phase.name, phase.steps)
+        self.until = _until(phase, work)
         self.step = position.step if position.phase == phase.name else 0
         self.due = self.step + FIRST_REPORT_STEPS
         self.since, self.since_step = time.monotonic(), self.step
@@ -240,10 +250,10 @@ class Reporter:
     def __call__(self, step: int, logs: dict[str, float], state: TrainState) -> None:
         """See clinfuse.training.fit's `on_step`."""
         self.step = step
-        row = self.stretches.add(logs, last=step == self.phase.steps)
+        row = self.stretches.add(logs, last=step in (self.phase.steps, self.until))
         if row is not None:
             self.position.history.append({**row, "elapsed": time.monotonic() - self.began})
-        if step < self.due or step == self.phase.steps:
+        if step == self.phase.steps or (step < self.due and step != self.until):
             return
         self.position.phase, self.position.step = self.phase.name, step
         _report(self.work, self.run, self.position, self.modules, state, {"phase": self.phase.name, **logs})

@@ -15,6 +15,8 @@ import random
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+from uuid import uuid4
 
 from clinfuse.errors import InputError
 from clinfuse_sweeps.space import Space
@@ -35,6 +37,7 @@ class Zdt1:
         noise: spread of the metrics over cases (fixed per case), plus half of it per trial and case.
         failing: trial numbers that raise.
         killing: trial ids ("balanced-0004") that take their worker down.
+        register: a folder in which every worker leaves a file when it loads the evaluator.
     """
 
     spaces: Mapping[str, Space]
@@ -43,9 +46,12 @@ class Zdt1:
     noise: float = 0.0
     failing: frozenset[int] = field(default_factory=frozenset)
     killing: frozenset[str] = field(default_factory=frozenset)
+    register: str = ""
 
     def __call__(self) -> Zdt1:
         """As a recipe: itself."""
+        if self.register:
+            (Path(self.register) / uuid4().hex).touch()
         return self
 
     def score(self, suggestion: Suggestion, case: int) -> dict[str, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,7 @@ from clinfuse.errors import ConfigError, InputError
 from clinfuse_sweeps.goals import GOALS, Goal, Limit
 from clinfuse_sweeps.pictures import SHOWN_CASES, cut_picture, strip, telling_slice
 from clinfuse_sweeps.slabs import cut
-from clinfuse_sweeps.space import Space
+from clinfuse_sweeps.space import SCHEDULES, Space
 from clinfuse_sweeps.trainable import Suggestion, stream_seed
 
 if TYPE_CHECKING:
@@ -104,11 +104,12 @@ class FusionEvaluator:
 
     def fuse(self, suggestion: Suggestion, case: int) -> FusionResult:
         """The fused slab with its uncertainty."""
-        from clinfuse.method.jitter import JitterConfig
-
         settings = self.settings
-        amplitude = float(suggestion.params.get("jitter_mm", 0.0))
-        warped = amplitude >= LEAST_JITTER_MM and settings.jitters > 0
+        jitter = jitter_of(suggestion.params)
+        warped = settings.jitters > 0 and is_felt(jitter)
+        if "schedule" in suggestion.params:
+            name = SCHEDULES[round(suggestion.params["schedule"])]
+            self.pipeline.diffusion = replace(self.pipeline.diffusion, sampler=name)
         return self.pipeline(
             self.slabs[case],
             settings.spaces[suggestion.preset].preset(suggestion.params),
@@ -116,7 +117,7 @@ class FusionEvaluator:
             members=settings.members,
             seed=stream_seed(settings.seed, "case", case),
             jitters=settings.jitters if warped else 0,
-            jitter=jitter_of(amplitude) if warped else JitterConfig(),
+            jitter=jitter,
         )
 
     def finish(self, suggestion: Suggestion) -> None:
@@ -146,21 +147,37 @@ def calibration_error(case: Case, result: FusionResult, preset: Preset) -> float
     return ece(np.asarray(result.uncertainty, dtype=np.float64)[head], error[head] > tolerance)
 
 
-def jitter_of(amplitude_mm: float) -> JitterConfig:
-    """The jitter whose rigid shift, rotation (at the cortex) and elastic warp are of this amplitude in mm."""
+def jitter_of(params: Mapping[str, float]) -> JitterConfig:
+    """The jitter of a trial: turn (as felt at the cortex) and elastic warp follow the shift unless given themselves."""
     from clinfuse.method.jitter import JitterConfig
 
+    amplitude = float(params.get("jitter_mm", 0.0))
     return JitterConfig(
-        translation_mm=amplitude_mm, rotation_deg=DEGREES_PER_MM * amplitude_mm, elastic_mm=amplitude_mm / 2
+        translation_mm=amplitude,
+        rotation_deg=float(params.get("jitter_deg", DEGREES_PER_MM * amplitude)),
+        elastic_mm=float(params.get("jitter_elastic_mm", amplitude / 2)),
     )
 
 
-def check_cases(cases: Sequence[Case], goals: Sequence[Goal], limits: Sequence[Limit]) -> None:
+def is_felt(jitter: JitterConfig) -> bool:
+    """Whether any part of the warp moves the cortex by more than LEAST_JITTER_MM."""
+    parts = (jitter.translation_mm, jitter.rotation_deg / DEGREES_PER_MM, jitter.elastic_mm)
+    return max(parts) >= LEAST_JITTER_MM
+
+
+def check_cases(
+    cases: Sequence[Case], goals: Sequence[Goal], limits: Sequence[Limit], *, lesion_head: bool = True
+) -> None:
     """Refuse before any trial starts what no trial could measure.
+
+    Args:
+        cases: the slabs.
+        goals, limits: objectives and constraints.
+        lesion_head: whether the model has one (or will have: it is trained where training cases have lesions).
 
     Raises:
         InputError: no case at all.
-        ConfigError: an objective or constraint whose ROI is empty in every slab.
+        ConfigError: an objective or constraint whose ROI is empty in every slab, or that needs a lesion head.
     """
     if not cases:
         raise InputError(
@@ -176,6 +193,13 @@ def check_cases(cases: Sequence[Case], goals: Sequence[Goal], limits: Sequence[L
                 expected=f"a {goal.roi} mask in at least one case",
                 found=f"none in {len(cases)} slabs",
                 todo="leave the objective or constraint out, or take more --slices",
+            )
+        if goal.roi == "lesion" and not lesion_head:
+            raise ConfigError(
+                f"{goal.name} cannot be measured",
+                expected="a model with a lesion head, which finds the lesion in the fused image",
+                found="a model without one: its training cases had no lesions",
+                todo="leave the objective or constraint out, or train on cases with lesions",
             )
 
 

@@ -26,7 +26,7 @@ class Goal:
         label: words for axes and tables.
         direction: "max" (more is better) or "min".
         unit: "" for a pure number, else mm or s.
-        best: the ideal value.
+        best, worst: the ideal value, and the one that no result goes beyond.
         roi: the mask that must exist for the metric to have a value, or "".
     """
 
@@ -35,6 +35,7 @@ class Goal:
     direction: str
     unit: str = ""
     best: float = 1.0
+    worst: float = 0.0
     roi: str = ""
 
     @property
@@ -51,14 +52,29 @@ class Goal:
 GOALS: dict[str, Goal] = {
     goal.name: goal
     for goal in (
-        Goal(name="brain_ssim", label="Brain SSIM to MRI", direction="max", roi="brain"),
-        Goal(name="bone_ssim", label="Bone SSIM to CT", direction="max", roi="bone"),
+        Goal(name="brain_ssim", label="Brain SSIM to MRI", direction="max", worst=-1.0, roi="brain"),
+        Goal(name="bone_ssim", label="Bone SSIM to CT", direction="max", worst=-1.0, roi="bone"),
         Goal(name="lesion_dice", label="Lesion Dice", direction="max", roi="lesion"),
         Goal(name="lesion_nsd", label="Lesion surface Dice (NSD)", direction="max", roi="lesion"),
-        Goal(name="lesion_hd95_mm", label="Lesion HD95", direction="min", unit="mm", best=0.0, roi="lesion"),
-        Goal(name="seam", label="Seam index", direction="min", best=0.0),
-        Goal(name="ece", label="Calibration error (ECE)", direction="min", best=0.0),
-        Goal(name="seconds_per_case", label="Time per case", direction="min", unit="s", best=0.0),
+        Goal(
+            name="lesion_hd95_mm",
+            label="Lesion HD95",
+            direction="min",
+            unit="mm",
+            best=0.0,
+            worst=math.inf,
+            roi="lesion",
+        ),
+        Goal(name="seam", label="Seam index", direction="min", best=0.0, worst=math.inf),
+        Goal(name="ece", label="Calibration error (ECE)", direction="min", best=0.0, worst=1.0),
+        Goal(
+            name="seconds_per_case",
+            label="Time per case",
+            direction="min",
+            unit="s",
+            best=0.0,
+            worst=math.inf,
+        ),
     )
 }
 DEFAULT_OBJECTIVES = ("brain_ssim", "bone_ssim")
@@ -133,11 +149,20 @@ def parse_limit(text: str) -> Limit:
 
 
 def check_limits(limits: Sequence[Limit]) -> None:
-    """Refuse limits that no value can keep together.
+    """Refuse limits that no value can keep, alone or together.
 
     Raises:
-        ConfigError: two limits on one metric exclude each other; both are printed.
+        ConfigError: a limit beyond the metric's ideal value, or two on one metric that exclude each other.
     """
+    for limit in limits:
+        goal = GOALS[limit.metric]
+        least, most = sorted((goal.best, goal.worst))
+        if limit.violation(most if limit.sense == ">=" else least) > 0:
+            raise ConfigError(
+                "no result can keep the constraint",
+                expected=f"{least:g} <= {limit.metric} <= {most:g}",
+                found=str(limit),
+            )
     for low in limits:
         for high in limits:
             same = low.metric == high.metric and low.sense == ">=" and high.sense == "<="

@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 from ray.tune.experiment import Trial
-from ray.tune.schedulers import FIFOScheduler
 
 from clinfuse_sweeps.fronts import non_dominated
 from clinfuse_sweeps.goals import Goal, LossArray
+from clinfuse_sweeps.resident import ResidentWorkers
 from clinfuse_sweeps.trials import RECORD
 
 CONFIDENCE = 0.99
@@ -48,11 +48,11 @@ def surely_dominated(seen: LossArray, rival: LossArray, *, confidence: float = C
     return bool((low >= 0).all() and (low > 0).any())
 
 
-class DominatedStop(FIFOScheduler):
+class DominatedStop(ResidentWorkers):
     """Tune scheduler that stops surely dominated trials; each preset is judged against its own finished trials."""
 
-    def __init__(self, goals: Sequence[Goal], *, confidence: float = CONFIDENCE) -> None:
-        super().__init__()
+    def __init__(self, goals: Sequence[Goal], *, slots: int = 1, confidence: float = CONFIDENCE) -> None:
+        super().__init__(slots)
         self.goals, self.confidence = tuple(goals), confidence
         self.finished: dict[str, list[LossArray]] = {}
 
@@ -72,11 +72,11 @@ class DominatedStop(FIFOScheduler):
         """Stop or continue after one more case."""
         record = json.loads(result[RECORD])
         if record["state"] != "running":
-            return FIFOScheduler.CONTINUE
+            return self.CONTINUE
         seen = self._losses(record)
         rivals = self.finished.get(trial.config["preset"], [])
         lost = any(surely_dominated(seen, rival, confidence=self.confidence) for rival in rivals)
-        return FIFOScheduler.STOP if lost else FIFOScheduler.CONTINUE
+        return self.STOP if lost else self.CONTINUE
 
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
         """A trial that saw all cases becomes a rival."""

@@ -32,6 +32,7 @@ class Plan:
         slots: trials that run at the same time.
         cpus, gpus: share of the machine that one slot holds.
         halving: stop a trial once it is dominated with confidence over the cases seen.
+        rungs: how often a training trial is measured on its way (ASHA); 1 trains every trial whole.
         facts: JSON-able provenance: model hash, case ids, simulated, slices, steps.
 
     Raises:
@@ -48,6 +49,7 @@ class Plan:
     cpus: float = 1.0
     gpus: float = 0.0
     halving: bool = False
+    rungs: int = 1
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -60,6 +62,12 @@ class Plan:
                 "the sweep has nothing to do",
                 expected="at least one preset, one trial and one slot",
                 found=f"{len(self.spaces)} presets, trials={self.trials}, slots={self.slots}",
+            )
+        if self.rungs < 1 or (self.rungs > 1 and self.halving):
+            raise ConfigError(
+                "trials are stopped early over rungs or over cases",
+                expected="rungs >= 1, and halving only with 1",
+                found=f"rungs={self.rungs}, halving={self.halving}",
             )
 
     @property
@@ -96,7 +104,7 @@ def check_continues(old: Plan, new: Plan) -> None:
     """
     different: dict[str, tuple[object, object]] = {
         name: (getattr(old, name), getattr(new, name))
-        for name in ("objectives", "limits", "sampler", "seed", "halving")
+        for name in ("objectives", "limits", "sampler", "seed", "halving", "rungs")
         if getattr(old, name) != getattr(new, name)
     }
     for key in sorted({*old.facts, *new.facts}):

@@ -18,6 +18,8 @@ from clinfuse.errors import ClinfuseError, ConfigError
 from clinfuse_sweeps.goals import GOALS
 from clinfuse_sweeps.halving import DominatedStop
 from clinfuse_sweeps.plan import Plan, check_continues, load_plan
+from clinfuse_sweeps.resident import ResidentWorkers
+from clinfuse_sweeps.rungs import RungStop, StagedWorker
 from clinfuse_sweeps.studies import JOURNAL, PresetSearch, PresetStudy, open_storage, sole_driver
 from clinfuse_sweeps.trainable import EvaluatorRecipe, TrialWorker
 from clinfuse_sweeps.trials import RECORD, journal_rows, trials_table, write_fronts, write_table
@@ -129,12 +131,11 @@ def _tune(
         os.environ.setdefault(name, value)
     from ray import tune
 
-    scheduler = DominatedStop(plan.goals) if plan.halving else None
-    if scheduler is not None:
-        for name, study in search.studies.items():
-            for record in study.records():
-                scheduler.learn(name, record)
-    worker = tune.with_parameters(TrialWorker, recipe=recipe, case_by_case=plan.halving)
+    scheduler = _scheduler(plan, search)
+    if plan.rungs > 1:
+        worker = tune.with_parameters(StagedWorker, recipe=recipe, rungs=plan.rungs)
+    else:
+        worker = tune.with_parameters(TrialWorker, recipe=recipe, case_by_case=plan.halving)
     tuner = tune.Tuner(
         tune.with_resources(worker, {"cpu": plan.cpus, "gpu": plan.gpus}),
         tune_config=tune.TuneConfig(
@@ -155,6 +156,18 @@ def _tune(
         ),
     )
     tuner.fit()
+
+
+def _scheduler(plan: Plan, search: PresetSearch) -> ResidentWorkers:
+    """What stops trials early, taught what the journal holds of them."""
+    if plan.rungs == 1 and not plan.halving:
+        return ResidentWorkers(plan.slots)
+    kind = RungStop if plan.rungs > 1 else DominatedStop
+    scheduler = kind(plan.goals, slots=plan.slots)
+    for name, study in search.studies.items():
+        for record in study.records():
+            scheduler.learn(name, record)
+    return scheduler
 
 
 def _short_name(trial: Any) -> str:
@@ -195,7 +208,8 @@ class _Progress:
         self.compute += float(record.get("seconds", 0.0))
         self.failed += record.get("state") == "failed"
         if record.get("state") == "running":
-            record = {**record, "state": "stopped", "error": f"dominated after {record.get('cases')} cases"}
+            where = f"rung {len(record['rungs'])}" if "rungs" in record else f"{record.get('cases')} cases"
+            record = {**record, "state": "stopped", "error": f"beaten after {where}"}
         if self.on_trial is not None:
             self.on_trial({**config, **record})
         if self.total <= 40 or self.done % max(self.total // 20, 1) == 0 or self.done == self.total:

@@ -5,14 +5,21 @@ from __future__ import annotations
 import difflib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from clinfuse.errors import ConfigError
 from clinfuse.presets import RANGES, Preset
 
-JITTER_RANGE_MM = (0.0, 10.0)
+# what a sweep may move beside a preset's values: amplitudes of the jitter ensemble, and the reverse-step formula
+SAMPLING_RANGES: dict[str, tuple[float, float]] = {
+    "jitter_mm": (0.0, 10.0),
+    "jitter_deg": (0.0, 10.0),
+    "jitter_elastic_mm": (0.0, 5.0),
+    "schedule": (0, 2),
+}
+SCHEDULES = ("ddim", "dpmsolver++", "ddpm")  # by the number that `schedule` searches
 # values of a training recipe that `sweep-train` searches; jitter.* are amplitudes of the training jitter
 TRAIN_RANGES: dict[str, tuple[float, float]] = {
     "learning_rate": (1e-6, 1e-1),
@@ -23,9 +30,11 @@ TRAIN_RANGES: dict[str, tuple[float, float]] = {
     "jitter.translation_mm": (0.0, 20.0),
     "jitter.rotation_deg": (0.0, 20.0),
     "jitter.elastic_mm": (0.0, 5.0),
+    "width": (0.25, 4.0),  # multiple of the recipe's channels
 }
-AXIS_RANGES: dict[str, tuple[float, float]] = {**RANGES, "jitter_mm": JITTER_RANGE_MM, **TRAIN_RANGES}
+AXIS_RANGES: dict[str, tuple[float, float]] = {**RANGES, **SAMPLING_RANGES, **TRAIN_RANGES}
 SCALES = ("linear", "log", "int")
+WHOLE = ("steps", "schedule")
 
 # name: (factor below, factor above) of the preset's own value, searched on a log scale
 FACTORS: dict[str, tuple[float, float]] = {
@@ -37,6 +46,19 @@ FACTORS: dict[str, tuple[float, float]] = {
 }
 # name: (low, high) searched linearly, whatever the preset says
 SPANS: dict[str, tuple[float, float]] = {"kappa": (0.0, 12.0), "jitter_mm": (0.0, 2.0)}
+# the same, searched only when asked for by name
+MORE_FACTORS: dict[str, tuple[float, float]] = {
+    "lambda_dice": (1 / 3, 3.0),
+    "lambda_nsd": (1 / 3, 3.0),
+    "lambda_hd": (1 / 3, 3.0),
+    "tau_mm": (0.5, 2.0),
+}
+MORE_SPANS: dict[str, tuple[float, float]] = {
+    "jitter_deg": (0.0, 2.0),
+    "jitter_elastic_mm": (0.0, 1.0),
+    "schedule": (0, 1),
+}
+ALL = "all"
 # values of 0 have no multiples: the linear span that is searched instead
 ZERO_SPAN = 0.5
 
@@ -46,7 +68,9 @@ class Axis:
     """One searched value.
 
     Attributes:
-        name: a preset's value (alpha … steps) or jitter_mm, the amplitude of the jitter ensemble in mm.
+        name: a preset's value (alpha … steps), or one of SAMPLING_RANGES: jitter_mm (amplitude of the jitter
+            ensemble's shift; turn and elastic warp follow it unless searched themselves), jitter_deg,
+            jitter_elastic_mm, schedule (number in SCHEDULES); or one of TRAIN_RANGES.
         low, high: ends of the range, in the value's own unit, both included.
         scale: "linear", "log" (low > 0) or "int".
 
@@ -61,10 +85,7 @@ class Axis:
 
     def __post_init__(self) -> None:
         if self.name not in AXIS_RANGES:
-            near = difflib.get_close_matches(self.name, AXIS_RANGES, n=3, cutoff=0.3) or sorted(AXIS_RANGES)
-            raise ConfigError(
-                "no such value to search", expected=f"for example {', '.join(near)}", found=self.name
-            )
+            raise unknown_value(self.name)
         floor, ceiling = AXIS_RANGES[self.name]
         usable = all(isinstance(v, int | float) and math.isfinite(v) for v in (self.low, self.high))
         if not usable or not floor <= self.low < self.high <= ceiling:
@@ -79,9 +100,11 @@ class Axis:
                 expected=f"one of {', '.join(SCALES)}; log needs low > 0",
                 found=f"scale={self.scale!r}, low={self.low:g}",
             )
-        if (self.scale == "int") != (self.name == "steps"):
+        if (self.scale == "int") != (self.name in WHOLE):
             raise ConfigError(
-                f"{self.name} has the wrong scale", expected="int for steps only", found=self.scale
+                f"{self.name} has the wrong scale",
+                expected=f"int for {' and '.join(WHOLE)} only",
+                found=self.scale,
             )
 
     def clip(self, value: float) -> float:
@@ -193,20 +216,68 @@ def space_from_json(text: str) -> Space:
         ) from error
 
 
-def space_around(preset: Preset, overrides: Mapping[str, Axis | None] | None = None) -> Space:
+def space_around(
+    preset: Preset,
+    overrides: Mapping[str, Axis | None] | None = None,
+    own: Mapping[str, float] | None = None,
+) -> Space:
     """The space around a preset: multiples of its weights and strengths, spans of κ and jitter.
 
     Args:
         preset: the clinical priority whose neighbourhood is searched.
         overrides: by name, another range for a value, one more value to search, or None to keep it fixed.
+        own: present values of what is no part of a preset, where they are not 0.
 
     Raises:
         ConfigError: an override that cannot be used.
     """
     axes: dict[str, Axis | None] = {name: _multiples(preset, name) for name in FACTORS}
     axes |= {name: Axis(name=name, low=low, high=high) for name, (low, high) in SPANS.items()}
-    axes |= _allowed(overrides or {}, {**RANGES, "jitter_mm": JITTER_RANGE_MM})
-    return Space(base=preset, axes=tuple(axis for axis in axes.values() if axis is not None))
+    axes |= _allowed(overrides or {}, {**RANGES, **SAMPLING_RANGES})
+    kept = tuple(axis for axis in axes.values() if axis is not None)
+    now = {axis.name: (own or {}).get(axis.name, 0.0) for axis in kept if axis.name in SAMPLING_RANGES}
+    return Space(base=preset, axes=kept, own={"jitter_mm": 0.0, **now})
+
+
+def usual_range(preset: Preset, name: str) -> Axis:
+    """The range that `--space NAME` means without a range: the preset's own clinical neighbourhood.
+
+    Raises:
+        ConfigError: no such value (nearest offered).
+    """
+    if name in FACTORS or name in MORE_FACTORS:
+        return _multiples(preset, name)
+    if name in SPANS or name in MORE_SPANS:
+        low, high = (SPANS | MORE_SPANS)[name]
+        return Axis(name=name, low=low, high=high, scale="int" if name in WHOLE else "linear")
+    if name == "steps":
+        return Axis(name=name, low=max(1, preset.steps // 10), high=max(2, preset.steps), scale="int")
+    raise unknown_value(name)
+
+
+def unknown_value(name: str) -> ConfigError:
+    """The error that offers the nearest names."""
+    near = difflib.get_close_matches(name, AXIS_RANGES, n=3, cutoff=0.3) or sorted(AXIS_RANGES)
+    return ConfigError("no such value to search", expected=f"for example {', '.join(near)}", found=name)
+
+
+def read_overrides(texts: Sequence[str], preset: Preset) -> dict[str, Axis | None]:
+    """The command line's `--space` for one preset: ranges, names alone (their usual range), and `all`.
+
+    Raises:
+        ConfigError: an unknown name (nearest offered), another form, or an impossible range.
+    """
+    found: dict[str, Axis | None] = {}
+    for text in texts:
+        if text.strip() == ALL:
+            names = (*FACTORS, *MORE_FACTORS, *SPANS, *MORE_SPANS, "steps")
+            found = {**{name: usual_range(preset, name) for name in names}, **found}
+        elif "=" not in text:
+            found[text.strip()] = usual_range(preset, text.strip())
+        else:
+            name, axis = parse_axis(text)
+            found[name] = axis
+    return found
 
 
 def space_of_training(
@@ -225,6 +296,7 @@ def space_of_training(
         axes[name] = Axis(name=name, low=low, high=high, scale="log") if low > 0 else None
     for name, span in {"jitter_share": (0.0, 1.0), "jitter.translation_mm": (0.0, 4.0)}.items():
         axes[name] = Axis(name=name, low=span[0], high=span[1])
+    axes["width"] = Axis(name="width", low=0.5, high=2.0, scale="log")
     axes |= _allowed(overrides or {}, TRAIN_RANGES)
     return Space(base=preset, axes=tuple(axis for axis in axes.values() if axis is not None), own=dict(own))
 
@@ -242,7 +314,7 @@ def _allowed(
 
 
 def _multiples(preset: Preset, name: str) -> Axis:
-    value, (below, above) = float(getattr(preset, name)), FACTORS[name]
+    value, (below, above) = float(getattr(preset, name)), (FACTORS | MORE_FACTORS)[name]
     if value == 0:
         return Axis(name=name, low=0.0, high=ZERO_SPAN)
     ceiling = AXIS_RANGES[name][1]
@@ -269,5 +341,5 @@ def parse_axis(text: str) -> tuple[str, Axis | None]:
         raise ConfigError(
             "the range has the wrong form", expected="NAME=LOW..HIGH[:log] or NAME=fixed", found=text
         )
-    default = "int" if name == "steps" else "linear"
+    default = "int" if name in WHOLE else "linear"
     return name, Axis(name=name, low=ends[0], high=ends[1], scale=scale.strip() or default)

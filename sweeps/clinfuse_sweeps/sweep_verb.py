@@ -36,7 +36,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--resume", action="store_true", help="go on with the sweep in --out")
     parser.add_argument("--storage", default="runs", help="where runs are (default ./runs)")
-    add_search_arguments(parser, "eta=0.1..5:log, steps=4..50, kappa=fixed; repeatable")
+    add_search_arguments(parser, "all, or tau_mm, eta=0.1..5:log, steps=4..50, kappa=fixed; repeatable")
     cost = parser.add_argument_group("cost of a trial")
     cost.add_argument("--members", type=int, metavar="K", help="ensemble members asked (default all)")
     cost.add_argument("--halving", action="store_true", help="stop a trial once cases seen show it dominated")
@@ -64,7 +64,7 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
     with step("reading cases"):
         slabs = load_slabs(args.data, split=args.split, slices=args.slices, limit=args.cases)
         plan = _plan(args, presets, model, slabs)
-        check_cases(slabs, plan.goals, plan.limits)
+        check_cases(slabs, plan.goals, plan.limits, lesion_head=_index(model).get("lesion_head") is not None)
     settings = FusionSettings(
         model=_for_workers(args.model, args.storage, model),
         spaces=plan.spaces,
@@ -87,11 +87,17 @@ def _for_workers(name: str, storage: str, found: Path) -> str:
 
 def _plan(args: argparse.Namespace, presets: dict[str, Preset], model: Path, slabs: Sequence[Case]) -> Plan:
     from clinfuse_sweeps.plan import Plan
-    from clinfuse_sweeps.space import parse_axis, space_around
+    from clinfuse_sweeps.space import SCHEDULES, read_overrides, space_around
 
-    overrides = _unguided(model) | dict(parse_axis(text) for text in args.space)
+    fixed = _unguided(model)
+    schedule = json.loads((model / "scheduler" / "config.json").read_text(encoding="utf-8"))["sampler"]
+    own = {"schedule": float(SCHEDULES.index(schedule))}
+    spaces = {
+        name: space_around(preset, {**fixed, **read_overrides(args.space, preset), **fixed}, own)
+        for name, preset in presets.items()
+    }
     return Plan(
-        spaces={name: space_around(preset, overrides) for name, preset in presets.items()},
+        spaces=spaces,
         trials=args.trials,
         objectives=tuple(args.objectives),
         limits=parse_limits(args.limit),
@@ -105,9 +111,15 @@ def _plan(args: argparse.Namespace, presets: dict[str, Preset], model: Path, sla
     )
 
 
+def _index(model: Path) -> dict[str, Any]:
+    """What the model folder holds."""
+    found: dict[str, Any] = json.loads((model / "model_index.json").read_text(encoding="utf-8"))
+    return found
+
+
 def _unguided(model: Path) -> dict[str, Axis | None]:
     """A student takes no guided steps: what only guides it is not searched, and the person is told."""
-    if json.loads((model / "model_index.json").read_text(encoding="utf-8")).get("kind") != "student":
+    if _index(model).get("kind") != "student":
         return {}
     say("  a student takes no guided steps: eta, eta_u and kappa are not searched (a teacher's run would)")
     return {"eta": None, "eta_u": None, "kappa": None}

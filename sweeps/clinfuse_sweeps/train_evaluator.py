@@ -10,12 +10,16 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from clinfuse.case import Case
 from clinfuse_sweeps.fusion_evaluator import FusionEvaluator, FusionSettings
+from clinfuse_sweeps.rungs import steps_at
 from clinfuse_sweeps.space import TRAIN_RANGES
 from clinfuse_sweeps.trainable import Suggestion
+
+if TYPE_CHECKING:
+    from clinfuse.training import TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,19 +57,25 @@ class TrainRecipe:
 
 
 class TrainEvaluator:
-    """Trains before a trial's first case, then scores the model on every case."""
+    """Trains a trial's model to the share asked for, then scores it on every case."""
 
     def __init__(self, settings: TrainSettings, cases: Sequence[Case]) -> None:
         self.settings, self.slabs = settings, list(cases)
-        self.trained: tuple[Suggestion, FusionEvaluator] | None = None
+        self.trained: tuple[Suggestion, float, FusionEvaluator] | None = None
 
     @property
     def cases(self) -> int:
         """Number of slabs."""
         return len(self.slabs)
 
+    def advance(self, suggestion: Suggestion, share: float) -> None:
+        """Train the trial's run up to this share of its denoiser's steps, from its last checkpoint."""
+        if self.trained is None or self.trained[:2] != (suggestion, share):
+            fusion = replace(self.settings.fusion, model=train(self.settings, suggestion, share))
+            self.trained = (suggestion, share, FusionEvaluator(fusion, self.slabs))
+
     def score(self, suggestion: Suggestion, case: int) -> dict[str, float]:
-        """Metrics of the trained model on one slab."""
+        """Metrics of the trained model on one slab; a trial that was not advanced is trained whole."""
         return self._model(suggestion).score(suggestion, case)
 
     def finish(self, suggestion: Suggestion) -> None:
@@ -75,10 +85,19 @@ class TrainEvaluator:
 
     def _model(self, suggestion: Suggestion) -> FusionEvaluator:
         if self.trained is None or self.trained[0] != suggestion:
-            model = train(self.settings, suggestion)
-            fusion = replace(self.settings.fusion, model=model)
-            self.trained = (suggestion, FusionEvaluator(fusion, self.slabs))
-        return self.trained[1]
+            self.advance(suggestion, 1.0)
+        assert self.trained is not None  # advance has just set it
+        return self.trained[2]
+
+
+def config_of(config: TrainConfig, params: Mapping[str, float]) -> TrainConfig:
+    """The recipe with a trial's values; `width` multiplies the denoiser's channels, in whole groups."""
+    changes: dict[str, Any] = changes_of(params)
+    width = changes.pop("width", 1.0)
+    network = config.denoiser
+    groups = network.groups
+    wide = tuple(max(groups, groups * round(width * c / groups)) for c in network.channels)
+    return config.changed({**changes, "denoiser.channels": wide})
 
 
 def changes_of(params: Mapping[str, float]) -> dict[str, float]:
@@ -92,15 +111,17 @@ def run_name(suggestion: Suggestion) -> str:
     return f"{suggestion.preset}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
 
 
-def train(settings: TrainSettings, suggestion: Suggestion) -> str:
-    """Train (or go on training) the suggestion's run; the path of its model folder."""
+def train(settings: TrainSettings, suggestion: Suggestion, share: float = 1.0) -> str:
+    """Train (or go on training) the suggestion's run to a share of the denoiser's steps; its model folder."""
     from clinfuse_platform.launch import Workers, launch
     from clinfuse_platform.runs import create_run
 
     from clinfuse.training import TrainConfig
 
-    config = TrainConfig.from_dict(settings.config).changed(changes_of(suggestion.params)).to_dict()
-    whole = {"config": config, "data": settings.data, "data_hash": settings.data_hash}
+    config = config_of(TrainConfig.from_dict(settings.config), suggestion.params)
+    whole = {"config": config.to_dict(), "data": settings.data, "data_hash": settings.data_hash}
     run = create_run(run_name(suggestion), settings.storage, {"verb": "sweep-train", **whole})
+    if share < 1:
+        whole["until"] = {"denoiser": steps_at(share, config.denoiser_steps)}
     workers = Workers(count=settings.workers, gpus=settings.gpus, cpus=settings.cpus)
     return str(launch("train", "model", run, whole, workers))

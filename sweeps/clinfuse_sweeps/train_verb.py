@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from clinfuse.console import step
 from clinfuse.errors import ConfigError
 from clinfuse.presets import find_preset, load_presets
 from clinfuse.verbs import Verb
 from clinfuse_sweeps.common import add_search_arguments, conclude, parse_limits, shared_folder
-
-if TYPE_CHECKING:
-    pass
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,6 +28,13 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=shared_folder, required=True, metavar="DIR", help="sweep folder to write"
     )
+    parser.add_argument(
+        "--rungs",
+        type=int,
+        default=3,
+        metavar="N",
+        help="measure a run at 1/9, 1/3 and all of its steps, and let the best third go on (default 3; 1: all whole)",
+    )
     parser.add_argument("--resume", action="store_true", help="go on with the sweep in --out")
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="training workers of one trial")
     parser.add_argument("--gpus-per-worker", type=float, default=0.0, metavar="G")
@@ -41,7 +45,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace) -> dict[str, Any]:
-    from clinfuse_platform.provenance import data_hash
+    from clinfuse_platform.provenance import data_hash, has_lesions
     from clinfuse_platform.runs import flat, storage_path
     from clinfuse_platform.verbs import parse_settings
 
@@ -52,7 +56,9 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
 
     config = _recipe(args.recipe).changed(parse_settings(args.set)).to_dict()
     preset = find_preset(load_presets(), args.preset)
-    own = {name: float(value) for name, value in flat(config).items() if name in TRAIN_RANGES}
+    own = {name: float(value) for name, value in flat(config).items() if name in TRAIN_RANGES} | {
+        "width": 1.0
+    }
     space = space_of_training(preset, own, dict(parse_axis(text) for text in args.space))
     out: Path = args.out.resolve()
     with step("reading cases"):
@@ -74,9 +80,10 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
             sampler=args.sampler,
             seed=args.seed,
             slots=args.slots or _slots(args),
+            rungs=args.rungs,
             facts=facts,
         )
-        check_cases(slabs, plan.goals, plan.limits)
+        check_cases(slabs, plan.goals, plan.limits, lesion_head=has_lesions(args.data))
     settings = TrainSettings(
         config=config,
         data=str(storage_path(args.data)),

@@ -106,6 +106,7 @@ class TrialWorker(tune.Trainable):
             preset=config["preset"], number=config["number"], params=dict(config["params"])
         )
         self.scores: list[dict[str, float]] = []
+        self.rungs: list[dict[str, float]] = []
         self.seconds = 0.0
 
     def step(self) -> dict[str, Any]:

@@ -87,7 +87,10 @@ def test_jitter_is_drawn_only_above_its_threshold(model: Path, store: Path) -> N
     still = evaluator.fuse(suggestion(), 0).fused
     assert np.array_equal(still, evaluator.fuse(suggestion(jitter_mm=0.01), 0).fused)
     assert not np.array_equal(still, evaluator.fuse(suggestion(jitter_mm=2.0), 0).fused)
-    assert jitter_of(2.0).translation_mm == 2.0
+    drawn = jitter_of({"jitter_mm": 2.0, "jitter_deg": 0.5})
+    assert (drawn.translation_mm, drawn.rotation_deg, drawn.elastic_mm) == (2.0, 0.5, 1.0)
+    one, other = (evaluator.fuse(suggestion(schedule=number), 0).fused for number in (0, 2))
+    assert np.array_equal(one, still) and not np.array_equal(one, other)
 
 
 def test_errors_are_told_without_paths() -> None:

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import pytest
 from clinfuse_sweeps.goals import check_limits, feasible, find_goals, losses, parse_limit
-from clinfuse_sweeps.space import Axis, Space, parse_axis, space_around, space_from_json
+from clinfuse_sweeps.space import (
+    SAMPLING_RANGES,
+    Axis,
+    Space,
+    parse_axis,
+    read_overrides,
+    space_around,
+    space_from_json,
+)
 
 from clinfuse.errors import ConfigError
 from clinfuse.presets import RANGES, Preset, load_presets
@@ -63,6 +71,26 @@ def test_overrides_from_the_command_line() -> None:
     assert {axis.name: (axis.low, axis.high) for axis in space.axes}["eta"] == (0.1, 5)
 
 
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_everything_can_be_searched_and_each_preset_narrows_it(name: str) -> None:
+    preset = PRESETS[name]
+    space = space_around(
+        preset, read_overrides(["all", "kappa=fixed", "eta=0.1..5"], preset), {"schedule": 1}
+    )
+    assert {*RANGES, *SAMPLING_RANGES} - {"kappa"} == set(space.names)
+    assert space.origin()["schedule"] == 1
+    axes = {axis.name: axis for axis in space.axes}
+    assert (axes["eta"].low, axes["eta"].high) == (0.1, 5)
+    for weight in ("alpha", "lambda_nsd", "tau_mm"):
+        low, high = RANGES[weight]
+        assert axes[weight].high - axes[weight].low < high - low
+    for point in space.starts():
+        space.preset(point)
+    assert space_from_json(space.to_json()) == space
+    with pytest.raises(ConfigError, match="tau_mm"):
+        read_overrides(["tau"], preset)
+
+
 @pytest.mark.parametrize(
     ("text", "word"),
     [
@@ -115,5 +143,9 @@ def test_limits() -> None:
     for text in ("bone_ssim > 0.6", "bone_ssim>=x", "bone_sim>=1"):
         with pytest.raises(ConfigError):
             parse_limit(text)
+    for text in ("brain_ssim>=1.2", "seam<=-0.1", "ece<=-1", "lesion_dice>=1.01"):
+        with pytest.raises(ConfigError, match="no result can keep"):
+            check_limits([parse_limit(text)])
+    check_limits([parse_limit(text) for text in ("seam<=0.3", "seconds_per_case<=1", "brain_ssim<=1")])
     with pytest.raises(ConfigError, match="exclude each other"):
         check_limits([parse_limit("seam>=0.5"), parse_limit("seam<=0.1")])

@@ -52,8 +52,17 @@ def finished(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Swe
         facts={"cases": ["a"], "model_hash": "0"},
     )
     folder = tmp_path_factory.mktemp("sweep")
-    problem = Zdt1(SPACES, cases=2, failing=frozenset({2}), killing=frozenset({"bone_tumor-0005"}))
-    return run_sweep(plan, problem, folder)
+    register = tmp_path_factory.mktemp("loaded")
+    problem = Zdt1(
+        SPACES,
+        cases=2,
+        failing=frozenset({2}),
+        killing=frozenset({"bone_tumor-0005"}),
+        register=str(register),
+    )
+    result = run_sweep(plan, problem, folder)
+    (folder / "loaded").write_text(str(len(list(register.iterdir()))))
+    return result
 
 
 def test_every_trial_is_a_row_and_failures_do_not_stop_the_sweep(finished: SweepResult) -> None:
@@ -69,6 +78,11 @@ def test_every_trial_is_a_row_and_failures_do_not_stop_the_sweep(finished: Sweep
     done = table[table["state"] == "complete"]
     assert (done["cases"] == 2).all() and (done["seconds"] > 0).all()
     assert done["lesion_dice"].isna().all()  # the problem has no lesion: absent, not zero
+
+
+def test_workers_stay_and_load_once(finished: SweepResult) -> None:
+    # two slots; the trial that kills its worker is tried again on a new one, which it kills too
+    assert int((finished.folder / "loaded").read_text()) <= 2 + 2
 
 
 def test_first_trials_are_the_preset_and_its_neighbours(finished: SweepResult) -> None:
