@@ -108,6 +108,8 @@ class DiffusionBaseline(Learned):
     """
 
     alpha_bar: Tensor
+    # where the reverse loop begins: a predicted noise says nothing of the image where ᾱ is nearly zero
+    least_alpha_bar: ClassVar[float] = 0.02
 
     def __init__(self, config: LearnedConfig, inputs: int) -> None:
         super().__init__(config)
@@ -131,7 +133,7 @@ class DiffusionBaseline(Learned):
         i, v = 2 * anatomy - 1, 2 * companion - 1
         generator = torch.Generator().manual_seed(seed)
         x = torch.randn(i.shape, generator=generator).to(i)
-        last = len(self.alpha_bar) - 1
+        last = int((self.alpha_bar >= self.least_alpha_bar).sum()) - 1
         times = torch.linspace(last, 0, self.config.steps).round().long()
         x_0 = x
         for now, after in zip(times, [*times[1:], None], strict=True):

@@ -60,6 +60,7 @@ class DiffIF(FusionDiff):
     """
 
     kind = "diffif"
+    least_alpha_bar = 0.0  # predicts the image, so it can begin at pure noise
 
     def target(self, batch: Batch) -> Tensor:
         anatomy, companion = batch["anatomy"], batch["aligned"]
