@@ -218,7 +218,9 @@ def main() -> None:
             "# Data prep and reading\n\nMade by `python tests/benchmarks/data.py`; one run, one machine.\n",
             markdown("Random reads, warm (goal: ratio ≥ 0.5)", reading(folder / "d.zarr", cases, folder)),
             markdown("Prep by stage", stages(folder, arguments.size)),
-            markdown("Peak memory of prep (goal: ratio ≤ 6, linear)", memory(folder, (64, 96, 128, 192, 256))),
+            markdown(
+                "Peak memory of prep (goal: ratio ≤ 6, linear)", memory(folder, (64, 96, 128, 192, 256))
+            ),
         ]
     RESULT.write_text("\n".join(parts), encoding="utf-8")
     sys.stdout.write(RESULT.read_text(encoding="utf-8"))
