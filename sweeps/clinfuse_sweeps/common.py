@@ -61,6 +61,9 @@ def add_search_arguments(parser: argparse.ArgumentParser, ranges: str) -> None:
     )
     search.add_argument("--seed", type=int, default=0, help="of the search and of the fusion's noise")
     search.add_argument("--slots", type=int, metavar="N", help="trials at a time (default: as many as fit)")
+    search.add_argument(
+        "--log", action="append", default=[], metavar="TO", help="also tell trials to tensorboard or mlflow"
+    )
     cases = parser.add_argument_group("cases")
     cases.add_argument("--split", default="val", help="cases of this split (default val)")
     cases.add_argument("--cases", type=int, metavar="N", help="at most so many cases")
@@ -76,12 +79,25 @@ def parse_limits(texts: Sequence[str]) -> tuple[Limit, ...]:
 
 
 def conclude(
-    plan: Plan, recipe: EvaluatorRecipe, cases: Sequence[Case], out: Path, *, resume: bool
+    plan: Plan,
+    recipe: EvaluatorRecipe,
+    cases: Sequence[Case],
+    out: Path,
+    *,
+    resume: bool,
+    logs: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Keep the sources' pictures, run the plan, write the report; the verb's result."""
     from clinfuse_sweeps.compare import open_sweep
     from clinfuse_sweeps.pictures import source_strips
     from clinfuse_sweeps.runner import run_sweep
+    from clinfuse_sweeps.trial_logs import open_logs
+
+    opened = open_logs(logs, out)
+
+    def tell(trial: dict[str, Any]) -> None:
+        for log in opened:
+            log(trial)
 
     pictures = out / "pictures"
     pictures.mkdir(parents=True, exist_ok=True)
@@ -89,7 +105,7 @@ def conclude(
         (pictures / f"{name}.png").write_bytes(png)
     names = ", ".join(plan.spaces)
     with step(f"sweep of {names}: {plan.trials} trials each, {plan.slots} at a time"):
-        result = run_sweep(plan, recipe, out, resume=resume)
+        result = run_sweep(plan, recipe, out, resume=resume, on_trial=tell)
     with step("report"):
         _, path = write_report([open_sweep(out)], out, title=f"Sweep: {names}")
     table = result.table

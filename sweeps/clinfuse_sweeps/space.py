@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -53,12 +53,6 @@ MORE_FACTORS: dict[str, tuple[float, float]] = {
     "lambda_hd": (1 / 3, 3.0),
     "tau_mm": (0.5, 2.0),
 }
-MORE_SPANS: dict[str, tuple[float, float]] = {
-    "jitter_deg": (0.0, 2.0),
-    "jitter_elastic_mm": (0.0, 1.0),
-    "schedule": (0, 1),
-}
-ALL = "all"
 # values of 0 have no multiples: the linear span that is searched instead
 ZERO_SPAN = 0.5
 
@@ -231,7 +225,7 @@ def space_around(
     Raises:
         ConfigError: an override that cannot be used.
     """
-    axes: dict[str, Axis | None] = {name: _multiples(preset, name) for name in FACTORS}
+    axes: dict[str, Axis | None] = {name: multiples(preset, name) for name in FACTORS}
     axes |= {name: Axis(name=name, low=low, high=high) for name, (low, high) in SPANS.items()}
     axes |= _allowed(overrides or {}, {**RANGES, **SAMPLING_RANGES})
     kept = tuple(axis for axis in axes.values() if axis is not None)
@@ -239,45 +233,10 @@ def space_around(
     return Space(base=preset, axes=kept, own={"jitter_mm": 0.0, **now})
 
 
-def usual_range(preset: Preset, name: str) -> Axis:
-    """The range that `--space NAME` means without a range: the preset's own clinical neighbourhood.
-
-    Raises:
-        ConfigError: no such value (nearest offered).
-    """
-    if name in FACTORS or name in MORE_FACTORS:
-        return _multiples(preset, name)
-    if name in SPANS or name in MORE_SPANS:
-        low, high = (SPANS | MORE_SPANS)[name]
-        return Axis(name=name, low=low, high=high, scale="int" if name in WHOLE else "linear")
-    if name == "steps":
-        return Axis(name=name, low=max(1, preset.steps // 10), high=max(2, preset.steps), scale="int")
-    raise unknown_value(name)
-
-
 def unknown_value(name: str) -> ConfigError:
     """The error that offers the nearest names."""
     near = difflib.get_close_matches(name, AXIS_RANGES, n=3, cutoff=0.3) or sorted(AXIS_RANGES)
     return ConfigError("no such value to search", expected=f"for example {', '.join(near)}", found=name)
-
-
-def read_overrides(texts: Sequence[str], preset: Preset) -> dict[str, Axis | None]:
-    """The command line's `--space` for one preset: ranges, names alone (their usual range), and `all`.
-
-    Raises:
-        ConfigError: an unknown name (nearest offered), another form, or an impossible range.
-    """
-    found: dict[str, Axis | None] = {}
-    for text in texts:
-        if text.strip() == ALL:
-            names = (*FACTORS, *MORE_FACTORS, *SPANS, *MORE_SPANS, "steps")
-            found = {**{name: usual_range(preset, name) for name in names}, **found}
-        elif "=" not in text:
-            found[text.strip()] = usual_range(preset, text.strip())
-        else:
-            name, axis = parse_axis(text)
-            found[name] = axis
-    return found
 
 
 def space_of_training(
@@ -313,33 +272,10 @@ def _allowed(
     return dict(overrides)
 
 
-def _multiples(preset: Preset, name: str) -> Axis:
+def multiples(preset: Preset, name: str) -> Axis:
+    """The range of a weight or strength: multiples of the preset's own value, from 0 where that is 0."""
     value, (below, above) = float(getattr(preset, name)), (FACTORS | MORE_FACTORS)[name]
     if value == 0:
         return Axis(name=name, low=0.0, high=ZERO_SPAN)
     ceiling = AXIS_RANGES[name][1]
     return Axis(name=name, low=value * below, high=min(value * above, ceiling), scale="log")
-
-
-def parse_axis(text: str) -> tuple[str, Axis | None]:
-    """An override from the command line: `eta=0.1..5:log`, `kappa=0..8`, `steps=4..50`, or `jitter_mm=fixed`.
-
-    Raises:
-        ConfigError: another form, or an impossible range.
-    """
-    name, _, rest = text.partition("=")
-    name = name.strip()
-    if rest.strip() == "fixed":
-        return name, None
-    span, _, scale = rest.partition(":")
-    low, dots, high = span.partition("..")
-    try:
-        ends = float(low), float(high)
-    except ValueError:
-        dots = ""
-    if not dots:
-        raise ConfigError(
-            "the range has the wrong form", expected="NAME=LOW..HIGH[:log] or NAME=fixed", found=text
-        )
-    default = "int" if name in WHOLE else "linear"
-    return name, Axis(name=name, low=ends[0], high=ends[1], scale=scale.strip() or default)

@@ -75,7 +75,7 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
         device="cuda" if args.gpus_per_trial > 0 else "cpu",
         pictures=str(out / "pictures"),
     )
-    return conclude(plan, FusionRecipe(settings, slabs), slabs, out, resume=args.resume)
+    return conclude(plan, FusionRecipe(settings, slabs), slabs, out, resume=args.resume, logs=args.log)
 
 
 def _for_workers(name: str, storage: str, found: Path) -> str:
@@ -86,8 +86,9 @@ def _for_workers(name: str, storage: str, found: Path) -> str:
 
 
 def _plan(args: argparse.Namespace, presets: dict[str, Preset], model: Path, slabs: Sequence[Case]) -> Plan:
+    from clinfuse_sweeps.overrides import read_overrides
     from clinfuse_sweeps.plan import Plan
-    from clinfuse_sweeps.space import SCHEDULES, read_overrides, space_around
+    from clinfuse_sweeps.space import SCHEDULES, space_around
 
     fixed = _unguided(model)
     schedule = json.loads((model / "scheduler" / "config.json").read_text(encoding="utf-8"))["sampler"]

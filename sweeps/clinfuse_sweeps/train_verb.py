@@ -50,8 +50,9 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
     from clinfuse_platform.verbs import parse_settings
 
     from clinfuse_sweeps.fusion_evaluator import FusionSettings, check_cases, load_slabs
+    from clinfuse_sweeps.overrides import parse_axis
     from clinfuse_sweeps.plan import Plan
-    from clinfuse_sweeps.space import TRAIN_RANGES, parse_axis, space_of_training
+    from clinfuse_sweeps.space import TRAIN_RANGES, space_of_training
     from clinfuse_sweeps.train_evaluator import TrainRecipe, TrainSettings
 
     config = _recipe(args.recipe).changed(parse_settings(args.set)).to_dict()
@@ -96,7 +97,7 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
             model="", spaces=plan.spaces, steps=args.steps, seed=args.seed, pictures=str(out / "pictures")
         ),
     )
-    return conclude(plan, TrainRecipe(settings, slabs), slabs, out, resume=args.resume)
+    return conclude(plan, TrainRecipe(settings, slabs), slabs, out, resume=args.resume, logs=args.log)
 
 
 def _recipe(name: str) -> Any:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import pytest
 from clinfuse_sweeps.goals import check_limits, feasible, find_goals, losses, parse_limit
+from clinfuse_sweeps.overrides import parse_axis, read_overrides
 from clinfuse_sweeps.space import (
     SAMPLING_RANGES,
     Axis,
     Space,
-    parse_axis,
-    read_overrides,
     space_around,
     space_from_json,
 )
