@@ -122,16 +122,22 @@ def preset_of(name: str, model: str) -> Preset:
 
 
 def uniquely_labelled(variants: list[Variant]) -> list[Variant]:
-    """Model folders are often all called "model": labels that clash get the run's name before them."""
+    """Model folders are often all called "model": labels that clash get the run's name before them, else a number."""
     from dataclasses import replace
 
     labels = [variant.label for variant in variants]
-    return [
+    named = [
         replace(variant, label=f"{Path(variant.model).parent.name}/{variant.label}")
         if variant.model and labels.count(variant.label) > 1
         else variant
         for variant in variants
     ]
+    seen: dict[str, int] = {}
+    unique = []
+    for variant in named:
+        count = seen[variant.label] = seen.get(variant.label, 0) + 1
+        unique.append(variant if count == 1 else replace(variant, label=f"{variant.label} ({count})"))
+    return unique
 
 
 def _is_teacher(folder: Path) -> bool:

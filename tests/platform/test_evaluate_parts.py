@@ -14,7 +14,7 @@ from clinfuse_platform.evaluate import Job, run_jobs
 from clinfuse_platform.evaluate_card import card, lesion_kind, put_into_model
 from clinfuse_platform.evaluate_costs import cost_table, parameters
 from clinfuse_platform.evaluate_downstream import BOTH, measured
-from clinfuse_platform.evaluate_methods import methods_of
+from clinfuse_platform.evaluate_methods import methods_of, uniquely_labelled
 from clinfuse_platform.evaluate_recipes import default_source, refuse_leaks
 from clinfuse_platform.evaluate_report import write_evaluation
 from clinfuse_platform.evaluate_shift import amplitudes_of, sensitivities, shifted, split_labels
@@ -233,3 +233,13 @@ def test_probe_results_are_kept(tiny_store: Path, tmp_path: Path) -> None:
     pd.testing.assert_frame_equal(first, measured(variants, arguments, tmp_path))
     assert stamps == {p.name: p.stat().st_mtime_ns for p in (tmp_path / "downstream" / "parts").iterdir()}
     assert len(jobs_of(variants, ["ffffff"], arguments, tmp_path)) == 1
+
+
+def test_no_two_methods_share_a_label() -> None:
+    given = [
+        Variant(label="model", model="/runs/a/model"),
+        Variant(label="model", model="/runs/b/model"),
+        Variant(label="max", baseline="max=/x"),
+        Variant(label="max", baseline="max"),
+    ]
+    assert [v.label for v in uniquely_labelled(given)] == ["a/model", "b/model", "max", "max (2)"]
