@@ -95,7 +95,10 @@ def comparison_html(rows: pd.DataFrame, method: str, *, metrics: tuple[str, ...]
         text = (
             "Ranks with their 95 % interval when the cases are redrawn; mean Kendall τ of the redrawn orders"
         )
-        parts += [f"<p>{text} {tau:.2f}.</p>", table(rank_table(ranking))]
+        text = f"{text} {tau:.2f}."
+        if ranking["n"].max() < 2:
+            text = "Ranks of a single case: they say nothing of how stable the order is."
+        parts += [f"<p>{text}</p>", table(rank_table(ranking))]
     return "".join(parts)
 
 
