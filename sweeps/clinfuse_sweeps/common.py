@@ -129,15 +129,19 @@ def write_report(
     objectives: Sequence[str] | None = None,
     name: str = "report",
 ) -> tuple[Comparison, Path]:
-    """Compare the sweeps; write `<name>.html` and `<name>.png`."""
+    """Compare the sweeps; write `<name>.html`, `<name>.png` (fronts), and -matrix and -parallel beside it."""
     from clinfuse_sweeps.compare import compare
-    from clinfuse_sweeps.figures import fronts_figure, png
+    from clinfuse_sweeps.figures import fronts_figure, parallel_coordinates, png
     from clinfuse_sweeps.goals import find_goals
     from clinfuse_sweeps.report import report
+    from clinfuse_sweeps.scatter_matrix import scatter_matrix
     from clinfuse_sweeps.trials import write_text
 
     goals = find_goals(objectives) if objectives else None
     comparison = compare(sweeps, presets=presets, goals=goals)
     path = write_text(report(comparison, sweeps, title=title), out / f"{name}.html")
+    params = tuple(dict.fromkeys(value for sweep in sweeps for value in sweep.plan.params))
     (out / f"{name}.png").write_bytes(png(fronts_figure, comparison))
+    (out / f"{name}-matrix.png").write_bytes(png(scatter_matrix, comparison))
+    (out / f"{name}-parallel.png").write_bytes(png(parallel_coordinates, comparison, params))
     return comparison, path

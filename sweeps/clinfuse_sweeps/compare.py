@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,15 @@ class Entry:
         """(trials, goals) losses of the feasible trials, or of the front alone."""
         rows = self.table[self.table["on_front"] if front else self.table["feasible"]]
         return losses(rows.to_dict("records"), goals)
+
+    def trial_name(self, row: Mapping[Any, Any] | pd.Series) -> str:
+        """The trial's id, after its run's name (or path, where names are alike) if several runs are pooled."""
+        if len(self.runs) < 2:
+            return str(row["trial_id"])
+        folders = [str(run["folder"].iloc[0]) for run in self.runs if len(run)]
+        name = Path(row["folder"]).name
+        alike = [Path(folder).name for folder in folders].count(name) > 1
+        return f"{row['folder'] if alike else name}/{row['trial_id']}"
 
     @property
     def knee(self) -> pd.Series | None:
@@ -250,7 +259,7 @@ def trade(entry: Entry, goals: Sequence[Goal]) -> pd.DataFrame:
     for name, row in places.items():
         if row is None:
             continue
-        line: dict[str, Any] = {"position": name, "trial": row["trial_id"]}
+        line: dict[str, Any] = {"position": name, "trial": entry.trial_name(row)}
         for goal in goals:
             line[goal.label] = float(row[goal.name])
             if entry.own is not None:
@@ -273,5 +282,5 @@ def position(entry: Entry, goals: Sequence[Goal]) -> str:
     front = entry.table[entry.table["on_front"]]
     mine = losses([own.to_dict()], goals)[0]
     better = (losses(front.to_dict("records"), goals) <= mine).all(axis=1)
-    names = ", ".join(front["trial_id"][better].head(3))
+    names = ", ".join(entry.trial_name(row) for row in front[better].head(3).to_dict("records"))
     return f"its own values are dominated by {names}"

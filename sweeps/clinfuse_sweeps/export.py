@@ -14,8 +14,10 @@ from clinfuse import RESEARCH_USE, __version__
 from clinfuse.errors import ConfigError
 from clinfuse.presets import RANGES, Preset, dump_presets
 from clinfuse_sweeps.compare import Comparison, Entry, Sweep
+from clinfuse_sweeps.space import SAMPLING_RANGES, SCHEDULES, Space
 from clinfuse_sweeps.trials import write_text
 
+LONGEST = 400  # characters of a description that a service takes
 DIGITS = 4  # significant; the search does not know more
 
 
@@ -28,7 +30,8 @@ def export_preset(
     trial: str | None = None,
     name: str | None = None,
 ) -> Path:
-    """Write `<name>.yaml` with the chosen trial's values and `<name>.provenance.json` beside it.
+    """Write `<name>.yaml` with the chosen trial's values; beside it the same as the body of a PUT request
+    (`<name>.json`) and where it comes from (`<name>.provenance.json`).
 
     Args:
         comparison: holds the preset.
@@ -63,7 +66,9 @@ def export_preset(
     path = folder / f"{chosen.name}.yaml"
     head = f"# {RESEARCH_USE}\n# Found by clinfuse sweep, trial {row['trial_id']}; see {path.stem}.provenance.json\n"
     write_text(head + dump_presets({chosen.name: chosen}), path)
-    provenance = _provenance(chosen, comparison, sweep, row)
+    body = {key: value for key, value in chosen.as_dict().items() if key != "name"}
+    write_text(json.dumps(body, indent=1), path.with_suffix(".json"))
+    provenance = _provenance(chosen, comparison, sweep, row, space)
     write_text(json.dumps(provenance, indent=1), path.with_suffix(".provenance.json"))
     return path
 
@@ -73,7 +78,14 @@ def _chosen(entry: Entry, trial: str | None) -> pd.Series:
         if entry.knee is None:
             raise ConfigError(f"{entry.label} has no knee", found="no trial keeps the constraints")
         return entry.knee
-    rows = entry.table[(entry.table["trial_id"] == trial) & (entry.table["state"] == "complete")]
+    names = pd.Series(
+        [entry.trial_name(row) for row in entry.table.to_dict("records")], index=entry.table.index
+    )
+    called = (entry.table["trial_id"] == trial) | (names == trial)
+    rows = entry.table[called & (entry.table["state"] == "complete")]
+    if len(rows) > 1 and len(entry.runs) > 1:
+        held = ", ".join(names[rows.index])
+        raise ConfigError(f"several runs of {entry.label} hold this trial", expected=held, found=trial)
     if rows.empty:
         front = ", ".join(entry.table.loc[entry.table["on_front"], "trial_id"].head(6))
         raise ConfigError(f"{entry.label} has no completed trial of this name", expected=front, found=trial)
@@ -82,10 +94,23 @@ def _chosen(entry: Entry, trial: str | None) -> pd.Series:
 
 def _description(entry: Entry, row: pd.Series) -> str:
     what = "the knee of its front" if row["knee"] else "chosen from a sweep"
-    return f"{entry.description} Tuned: {what} (trial {row['trial_id']})."
+    text = f" Tuned: {what} (trial {row['trial_id']})."
+    return entry.description[: LONGEST - len(text)] + text
 
 
-def _provenance(preset: Preset, comparison: Comparison, sweep: Sweep, row: pd.Series) -> dict[str, Any]:
+def _sampling(space: Space, row: pd.Series) -> dict[str, Any]:
+    """What the trial sampled with and no preset holds: jitter amplitudes, reverse-step formula by name."""
+    found: dict[str, Any] = {
+        n: float(row[n]) for n in space.names if n in SAMPLING_RANGES and n != "jitter_mm"
+    }
+    if "schedule" in found:
+        found["schedule"] = SCHEDULES[round(found["schedule"])]
+    return found
+
+
+def _provenance(
+    preset: Preset, comparison: Comparison, sweep: Sweep, row: pd.Series, space: Space
+) -> dict[str, Any]:
     metrics = {g.name: float(row[g.name]) for g in comparison.goals}
     facts: Mapping[str, Any] = sweep.plan.facts
     return {
@@ -94,7 +119,8 @@ def _provenance(preset: Preset, comparison: Comparison, sweep: Sweep, row: pd.Se
         "sweep": sweep.folder.name,
         "sampler": sweep.plan.sampler,
         "seed": sweep.plan.seed,
-        "jitter_mm": float(row["jitter_mm"]) if "jitter_mm" in row else 0.0,
+        "jitter_mm": float(row["jitter_mm"]) if "jitter_mm" in space.names else 0.0,
+        "sampling": _sampling(space, row),
         "metrics_on_validation": metrics,
         "constraints": [str(limit) for limit in sweep.plan.limits],
         "facts": dict(facts),

@@ -64,7 +64,7 @@ def small_multiples(comparison: Comparison, pair: tuple[Goal, Goal] | None = Non
         draw_entry(axes, entry, x, y, number)
         _decorate(axes, x, y)
         _frame(axes, comparison, x, y)
-        axes.set_title(entry.label, color=_colour(number))
+        axes.set_title(entry.label, color=preset_colour(number))
         if number % columns:
             axes.set_ylabel("")
     for axes in grid[count:]:
@@ -74,7 +74,7 @@ def small_multiples(comparison: Comparison, pair: tuple[Goal, Goal] | None = Non
 
 def draw_entry(axes: Any, entry: Entry, x: Goal, y: Goal, number: int) -> None:
     """One preset's trials, front, knee and own place; front points are single artists so a page can find them."""
-    colour, marker = _colour(number), MARKERS[number % len(MARKERS)]
+    colour, marker = preset_colour(number), MARKERS[number % len(MARKERS)]
     table = entry.table[entry.table["state"] == "complete"]
     rest = table[~table["on_front"]]
     kept = rest[rest["feasible"]]
@@ -86,21 +86,23 @@ def draw_entry(axes: Any, entry: Entry, x: Goal, y: Goal, number: int) -> None:
     _stairs(axes, entry, x, y, colour=colour, alpha=0.9, width=1.6)
     for row in table[table["on_front"]].to_dict("records"):
         (point,) = axes.plot(row[x.name], row[y.name], marker, color=colour, markersize=6.5)
-        point.set_gid(f"{POINT_ID}{entry.label}:{row['trial_id']}")
+        point.set_gid(f"{POINT_ID}{entry.label}:{entry.trial_name(row)}")
     own, knee = entry.own, entry.knee
     if own is not None:
         (ring,) = axes.plot(own[x.name], own[y.name], "o", mfc="none", mec=colour, mew=1.6, markersize=13)
-        ring.set_gid(f"own-{POINT_ID}{entry.label}:{own['trial_id']}")
+        ring.set_gid(f"own-{POINT_ID}{entry.label}:{entry.trial_name(own)}")
     if knee is not None:
         (star,) = axes.plot(knee[x.name], knee[y.name], "*", color=colour, mec=INK, mew=0.8, markersize=16)
-        star.set_gid(f"knee-{POINT_ID}{entry.label}:{knee['trial_id']}")
+        star.set_gid(f"knee-{POINT_ID}{entry.label}:{entry.trial_name(knee)}")
 
 
 def _legend(comparison: Comparison) -> list[Line2D]:
     """A line per preset, then what the marks mean, in ink."""
     ink: dict[str, Any] = {"color": INK, "linestyle": "none"}
     presets = [
-        Line2D([], [], color=_colour(n), marker=MARKERS[n % len(MARKERS)], linewidth=1.6, label=entry.label)
+        Line2D(
+            [], [], color=preset_colour(n), marker=MARKERS[n % len(MARKERS)], linewidth=1.6, label=entry.label
+        )
         for n, entry in enumerate(comparison.entries)
     ]
     marks = [
@@ -143,13 +145,15 @@ def _stairs(axes: Any, entry: Entry, x: Goal, y: Goal, *, colour: str, alpha: fl
 
 
 def _band(axes: Any, entry: Entry, x: Goal, y: Goal, colour: str) -> None:
-    """From what every run attains to what the luckiest run attains."""
+    """From what every run attains to what the luckiest run attains; dashed: what half of them attain."""
     runs = [losses(run[run["feasible"]].to_dict("records"), (x, y)) for run in entry.runs]
     signs = np.array([-1 if goal.direction == "max" else 1 for goal in (x, y)])
     corners = [staircase(attainment(runs, level)) * signs for level in (1.0, 1 / len(runs))]
     if all(len(c) for c in corners):
         outline = np.concatenate([corners[0], corners[1][::-1]])
         axes.fill(outline[:, 0], outline[:, 1], color=colour, alpha=0.12, linewidth=0)
+        middle = staircase(attainment(runs, 0.5)) * signs
+        axes.plot(middle[:, 0], middle[:, 1], color=colour, linewidth=1.0, linestyle="--", alpha=0.8)
 
 
 def _decorate(axes: Any, x: Goal, y: Goal) -> None:
@@ -160,7 +164,8 @@ def _decorate(axes: Any, x: Goal, y: Goal) -> None:
         axis.set_major_locator(MaxNLocator(6))
 
 
-def _colour(number: int) -> str:
+def preset_colour(number: int) -> str:
+    """The colour of the comparison's preset of that number."""
     return COLOURS[number % len(COLOURS)]
 
 
@@ -177,7 +182,7 @@ def parallel_coordinates(comparison: Comparison, params: Sequence[str]) -> Figur
     figure = Figure(figsize=(max(8.0, 1.05 * len(names)), 4.2), layout="constrained")
     axes = figure.add_subplot()
     for number, (entry, table) in enumerate(zip(comparison.entries, tables, strict=True)):
-        colour = _colour(number)
+        colour = preset_colour(number)
         for row in table.sort_values(["knee", "on_front"]).to_dict("records"):
             heights = [scaled[name](row[name]) for name in names]
             width, alpha = (2.8, 1.0) if row["knee"] else (1.3, 0.7) if row["on_front"] else (0.6, 0.12)
@@ -213,7 +218,7 @@ def progress_figure(comparison: Comparison) -> Figure:
         for index, run in enumerate(entry.runs):
             steps, volumes = growth(run, comparison)
             label = entry.label if index == 0 else None
-            axes.step(steps, volumes, where="post", color=_colour(number), linewidth=1.6, label=label)
+            axes.step(steps, volumes, where="post", color=preset_colour(number), linewidth=1.6, label=label)
     axes.set(xlabel="trials", ylabel="hypervolume", ylim=(0, None))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.2, color=INK)
@@ -244,7 +249,7 @@ def importance_figure(found: Mapping[str, Mapping[str, Mapping[str, float]]]) ->
         for index, goal in enumerate(goals):
             places = np.arange(len(names)) + (0.5 * (len(goals) - 1) - index) * height
             shares = [by_goal.get(goal, {}).get(name, 0.0) for name in names]
-            axes.barh(places, shares, height=height, color=_colour(index + 4), label=goal)
+            axes.barh(places, shares, height=height, color=preset_colour(index + 4), label=goal)
         axes.set_yticks(range(len(names)), names)
         axes.set_title(label)
         axes.set_xlabel("share of variance explained")

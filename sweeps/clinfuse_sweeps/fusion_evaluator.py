@@ -113,7 +113,7 @@ class FusionEvaluator:
         return self.pipeline(
             self.slabs[case],
             settings.spaces[suggestion.preset].preset(suggestion.params),
-            steps=settings.steps,
+            steps=round(suggestion.params["steps"]) if "steps" in suggestion.params else settings.steps,
             members=settings.members,
             seed=stream_seed(settings.seed, "case", case),
             jitters=settings.jitters if warped else 0,

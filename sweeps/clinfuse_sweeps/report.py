@@ -18,6 +18,7 @@ from clinfuse_sweeps import figures
 from clinfuse_sweeps.compare import Comparison, Entry, Sweep, position, trade
 from clinfuse_sweeps.goals import Goal
 from clinfuse_sweeps.importance import LEAST_TRIALS, importance
+from clinfuse_sweeps.scatter_matrix import scatter_matrix
 from clinfuse_sweeps.trials import front_of
 
 PICTURES = "pictures"
@@ -46,6 +47,7 @@ def report(
         Section("What you give up", _trades(comparison)),
         Section("Images", _images(comparison, params)),
         Section("Trials on the fronts", _front_tables(comparison, params)),
+        Section("Every metric against every other", _matrix(comparison)),
         Section("How the values go together", _parallel(comparison, params)),
         Section("Numbers", _numbers(comparison)),
         Section("What matters", _importance(comparison, sweeps)),
@@ -84,7 +86,7 @@ def _verdict(entry: Entry, goals: Sequence[Goal]) -> str:
     for goal in goals:
         now = "" if own is None else f" (now {_number(own[goal.name])})"
         values.append(f"{goal.label} {_number(knee[goal.name])}{now}")
-    return f"{text}Knee {knee['trial_id']}: {', '.join(values)}. As it is, {position(entry, goals)}."
+    return f"{text}Knee {entry.trial_name(knee)}: {', '.join(values)}. As it is, {position(entry, goals)}."
 
 
 def _number(value: Any) -> str:
@@ -104,7 +106,9 @@ def _fronts(comparison: Comparison) -> str:
             "front reaches; star: knee, the best compromise; ring: the preset's values as they are."
         )
         if any(len(entry.runs) > 1 for entry in comparison.entries):
-            caption += " Band: from what every run attains to what the luckiest attains."
+            caption += (
+                " Band: from what every run attains to what the luckiest attains; dashed: half of them."
+            )
         html += figure(figures.svg(figures.fronts_figure, comparison, pair), caption)
     if len(comparison.entries) > 1:
         caption = "The same, a panel per preset on common axes; grey: the other presets' fronts."
@@ -127,13 +131,13 @@ def _images(comparison: Comparison, params: Sequence[str]) -> str:
     for entry in comparison.entries:
         shown = entry.table[entry.table["on_front"] | (entry.table["origin"] == "preset")]
         for row in shown.to_dict("records"):
-            trials[f"{entry.label}:{row['trial_id']}"] = _choice(entry, row, comparison.goals, params)
+            trials[f"{entry.label}:{entry.trial_name(row)}"] = _choice(entry, row, comparison.goals, params)
         if entry.knee is not None:
-            starts.append(f"{entry.label}:{entry.knee['trial_id']}")
+            starts.append(f"{entry.label}:{entry.trial_name(entry.knee)}")
     if not any(trial["picture"] for trial in trials.values()) or not starts:
         return ""
     first = comparison.entries[0]
-    own = f"{first.label}:{first.own['trial_id']}" if first.own is not None else starts[0]
+    own = f"{first.label}:{first.trial_name(first.own)}" if first.own is not None else starts[0]
     begin = (starts[0], starts[1]) if len(starts) > 1 else (own, starts[0])
     options = "".join(
         f'<option value="{escape(key)}">{escape(trial["name"])}</option>' for key, trial in trials.items()
@@ -162,8 +166,8 @@ def _choice(
     measured += [name for name in ("lesion_dice", "seam") if name not in measured]
     pairs = [(name, row.get(name)) for name in (*measured, *params)]
     return {
-        "trial": row["trial_id"],
-        "name": f"{entry.label} · {row['trial_id']} · {what}",
+        "trial": entry.trial_name(row),
+        "name": f"{entry.label} · {entry.trial_name(row)} · {what}",
         "picture": data_url(picture.read_bytes()) if picture.is_file() else "",
         "facts": [[name, _number(value)] for name, value in pairs if pd.notna(value)],
     }
@@ -195,13 +199,26 @@ def _front_tables(comparison: Comparison, params: Sequence[str]) -> str:
         columns = list(dict.fromkeys(["trial_id", *(g.name for g in comparison.goals), *extra, *params]))
         rows = front[columns].rename(columns={"trial_id": "trial"})
         rows["trial"] = [
-            f"{n}{' ★ knee' if k else ''}" for n, k in zip(front["number"], front["knee"], strict=True)
+            f"{_short_name(entry, row)}{' ★ knee' if row['knee'] else ''}" for row in front.to_dict("records")
         ]
         caption = entry.label
         if len(rows) > ROWS_SHOWN:
             caption += f" (the first {ROWS_SHOWN} of {len(rows)}; all are in the Parquet file)"
         html += table(rows.head(ROWS_SHOWN), caption=caption)
     return f'<div class="trials">{html}</div>'
+
+
+def _short_name(entry: Entry, row: Mapping[Any, Any]) -> str:
+    return entry.trial_name(row).replace(f"{entry.preset}-", "")
+
+
+def _matrix(comparison: Comparison) -> str:
+    drawn = figures.svg(scatter_matrix, comparison)
+    return figure(
+        drawn,
+        "Objectives first, then the other metrics measured. Pale: every completed trial; full: on the front (a click "
+        "shows its images). Diagonal: how many trials lie where.",
+    )
 
 
 def _parallel(comparison: Comparison, params: Sequence[str]) -> str:

@@ -18,11 +18,12 @@ from clinfuse_sweeps.goals import GOALS, find_goals, parse_limit
 from clinfuse_sweeps.importance import importance
 from clinfuse_sweeps.plan import Plan, check_continues, load_plan
 from clinfuse_sweeps.report import report
+from clinfuse_sweeps.scatter_matrix import scatter_matrix, shown_goals
 from clinfuse_sweeps.space import space_around
 from clinfuse_sweeps.trials import trials_table, write_fronts, write_table
 
 from clinfuse.errors import ConfigError, InputError
-from clinfuse.presets import load_presets
+from clinfuse.presets import Preset, load_presets
 
 PRESETS = load_presets()
 GOAL_PAIR = find_goals(["brain_ssim", "bone_ssim"])
@@ -131,6 +132,15 @@ def test_seeds_of_one_preset_are_runs_and_other_models_are_entries(tmp_path: Pat
     apart = compare([first, other])
     assert [e.label for e in apart.entries] == ["balanced (a)", "balanced (c)"]
     assert any("different models" in text for text in apart.warnings)
+    # both runs hold a trial of each number: names say which run is meant, on the page and for the export
+    names = [entry.trial_name(row) for row in entry.table.to_dict("records")]
+    assert len(set(names)) == 12 and {"a/balanced-0002", "b/balanced-0002"} <= set(names)
+    html = report(pooled, [first, second], title="t")
+    assert "trial:balanced:b/balanced-0002" in html and "trial:balanced:balanced-0002" not in html
+    with pytest.raises(ConfigError, match="a/balanced-0002, b/balanced-0002"):
+        export_preset(pooled, [first, second], "balanced", tmp_path, trial="balanced-0002")
+    path = export_preset(pooled, [first, second], "balanced", tmp_path, trial="b/balanced-0002")
+    assert json.loads(path.with_suffix(".provenance.json").read_text())["sweep"] == "b"
 
 
 def test_presets_lean_as_made_and_unknown_ones_are_refused(tmp_path: Path) -> None:
@@ -153,7 +163,9 @@ def test_report_is_self_contained_and_says_what_matters(tmp_path: Path) -> None:
     assert "no finite value of brain_ssim" in html
     for fetched in ('src="http', "<link", "url(http", "@import"):
         assert fetched not in html
-    assert png(fronts_figure, comparison).startswith(b"\x89PNG")
+    for figure in (fronts_figure, scatter_matrix):
+        assert png(figure, comparison).startswith(b"\x89PNG")
+    assert [goal.name for goal in shown_goals(comparison)] == ["brain_ssim", "bone_ssim"]
 
 
 def test_report_with_pictures_lets_choose_trials(tmp_path: Path) -> None:
@@ -183,6 +195,8 @@ def test_exported_knee_is_a_preset_file_with_provenance(tmp_path: Path) -> None:
     assert knee is not None
     assert preset.alpha == pytest.approx(knee["alpha"], rel=1e-3)
     assert preset.lambda_dice == PRESETS["balanced"].lambda_dice
+    body = json.loads(path.with_suffix(".json").read_text())
+    assert "name" not in body and Preset(name="x", **body).alpha == preset.alpha
     told = json.loads(path.with_suffix(".provenance.json").read_text())
     assert told["trial"] == "balanced-0002" and told["metrics_on_validation"]["bone_ssim"] == 0.88
     other = export_preset(comparison, [sweep], "balanced", tmp_path / "out", trial="balanced-0003")
@@ -214,7 +228,9 @@ def test_plan_survives_its_file_and_refuses_nonsense(tmp_path: Path) -> None:
     assert load_plan(tmp_path / "again") == plan
     spaces = {"balanced": space_around(PRESETS["balanced"])}
     for wrong in (
-        {"sampler": "grid"},
+        {"sampler": "annealing"},
+        {"rungs": 0},
+        {"rungs": 2, "halving": True},
         {"trials": 0},
         {"objectives": ("seam",)},
         {"spaces": {}},
