@@ -1,8 +1,9 @@
-"""The sweep machinery on a problem with a known front: `python tests/benchmarks/sweeps.py [--quick]`.
+"""Sweeps, measured: `python tests/benchmarks/sweeps.py [--quick] [--model M --data D.zarr]`.
 
-Measures the overhead of a trial, wall time against compute, the share of ZDT1's true hypervolume that a sweep
-reaches beside random search, and how long it takes to go on after 1,000 finished trials. Writes
-tests/benchmarks/results/sweeps.md.
+On a problem with a known front: the overhead of a trial, wall time against compute, the driver's time over a thousand
+trials, the share of ZDT1's true hypervolume beside random search, what early stopping saves, and how long it takes to
+go on after 1,000 finished trials. On the embedded cohort: search against random trials over five seeds, the presets
+against their own fronts, and what sharing a batch would bring. Writes tests/benchmarks/results/sweeps.md.
 """
 
 from __future__ import annotations
@@ -12,39 +13,60 @@ import json
 import sys
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import sweeps_cohort as cohort
 from clinfuse_platform.session import session
 from clinfuse_sweeps.analytic import TRUE_HYPERVOLUME, Zdt1
 from clinfuse_sweeps.fronts import hypervolume
-from clinfuse_sweeps.goals import losses
+from clinfuse_sweeps.goals import find_goals, losses
 from clinfuse_sweeps.plan import Plan
 from clinfuse_sweeps.runner import SweepResult, collect, run_sweep
 from clinfuse_sweeps.space import space_around
 from clinfuse_sweeps.studies import PresetStudy, open_storage
 from clinfuse_sweeps.trials import RECORD
+from numpy.typing import NDArray
+from sweeps_cohort import Row
 
 from clinfuse.presets import load_presets
 
 RESULT = Path(__file__).parent / "results" / "sweeps.md"
-SPACES = {name: space_around(load_presets()[name]) for name in ("balanced", "bone_tumor")}
+PRESETS = ("balanced", "bone_tumor")
+SPACES = {name: space_around(load_presets()[name]) for name in PRESETS}
+TRUTH_TRIALS = 120
+GOALS = find_goals(["brain_ssim", "bone_ssim"])
 
 
-def sweep(folder: Path, *, sampler: str, trials: int, seconds: float, seed: int = 0) -> SweepResult:
-    """Two presets on two slots."""
-    plan = Plan(spaces=SPACES, trials=trials, slots=2, sampler=sampler, seed=seed)
-    return run_sweep(plan, Zdt1(SPACES, seconds=seconds), folder)
+def sweep(
+    folder: Path,
+    *,
+    sampler: str,
+    trials: int,
+    seconds: float,
+    seed: int = 0,
+    presets: Sequence[str] = PRESETS,
+) -> SweepResult:
+    """Presets side by side on two slots."""
+    spaces = {name: SPACES[name] for name in presets}
+    plan = Plan(spaces=spaces, trials=trials, slots=2, sampler=sampler, seed=seed)
+    return run_sweep(plan, Zdt1(spaces, seconds=seconds), folder)
 
 
 def share_of_truth(result: SweepResult, preset: str) -> float:
     """Hypervolume of the preset's trials against (1, 1), as a share of ZDT1's own."""
-    plan_goals = Plan(spaces=SPACES, trials=1).goals
-    rows = result.table[result.table["preset"] == preset].to_dict("records")
-    return hypervolume(losses(rows, plan_goals), np.zeros(2)) / TRUE_HYPERVOLUME
+    return share_of(result, preset, np.zeros(2)) / TRUE_HYPERVOLUME
 
 
-def overhead(root: Path, trials: int) -> list[tuple[str, str]]:
+def share_of(result: SweepResult, preset: str, reference: NDArray[np.float64]) -> float:
+    """Hypervolume of the preset's completed trials."""
+    table = result.table
+    rows = table[(table["preset"] == preset) & (table["state"] == "complete")].to_dict("records")
+    return hypervolume(losses(rows, GOALS), reference)
+
+
+def overhead(root: Path, trials: int) -> list[Row]:
     """Per-trial overhead and the wall ratio of trials that take 1 s."""
     idle = sweep(root / "idle", sampler="random", trials=trials, seconds=0.0)
     busy = sweep(root / "busy", sampler="random", trials=trials, seconds=1.0)
@@ -64,7 +86,46 @@ def _ratio(busy: SweepResult, ideal: float) -> str:
     return f"{(busy.search_seconds + first) / ideal:.3f}"
 
 
-def truth(root: Path, trials: int, seeds: int) -> list[tuple[str, str]]:
+def crowd(root: Path, trials: int) -> list[Row]:
+    """Whether the driver slows down: seconds per empty trial, early and late in a long sweep."""
+    done: list[float] = []
+    plan = Plan(spaces={"balanced": SPACES["balanced"]}, trials=trials, slots=2, sampler="random")
+    problem = Zdt1(plan.spaces)
+    run_sweep(plan, problem, root, on_trial=lambda trial: done.append(time.monotonic()))
+    part = max(trials // 5, 1)
+    early, late = np.diff(done[:part]).mean(), np.diff(done[-part:]).mean()
+    return [
+        (f"{trials} empty trials: one of the first {part}", f"{early * 1000:.0f} ms"),
+        (f"one of the last {part}", f"{late * 1000:.0f} ms ({late / early:.2f} times)"),
+    ]
+
+
+def early_stop(root: Path, trials: int, seeds: int) -> list[Row]:
+    """What `--halving` saves on noisy cases, and what it costs in hypervolume."""
+    saved, kept = [], []
+    for seed in range(seeds):
+        found = []
+        for halving in (False, True):
+            spaces = {"balanced": SPACES["balanced"]}
+            plan = Plan(spaces=spaces, trials=trials, slots=2, sampler="random", seed=seed, halving=halving)
+            problem = Zdt1(spaces, cases=10, noise=0.1)
+            found.append(run_sweep(plan, problem, root / f"{halving}-{seed}"))
+        whole, stopped = found
+        saved.append(1 - stopped.table["cases"].sum() / whole.table["cases"].sum())
+        values = losses(whole.table.to_dict("records"), GOALS)
+        reference = np.asarray(values.max(axis=0))
+        kept.append(share_of(stopped, "balanced", reference) / share_of(whole, "balanced", reference))
+    return [
+        (f"--halving, {trials} random trials on 10 noisy cases: cases not visited", _spread(saved)),
+        ("hypervolume kept against visiting all", _spread(kept)),
+    ]
+
+
+def _spread(values: Sequence[float]) -> str:
+    return f"{np.mean(values):.1%} ({min(values):.1%} to {max(values):.1%})"
+
+
+def truth(root: Path, trials: int, seeds: int) -> list[Row]:
     """Share of the true hypervolume, sampler beside random search."""
     rows = []
     for sampler in ("auto", "random"):
@@ -79,7 +140,7 @@ def truth(root: Path, trials: int, seeds: int) -> list[tuple[str, str]]:
     return rows
 
 
-def resume(root: Path, trials: int) -> list[tuple[str, str]]:
+def resume(root: Path, trials: int) -> list[Row]:
     """Seconds until a sweep with that many finished trials could suggest the next one, and has its table."""
     plan = Plan(spaces={"balanced": SPACES["balanced"]}, trials=trials, sampler="random")
     root.mkdir(parents=True)
@@ -104,23 +165,54 @@ def resume(root: Path, trials: int) -> list[tuple[str, str]]:
     return [*rows, (f"its table of {len(table)} trials", f"{time.perf_counter() - start - opened:.2f} s")]
 
 
-def main() -> int:
-    """Measure and write the table."""
+def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="fewer trials and seeds")
-    quick = parser.parse_args().quick
-    with tempfile.TemporaryDirectory() as folder, session():
+    parser.add_argument("--quick", action="store_true", help="fewer trials and seeds; nothing is written")
+    parser.add_argument("--model", type=Path, metavar="M", help="model folder of the embedded cohort")
+    parser.add_argument("--data", type=Path, metavar="D.zarr", help="the embedded cohort, prepared")
+    parser.add_argument(
+        "--keep", type=Path, metavar="DIR", help="keep the cohort's sweeps; go on with those there"
+    )
+    args = parser.parse_args(words)
+    if (args.model is None) != (args.data is None):
+        parser.error("--model and --data belong together; without both, a small model is trained")
+    return args
+
+
+def main() -> int:
+    """Measure and write the tables."""
+    args = parse()
+    quick, tables = args.quick, dict[str, list[Row]]()
+    with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        rows = overhead(root / "overhead", 8 if quick else 30)
-        rows += truth(root / "truth", 40 if quick else 80, 1 if quick else 5)
-        rows += resume(root / "resume", 200 if quick else 1000)
-    lines = ["# Sweeps", "", "`python tests/benchmarks/sweeps.py`", "", "| what | value |", "| --- | --- |"]
-    lines += [f"| {what} | {value} |" for what, value in rows]
-    text = "\n".join(lines) + "\n"
+        model, data = (args.model, args.data) if args.model else cohort.make_model(root)
+        with session():
+            tables["Machinery"] = overhead(root / "overhead", 8 if quick else 30)
+            tables["Machinery"] += crowd(root / "crowd", 100 if quick else 1000)
+            tables["Machinery"] += resume(root / "resume", 200 if quick else 1000)
+            tables["A known front"] = truth(root / "truth", 40 if quick else TRUTH_TRIALS, 1 if quick else 2)
+            tables["A known front"] += early_stop(root / "stop", 30 if quick else 60, 1 if quick else 3)
+            trials, seeds = (12, 2) if quick else (60, 5)
+            found = cohort.run_all(args.keep or root / "cohort", model, data, trials=trials, seeds=seeds)
+        title = f"Embedded cohort: {trials} trials per preset, {seeds} seeds"
+        tables[title] = [*cohort.compare_samplers(found), *cohort.compare_presets(found["auto"])]
+        tables["Sharing a batch"] = cohort.batching(model, data)
+    text = to_markdown(tables)
     if not quick:
         RESULT.write_text(text, encoding="utf-8")
     sys.stdout.write(text)
     return 0
+
+
+def to_markdown(tables: Mapping[str, Sequence[Row]]) -> str:
+    """A section per table."""
+    lines = ["# Sweeps", "", "`python tests/benchmarks/sweeps.py`", ""]
+    for title, rows in tables.items():
+        lines += [f"## {title}", "", "| what | value |", "| --- | --- |"]
+        lines += [f"| {what} | {value} |" for what, value in rows]
+        lines.append("")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

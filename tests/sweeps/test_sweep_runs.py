@@ -1,13 +1,7 @@
-"""Sweeps on real Ray with a problem of known answer: run, failures, kill of the driver, resume, compare, export."""
+"""Sweeps on real Ray with a problem of known answer: run, failures, resume, compare."""
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -150,74 +144,6 @@ def test_dominated_trials_are_stopped_and_stay_off_the_front(ray_session: None, 
     assert len(stopped) > 0 and (stopped["cases"] < 6).all() and (stopped["cases"] >= 2).all()
     assert not stopped["on_front"].any()
     assert (result.table.loc[result.table["state"] == "complete", "cases"] == 6).all()
-
-
-DRIVER = """
-import sys
-from pathlib import Path
-from clinfuse.presets import load_presets
-from clinfuse_platform.session import session
-from clinfuse_sweeps.analytic import Zdt1
-from clinfuse_sweeps.plan import Plan
-from clinfuse_sweeps.runner import run_sweep
-from clinfuse_sweeps.space import space_around
-
-spaces = {name: space_around(load_presets()[name]) for name in ("balanced", "bone_tumor")}
-with session():
-    run_sweep(Plan(spaces=spaces, trials=8, slots=2, sampler="tpe"), Zdt1(spaces, seconds=0.3), Path(sys.argv[1]))
-"""
-
-
-def test_killed_driver_loses_no_finished_trial_and_repeats_none(ray_session: None, tmp_path: Path) -> None:
-    from clinfuse_sweeps.studies import open_storage
-
-    folder = tmp_path / "killed"
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-    driver = subprocess.Popen([sys.executable, "-c", DRIVER, str(folder)], env=environment)
-    deadline = time.monotonic() + 120
-    while _finished_trials(folder) < 3 and driver.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.1)
-    driver.send_signal(signal.SIGKILL)
-    driver.wait()
-    import optuna
-
-    storage = open_storage(folder)
-    before = {
-        (name, t.number): (t.params, t.values)
-        for name in SPACES
-        for t in optuna.load_study(study_name=name, storage=storage).trials
-        if t.state.name == "COMPLETE"
-    }
-    assert len(before) >= 3
-    plan = Plan(spaces=SPACES, trials=PER_PRESET, slots=2, sampler="tpe")
-    result = run_sweep(plan, Zdt1(SPACES), folder, resume=True)
-    done = result.table[result.table["state"] == "complete"]
-    assert done.groupby("preset").size().to_dict() == dict.fromkeys(SPACES, PER_PRESET)
-    assert not done.duplicated(["preset", *plan.params]).any()
-    for (name, number), (params, values) in before.items():
-        row = done[(done["preset"] == name) & (done["number"] == number)].iloc[0]
-        assert {k: row[k] for k in params} == pytest.approx(params)
-        assert [row["brain_ssim"], row["bone_ssim"]] == pytest.approx(values)
-    interrupted = result.table[result.table["state"] == "interrupted"]
-    # what was running was tried again with the same values (none yet if the driver died while asking)
-    for lost in interrupted.dropna(subset=["alpha"]).to_dict("records"):
-        twin = done[(done["preset"] == lost["preset"]) & (done["alpha"] == lost["alpha"])]
-        assert len(twin) == 1
-
-
-def _finished_trials(folder: Path) -> int:
-    """Trials told as complete, read from the journal's lines without opening the storage."""
-    journal = folder / "journal.log"
-    if not journal.exists():
-        return 0
-    count = 0
-    for line in journal.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            continue
-        count += entry.get("state") == 1 and bool(entry.get("values"))
-    return count
 
 
 def test_comparison_of_the_finished_sweep(finished: SweepResult) -> None:
