@@ -1,0 +1,78 @@
+"""The model that comes with the package: small, complete, and good on real images that it never saw."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from clinfuse_prep.prepare import prepare_pair
+from clinfuse_serve.fuse import released_model
+
+from clinfuse.baselines import BASELINES
+from clinfuse.case import Case
+from clinfuse.evaluation.objectives import objectives
+from clinfuse.pipeline import FusionPipeline
+
+BRAIN_GOAL, BONE_GOAL, WITHIN = 0.96, 0.985, 0.9
+
+
+@pytest.fixture(scope="module")
+def released() -> FusionPipeline:
+    return FusionPipeline.from_pretrained(released_model())
+
+
+def test_it_is_small_calibrated_and_tells_where_it_is_from(released: FusionPipeline) -> None:
+    folder = released_model()
+    assert sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) <= 8_000_000
+    assert released.kind == "student" and len(released.members) == 3
+    assert released.lesion_head is not None and released.calibration is not None
+    assert released.metadata["recipe"] == "cpu-small" and released.metadata["data_hash"]
+    assert "research use" in (folder / "README.md").read_text(encoding="utf-8").lower()
+
+
+def test_it_fuses_whatever_the_size(released: FusionPipeline, tiny_case: Case) -> None:
+    result = released(tiny_case, "balanced")
+    assert result.fused.shape == tiny_case.shape and result.interval is not None
+    bone = tiny_case.bone > 0
+    assert np.abs(result.fused - tiny_case.companion)[bone].mean() < 0.1
+    assert np.abs(result.fused - tiny_case.anatomy)[tiny_case.brain > 0].mean() < 0.1
+
+
+@pytest.mark.real
+def test_real_slices_it_never_saw(released: FusionPipeline, data_root: Path) -> None:
+    """Middle slices of every AANLIB patient: means within a tenth of the goals for ROI SSIM."""
+    patients = sorted((data_root / "aanlib" / "MRI-CT").glob("case_*"))
+    if not patients:
+        pytest.skip("no real slices here")
+    found = []
+    for patient in patients:
+        slices = sorted((patient / "MRI").glob("*.png"))
+        mri = slices[len(slices) // 2]
+        case = prepare_pair(mri, patient / "CT" / mri.name, case_id="real")
+        found.append(scores(released, case))
+    brain, bone = np.mean(found, axis=0)
+    assert brain >= WITHIN * BRAIN_GOAL and bone >= WITHIN * BONE_GOAL
+
+
+@pytest.mark.real
+def test_the_templates_it_never_saw(released: FusionPipeline, data_root: Path) -> None:
+    folder = data_root / "templates_2mm"
+    if not (folder / "t1.nii.gz").is_file():
+        pytest.skip("no templates here")
+    mask = folder / "brainmask.nii.gz"
+    case = prepare_pair(folder / "t1.nii.gz", folder / "ct_hu.nii.gz", brain=mask, case_id="real")
+    brain, bone = scores(released, case)
+    others = [BASELINES[name](case, released.resolve_preset("balanced")) for name in ("hard_roi", "prior")]
+    best = max(
+        objectives(case, fused, None, released.resolve_preset("balanced"))["bone_ssim"] for fused in others
+    )
+    assert brain >= WITHIN * BRAIN_GOAL
+    assert bone > best + 0.2, "the averaged skull is two voxels thin: no composition comes near the goal"
+
+
+def scores(model: FusionPipeline, case: Case) -> tuple[float, float]:
+    """SSIM to MRI in brain and to CT in bone."""
+    preset = model.resolve_preset("balanced")
+    values = objectives(case, model(case, preset).fused, None, preset)
+    return values["brain_ssim"], values["bone_ssim"]
