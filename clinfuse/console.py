@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 T = TypeVar("T")
+LINE_SECONDS = 30.0
 CONSOLE = Console(stderr=True, highlight=False)
 
 
@@ -29,7 +30,21 @@ def step(title: str) -> Iterator[None]:
 
 
 def progress(items: Iterable[T], *, total: int | None = None, label: str = "") -> Iterator[T]:
-    """Iterate with a bar on a terminal, and silently where there is none."""
+    """Iterate with a bar on a terminal; elsewhere (a job's log) with a line every half a minute."""
+    if not CONSOLE.is_terminal:
+        yield from _told_in_lines(items, total, label)
+        return
     columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=CONSOLE, transient=True, disable=not CONSOLE.is_terminal) as bar:
+    with Progress(*columns, console=CONSOLE, transient=True) as bar:
         yield from bar.track(items, total=total, description=label)
+
+
+def _told_in_lines(items: Iterable[T], total: int | None, label: str) -> Iterator[T]:
+    start = told = time.monotonic()
+    for done, item in enumerate(items, start=1):
+        yield item
+        now = time.monotonic()
+        if now - told >= LINE_SECONDS:
+            told = now
+            left = f" of {total}, about {(now - start) / done * (total - done):.0f} s left" if total else ""
+            CONSOLE.print(f"  {label}: {done}{left}")
