@@ -35,7 +35,7 @@ from clinfuse.presets import load_presets
 RESULT = Path(__file__).parent / "results" / "sweeps.md"
 PRESETS = ("balanced", "bone_tumor")
 SPACES = {name: space_around(load_presets()[name]) for name in PRESETS}
-TRUTH_TRIALS = 120
+TRUTH_TRIALS = 160
 GOALS = find_goals(["brain_ssim", "bone_ssim"])
 
 
@@ -191,8 +191,8 @@ def main() -> int:
             tables["Machinery"] = overhead(root / "overhead", 8 if quick else 30)
             tables["Machinery"] += crowd(root / "crowd", 100 if quick else 1000)
             tables["Machinery"] += resume(root / "resume", 200 if quick else 1000)
-            tables["A known front"] = truth(root / "truth", 40 if quick else TRUTH_TRIALS, 1 if quick else 2)
-            tables["A known front"] += early_stop(root / "stop", 30 if quick else 60, 1 if quick else 3)
+            tables["A known front"] = truth(root / "truth", 40 if quick else TRUTH_TRIALS, 1)
+            tables["A known front"] += early_stop(root / "stop", 30 if quick else 40, 1 if quick else 2)
             trials, seeds = (12, 2) if quick else (60, 5)
             found = cohort.run_all(args.keep or root / "cohort", model, data, trials=trials, seeds=seeds)
         title = f"Embedded cohort: {trials} trials per preset, {seeds} seeds"
