@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,21 +92,16 @@ def conclude(
     from clinfuse_sweeps.compare import open_sweep
     from clinfuse_sweeps.pictures import source_strips
     from clinfuse_sweeps.runner import run_sweep
-    from clinfuse_sweeps.trial_logs import open_logs
+    from clinfuse_sweeps.trial_logs import open_logs, tell_all
 
-    opened = open_logs(logs, out)
-
-    def tell(trial: dict[str, Any]) -> None:
-        for log in opened:
-            log(trial)
-
-    pictures = out / "pictures"
-    pictures.mkdir(parents=True, exist_ok=True)
-    for name, png in source_strips(cases).items():
-        (pictures / f"{name}.png").write_bytes(png)
-    names = ", ".join(plan.spaces)
-    with step(f"sweep of {names}: {plan.trials} trials each, {plan.slots} at a time"):
-        result = run_sweep(plan, recipe, out, resume=resume, on_trial=tell)
+    with open_logs(logs, out) as opened:
+        pictures = out / "pictures"
+        pictures.mkdir(parents=True, exist_ok=True)
+        for name, png in source_strips(cases).items():
+            (pictures / f"{name}.png").write_bytes(png)
+        names = ", ".join(plan.spaces)
+        with step(f"sweep of {names}: {plan.trials} trials each, {plan.slots} at a time"):
+            result = run_sweep(plan, recipe, out, resume=resume, on_trial=partial(tell_all, opened))
     with step("report"):
         _, path = write_report([open_sweep(out)], out, title=f"Sweep: {names}")
     table = result.table

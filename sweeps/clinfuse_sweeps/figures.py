@@ -183,9 +183,12 @@ def parallel_coordinates(comparison: Comparison, params: Sequence[str]) -> Figur
     axes = figure.add_subplot()
     for number, (entry, table) in enumerate(zip(comparison.entries, tables, strict=True)):
         colour = preset_colour(number)
+        shade = float(np.clip(25 / max(int(table["on_front"].sum()), 1), 0.12, 0.7))
         for row in table.sort_values(["knee", "on_front"]).to_dict("records"):
             heights = [scaled[name](row[name]) for name in names]
-            width, alpha = (2.8, 1.0) if row["knee"] else (1.3, 0.7) if row["on_front"] else (0.6, 0.12)
+            width, alpha = (
+                (2.8, 1.0) if row["knee"] else (1.3, shade) if row["on_front"] else (0.6, 0.5 * shade)
+            )
             axes.plot(heights, color=colour, linewidth=width, alpha=alpha)
         axes.plot([], [], color=colour, linewidth=2, label=entry.label)
     for place, name in enumerate(names):

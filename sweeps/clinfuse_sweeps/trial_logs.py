@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from clinfuse.console import say
 from clinfuse.errors import ConfigError
 
 TrialLog = Callable[[Mapping[str, Any]], None]
+OpenLog = tuple[TrialLog, Callable[[], None]]  # what takes a trial, and what ends the log
 
 
-def open_logs(names: Sequence[str], folder: Path) -> list[TrialLog]:
-    """The logs asked for, each called with every finished trial's preset, number, params, state and metrics.
+@contextmanager
+def open_logs(names: Sequence[str], folder: Path) -> Iterator[list[TrialLog]]:
+    """The logs asked for, closed (and so written out) at the end.
+
+    Each is called with every finished trial's preset, number, params, state and metrics.
 
     Args:
         names: of LOGS, each at most once.
@@ -25,18 +31,34 @@ def open_logs(names: Sequence[str], folder: Path) -> list[TrialLog]:
     Raises:
         ConfigError: an unknown name, or its package is not installed (the command that installs it is given).
     """
-    found = []
+    found, ends = list[TrialLog](), list[Callable[[], None]]()
     for name in dict.fromkeys(names):
         if name not in LOGS:
             raise ConfigError("no such log", expected=f"one of {', '.join(LOGS)}", found=name)
         package, opened = LOGS[name]
         try:
-            found.append(opened(folder))
+            log, end = opened(folder)
         except ImportError as error:
             raise ConfigError(
                 f"{name} is not installed", found="no such package", todo=f"pip install {package}"
             ) from error
-    return found
+        found.append(log)
+        ends.append(end)
+    try:
+        yield found
+    finally:
+        for end in ends:
+            end()
+
+
+def tell_all(logs: list[TrialLog], trial: Mapping[str, Any]) -> None:
+    """Tell the trial to every log; one that fails (a server that is gone) is left out from then on, and said so."""
+    for log in tuple(logs):
+        try:
+            log(trial)
+        except Exception as error:
+            logs.remove(log)
+            say(f"  a trial log failed ({type(error).__name__}); the sweep goes on without it")
 
 
 def told(trial: Mapping[str, Any]) -> dict[str, float]:
@@ -44,7 +66,7 @@ def told(trial: Mapping[str, Any]) -> dict[str, float]:
     return {name: float(v) for name, v in trial.get("metrics", {}).items() if math.isfinite(v)}
 
 
-def tensorboard_log(folder: Path) -> TrialLog:
+def tensorboard_log(folder: Path) -> OpenLog:
     """Each preset is a TensorBoard run; metrics and searched values are scalars over the trial's number."""
     writer = import_module("tensorboardX").SummaryWriter
     writers: dict[str, Any] = {}
@@ -58,13 +80,18 @@ def tensorboard_log(folder: Path) -> TrialLog:
                 writers[name].add_scalar(f"{group}/{key}", float(value), number)
         writers[name].flush()
 
-    return log
+    def end() -> None:
+        for each in writers.values():
+            each.close()
+
+    return log, end
 
 
-def mlflow_log(folder: Path) -> TrialLog:
+def mlflow_log(folder: Path) -> OpenLog:
     """Each trial is an MLflow run of the experiment `clinfuse/<sweep folder's name>`."""
     mlflow: Any = import_module("mlflow")
     if not os.environ.get("MLFLOW_TRACKING_URI"):
+        folder.mkdir(parents=True, exist_ok=True)
         mlflow.set_tracking_uri(f"sqlite:///{folder / 'mlflow.db'}")
     mlflow.set_experiment(f"clinfuse/{folder.name}")
 
@@ -74,11 +101,11 @@ def mlflow_log(folder: Path) -> TrialLog:
             mlflow.log_params({name: float(value) for name, value in trial["params"].items()})
             mlflow.log_metrics(told(trial))
 
-    return log
+    return log, lambda: None
 
 
 # name: (what to install, how it is opened)
-LOGS: dict[str, tuple[str, Callable[[Path], TrialLog]]] = {
+LOGS: dict[str, tuple[str, Callable[[Path], OpenLog]]] = {
     "tensorboard": ("tensorboardX", tensorboard_log),
     "mlflow": ("mlflow", mlflow_log),
 }
