@@ -13,7 +13,14 @@ import pandas as pd
 import pytest
 from clinfuse_prep.manifest import manifest_row
 from clinfuse_prep.store import CaseStore
-from clinfuse_sweeps.fusion_evaluator import FusionEvaluator, FusionSettings, jitter_of, load_slabs
+from clinfuse_sweeps.fusion_evaluator import (
+    FusionEvaluator,
+    FusionSettings,
+    check_cases,
+    jitter_of,
+    load_slabs,
+)
+from clinfuse_sweeps.goals import find_goals, parse_limit
 from clinfuse_sweeps.space import space_around
 from clinfuse_sweeps.trainable import Suggestion, describe, mean_metrics
 from clinfuse_sweeps.verbs import PARETO, SWEEP
@@ -91,6 +98,27 @@ def test_jitter_is_drawn_only_above_its_threshold(model: Path, store: Path) -> N
     assert (drawn.translation_mm, drawn.rotation_deg, drawn.elastic_mm) == (2.0, 0.5, 1.0)
     one, other = (evaluator.fuse(suggestion(schedule=number), 0).fused for number in (0, 2))
     assert np.array_equal(one, still) and not np.array_equal(one, other)
+
+
+def test_what_no_trial_could_measure_is_refused_before_the_first(tiny_case: Case) -> None:
+    goals = find_goals(["brain_ssim", "lesion_dice"])
+    check_cases([tiny_case], goals, ())
+    bare = replace(tiny_case, lesion=np.zeros_like(tiny_case.lesion))
+    with pytest.raises(ConfigError, match="a lesion mask in at least one case"):
+        check_cases([bare], goals, ())
+    with pytest.raises(ConfigError, match="model with a lesion head"):
+        check_cases([tiny_case], goals, (), lesion_head=False)
+    with pytest.raises(ConfigError, match="lesion_hd95_mm cannot be measured"):
+        check_cases([bare], goals[:1], (parse_limit("lesion_hd95_mm<=5"),))
+    with pytest.raises(InputError, match="no validation cases"):
+        check_cases([], goals, ())
+
+
+def test_searched_steps_count_more_than_those_of_the_sweep(model: Path, store: Path) -> None:
+    slabs = load_slabs(store, split="val", slices=3, limit=1)
+    evaluator = FusionEvaluator(FusionSettings(model=str(model), spaces=SPACES, steps=2), slabs)
+    assert evaluator.fuse(suggestion(), 0).info["steps"] == 2
+    assert evaluator.fuse(suggestion(steps=3), 0).info["steps"] == 3
 
 
 def test_errors_are_told_without_paths() -> None:
