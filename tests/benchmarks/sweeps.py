@@ -35,7 +35,7 @@ from clinfuse.presets import load_presets
 RESULT = Path(__file__).parent / "results" / "sweeps.md"
 PRESETS = ("balanced", "bone_tumor")
 SPACES = {name: space_around(load_presets()[name]) for name in PRESETS}
-TRUTH_TRIALS = 160
+TRUTH_TRIALS = 200
 GOALS = find_goals(["brain_ssim", "bone_ssim"])
 
 
