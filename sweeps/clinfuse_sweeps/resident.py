@@ -31,3 +31,14 @@ class ResidentWorkers(FIFOScheduler):
             self._told = True
             # Tune has no public setting for it; Ray is pinned to the version in which this was read and tried
             tune_controller._actor_cache.increase_max(trial.placement_group_factory, self.slots)
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
+        """The first waiting trial without a worker: one whose own worker is starting waits for that one.
+
+        Tune would give it the first worker that is free and throw the starting one away, so that short trials
+        never got a second slot and loaded again and again in vain.
+        """
+        for trial in tune_controller.get_trials():
+            if trial.status == Trial.PENDING and trial not in tune_controller._trial_to_actor:
+                return trial
+        return None
