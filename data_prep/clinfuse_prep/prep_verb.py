@@ -223,9 +223,9 @@ def _workers(jobs: int, arguments: argparse.Namespace) -> Iterator[None]:
     import ray
 
     cpus = arguments.workers or None
-    options: dict[str, Any] = (
-        {"address": address} if address else {"num_cpus": cpus, "include_dashboard": False}
-    )
+    # "local": never join a cluster that happens to run here
+    own = {"address": "local", "num_cpus": cpus, "include_dashboard": False}
+    options: dict[str, Any] = {"address": address} if address else own
     ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
     try:
         yield
