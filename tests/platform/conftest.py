@@ -58,6 +58,19 @@ def tiny_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder with fresh weights."""
+    from clinfuse.pipeline import FusionPipeline
+    from clinfuse.training import build_denoiser, build_lesion_head, recipe
+
+    config = recipe("cpu-debug")
+    pipeline = FusionPipeline(
+        members=[build_denoiser(config)], lesion_head=build_lesion_head(config), diffusion=config.diffusion
+    )
+    return pipeline.save_pretrained(tmp_path_factory.mktemp("model") / "fresh")
+
+
+@pytest.fixture(scope="module")
 def ray_session() -> Iterator[None]:
     """One local Ray session for a module's tests, closed before other rooms' tests begin."""
     from clinfuse_platform.session import session

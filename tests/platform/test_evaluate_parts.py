@@ -28,7 +28,7 @@ from clinfuse.case import Case
 from clinfuse.errors import ConfigError, InputError
 from clinfuse.pipeline import FusionPipeline
 from clinfuse.presets import load_presets
-from clinfuse.training import build_denoiser, build_lesion_head, recipe
+from clinfuse.training import build_denoiser, recipe
 
 BALANCED = load_presets()["balanced"].as_dict()
 
@@ -37,15 +37,6 @@ def asked(*words: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     add_arguments(parser)
     return parser.parse_args(list(words))
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    config = recipe("cpu-debug")
-    pipeline = FusionPipeline(
-        members=[build_denoiser(config)], lesion_head=build_lesion_head(config), diffusion=config.diffusion
-    )
-    return pipeline.save_pretrained(tmp_path_factory.mktemp("model") / "fresh")
 
 
 @pytest.fixture(scope="module")

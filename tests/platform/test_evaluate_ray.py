@@ -18,21 +18,9 @@ from clinfuse_platform.verb_table import run_verb
 
 from clinfuse.case import Case
 from clinfuse.errors import ConfigError, InputError
-from clinfuse.pipeline import FusionPipeline
 from clinfuse.presets import load_presets
-from clinfuse.training import build_denoiser, build_lesion_head, recipe
 
 BASE = Variant(label="base", model="m", model_hash="h", preset=load_presets()["balanced"].as_dict())
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model folder with fresh weights."""
-    config = recipe("cpu-debug")
-    pipeline = FusionPipeline(
-        members=[build_denoiser(config)], lesion_head=build_lesion_head(config), diffusion=config.diffusion
-    )
-    return pipeline.save_pretrained(tmp_path_factory.mktemp("model") / "fresh")
 
 
 @pytest.mark.ray

@@ -7,6 +7,7 @@ what it keeps of its paper and what it leaves out.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
@@ -55,7 +56,7 @@ class LearnedConfig:
         return asdict(self)
 
 
-class Learned(nn.Module):
+class Learned(nn.Module, ABC):
     """A learned baseline.
 
     Calling it is its training loss, `module(batch, generator) -> (loss, logs)`, so that it runs under any wrapper;
@@ -68,13 +69,13 @@ class Learned(nn.Module):
         super().__init__()
         self.config = config
 
+    @abstractmethod
     def forward(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         """The training loss of one batch of 2D crops (see clinfuse.training.losses.Batch)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def fuse(self, anatomy: Tensor, companion: Tensor, seed: int) -> Tensor:
         """F (B, 1, H, W) in [0, 1] of slices (B, 1, H, W) in [0, 1]; H and W multiples of 8."""
-        raise NotImplementedError
 
 
 class TimedUNet(nn.Module):
@@ -123,9 +124,9 @@ class DiffusionBaseline(Learned):
         a = self.alpha_bar[t].view(-1, 1, 1, 1)
         return a.sqrt() * x_0 + (1 - a).sqrt() * noise, noise, t
 
+    @abstractmethod
     def estimate(self, x_t: Tensor, t: Tensor, anatomy: Tensor, companion: Tensor) -> Tensor:
         """x̂₀ of x_t; all (B, 1, H, W) in [−1, 1], t (B,)."""
-        raise NotImplementedError
 
     @torch.no_grad()
     def fuse(self, anatomy: Tensor, companion: Tensor, seed: int) -> Tensor:
