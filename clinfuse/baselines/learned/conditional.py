@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from clinfuse.baselines.laplacian import collapse, pyramid
-from clinfuse.baselines.learned.base import DiffusionBaseline, LearnedConfig, from_noise
+from clinfuse.baselines.learned.base import DiffusionBaseline, LearnedConfig
 from clinfuse.baselines.learned.selfloss import fusion_loss
 from clinfuse.method.prior import fusion_prior
 from clinfuse.presets import load_presets
@@ -18,10 +18,11 @@ SEARCH_LEVELS = 3
 
 
 class FusionDiff(DiffusionBaseline):
-    """DDPM conditioned on both sources by concatenation; predicts the noise of the fused image.
+    """DDPM conditioned on both sources by concatenation, trained by the loss on the noise.
 
-    Kept: ε_θ(x_t, t, I_M, I_C), supervised training, deterministic sampling. Left out: the paper's multi-focus
-    data with true fused images; here the target is the fusion prior, as for our own model.
+    Kept: a denoiser of (x_t, t, I_M, I_C), supervised training, deterministic sampling. Left out: the noise as the
+    network's direct output (see `DiffusionBaseline`) and the paper's multi-focus data with true fused images; here
+    the target is the fusion prior, as for our own model.
 
     Reference: FusionDiff, 2024, image fusion by conditional denoising diffusion probabilistic models.
     """
@@ -39,18 +40,23 @@ class FusionDiff(DiffusionBaseline):
         return fusion_prior(batch["anatomy"], batch["aligned"], brain, bone, lesion, vectors)
 
     def forward(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        x_t, noise, t = self.noised(2 * self.target(batch) - 1, generator)
+        with torch.no_grad():
+            x_0 = 2 * self.target(batch) - 1
+        x_t, t = self.noised(x_0, generator)
         i, v = 2 * batch["anatomy"] - 1, 2 * batch["companion"] - 1
-        loss = (self.unet(torch.cat([x_t, i, v], dim=1), t) - noise).square().mean()
-        return loss, {"noise": float(loss.detach())}
+        loss = self.loss(self.estimate(x_t, t, i, v), x_0, t)
+        return loss, {"loss": float(loss.detach())}
+
+    def loss(self, estimate: Tensor, x_0: Tensor, t: Tensor) -> Tensor:
+        """What is minimised."""
+        return self.noise_loss(estimate, x_0, t)
 
     def estimate(self, x_t: Tensor, t: Tensor, anatomy: Tensor, companion: Tensor) -> Tensor:
-        noise = self.unet(torch.cat([x_t, anatomy, companion], dim=1), t)
-        return from_noise(noise, x_t, self.alpha_bar[t])
+        return self.unet(torch.cat([x_t, anatomy, companion], dim=1), t)
 
 
 class DiffIF(FusionDiff):
-    """Conditional diffusion that learns x₀ directly, towards the best of several existing fusions per sample.
+    """Conditional diffusion trained by the loss on the image, towards the best of existing fusions per sample.
 
     Kept: the "fusion knowledge prior" found by targeted search among existing methods, conditional diffusion with
     few steps that predicts the image itself. Left out: learned candidate methods; the search is over maximum, mean
@@ -60,7 +66,6 @@ class DiffIF(FusionDiff):
     """
 
     kind = "diffif"
-    least_alpha_bar = 0.0  # predicts the image, so it can begin at pure noise
 
     def target(self, batch: Batch) -> Tensor:
         anatomy, companion = batch["anatomy"], batch["aligned"]
@@ -68,16 +73,8 @@ class DiffIF(FusionDiff):
         scores = torch.stack([fusion_loss(f, anatomy, companion) for f in found])
         return found[scores.argmin(dim=0), torch.arange(len(anatomy))]
 
-    def forward(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        with torch.no_grad():
-            x_0 = 2 * self.target(batch) - 1
-        x_t, _, t = self.noised(x_0, generator)
-        i, v = 2 * batch["anatomy"] - 1, 2 * batch["companion"] - 1
-        loss = (self.unet(torch.cat([x_t, i, v], dim=1), t) - x_0).abs().mean()
-        return loss, {"image": float(loss.detach())}
-
-    def estimate(self, x_t: Tensor, t: Tensor, anatomy: Tensor, companion: Tensor) -> Tensor:
-        return self.unet(torch.cat([x_t, anatomy, companion], dim=1), t)
+    def loss(self, estimate: Tensor, x_0: Tensor, t: Tensor) -> Tensor:
+        return (estimate - x_0).abs().mean()
 
 
 def candidates(anatomy: Tensor, companion: Tensor) -> list[Tensor]:

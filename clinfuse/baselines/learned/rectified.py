@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from clinfuse.baselines.learned.base import DiffusionBaseline, LearnedConfig, from_noise
+from clinfuse.baselines.learned.base import DiffusionBaseline, LearnedConfig
 from clinfuse.method.filters import gaussian_blur
 from clinfuse.training.losses import Batch
 
@@ -28,14 +28,13 @@ class DDFM(DiffusionBaseline):
         super().__init__(config, 1)
 
     def forward(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        images = torch.cat([batch["anatomy"], batch["companion"]])
-        x_t, noise, t = self.noised(2 * images - 1, generator)
-        loss = (self.unet(x_t, t) - noise).square().mean()
-        return loss, {"noise": float(loss.detach())}
+        x_0 = 2 * torch.cat([batch["anatomy"], batch["companion"]]) - 1
+        x_t, t = self.noised(x_0, generator)
+        loss = self.noise_loss(self.unet(x_t, t), x_0, t)
+        return loss, {"loss": float(loss.detach())}
 
     def estimate(self, x_t: Tensor, t: Tensor, anatomy: Tensor, companion: Tensor) -> Tensor:
-        free = from_noise(self.unet(x_t, t), x_t, self.alpha_bar[t]).clamp(-1, 1)
-        return rectified(free, anatomy, companion)
+        return rectified(self.unet(x_t, t).clamp(-1, 1), anatomy, companion)
 
 
 def rectified(estimate: Tensor, anatomy: Tensor, companion: Tensor) -> Tensor:
