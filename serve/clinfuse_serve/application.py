@@ -6,19 +6,18 @@ import asyncio
 from collections.abc import Mapping
 from contextlib import ExitStack
 from http import HTTPStatus
-from importlib import resources
 from typing import Annotated, Any
 
 from fastapi import FastAPI, File, Form, Request, Response, UploadFile
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, PlainTextResponse
+from fastapi.responses import PlainTextResponse
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
 from clinfuse import RESEARCH_USE, __version__
 from clinfuse.errors import ClinfuseError
 from clinfuse.outputs import bundle
-from clinfuse_serve import metrics, monai_label, problems, security
+from clinfuse_serve import metrics, monai_label, pages, problems
 from clinfuse_serve.middleware import Guard
 from clinfuse_serve.problems import Problem, ProblemError
 from clinfuse_serve.schemas import ExampleRow, FuseParams, FuseReply, Health, ModelRow, PresetBody, PresetRow
@@ -66,6 +65,7 @@ def build_application(
     )
     app.add_middleware(Guard, gate=service.gate, digest=digest, loopback_only=loopback_only)
     _add_handlers(app, service)
+    pages.add_pages(app)
     _add_information(app, service)
     _add_fuse(app, service)
     monai_label.add_routes(app, service)
@@ -88,25 +88,7 @@ def _describe_params(app: FastAPI) -> None:
     app.openapi = described  # type: ignore[method-assign]
 
 
-def viewer_page() -> str:
-    """The viewer: one self-contained page, its style and scripts inline."""
-    folder = resources.files("clinfuse_serve").joinpath("viewer")
-
-    def text(name: str) -> str:
-        return folder.joinpath(name).read_text(encoding="utf-8")
-
-    script = "\n".join(text(name) for name in ("files.js", "draw.js", "app.js"))
-    return text("page.html").replace("/*STYLE*/", text("style.css")).replace("/*SCRIPT*/", script)
-
-
 def _add_information(app: FastAPI, service: FusionService) -> None:
-    page = viewer_page()
-    policy = security.content_security_policy(page)
-
-    @app.get("/", response_class=HTMLResponse, include_in_schema=False)
-    async def viewer() -> HTMLResponse:
-        return HTMLResponse(page, headers={"Content-Security-Policy": policy})
-
     @app.get("/healthz", responses={503: PROBLEMS[503]})
     async def healthz(response: Response) -> Health:
         """Whether the service can answer, and with how many members."""

@@ -1,64 +1,120 @@
-"""Cases that a service offers for trying out: those of one prepared store, read when asked."""
+"""Cases that a service offers for trying out: simulated here when asked, or those of a prepared store."""
 
 from __future__ import annotations
 
 import re
+import tempfile
+import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from clinfuse.case import Case
 from clinfuse.errors import ConfigError, InputError
 from clinfuse_serve.schemas import ExampleRow
 
 MAX_EXAMPLES = 12
+SPACING_MM = (2.0, 2.0, 2.0)
+SEED = 4
+SIMULATED = {
+    "simulated-tumour": "Brain tumour",
+    "simulated-bone-tumour": "Bone tumour",
+    "simulated-haemorrhage": "Haemorrhage",
+    "simulated-stroke": "Stroke",
+}
 
 
-class Examples:
-    """Up to twelve cases of a prepared store, test cases first; an empty path offers none."""
-
-    def __init__(self, store: str | None = None) -> None:
-        self.store = store
-        if store is not None and "://" not in store and not Path(store).is_dir():
-            raise ConfigError(
-                "there is no prepared store to take examples from",
-                expected="a folder made by `clinfuse prep`",
-                found="no such folder",
-            )
-        self._rows: list[ExampleRow] | None = None
+class Examples(Protocol):
+    """Cases by name."""
 
     def rows(self) -> list[ExampleRow]:
         """What there is."""
+
+    def case(self, name: str) -> Case:
+        """One case; InputError with the names there are."""
+
+
+def open_examples(store: str | None) -> Examples:
+    """Those of a prepared store, or the simulated ones.
+
+    Raises:
+        ConfigError: there is no such store.
+    """
+    return SimulatedExamples() if store is None else StoreExamples(store)
+
+
+class SimulatedExamples:
+    """Patients of the embedded cohort, one a kind of lesion; each is made once, in a few seconds."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._made: dict[str, Case] = {}
+
+    def rows(self) -> list[ExampleRow]:
+        """One row a kind of lesion."""
+        return [ExampleRow(id=name, title=title, simulated=True) for name, title in SIMULATED.items()]
+
+    def case(self, name: str) -> Case:
+        """The simulated patient; raises InputError if there is none of that name."""
+        if name not in SIMULATED:
+            raise _unknown(name, list(SIMULATED))
+        with self._lock:
+            if name not in self._made:
+                self._made[name] = _simulate(name)
+            return self._made[name]
+
+
+class StoreExamples:
+    """Up to twelve cases of a prepared store, test cases first."""
+
+    def __init__(self, store: str) -> None:
+        if "://" not in store and not Path(store).is_dir():
+            raise ConfigError(
+                "there is no prepared store to take cases from",
+                expected="a folder made by `clinfuse prep`",
+                found="no such folder",
+            )
+        self.store = store
+        self._rows: list[ExampleRow] | None = None
+
+    def rows(self) -> list[ExampleRow]:
+        """What the store holds."""
         if self._rows is None:
             self._rows = [self._row(name) for name in self._names()]
         return self._rows
 
     def case(self, name: str) -> Case:
-        """One case.
-
-        Raises:
-            InputError: no such example; the message lists those there are.
-        """
+        """One case, read from the store; raises InputError if there is none of that name."""
         names = self._names() if re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name) else []
         if name not in names:
-            raise InputError(
-                "no such example",
-                expected=f"one of {', '.join(self._names())}" if self.store else "a service with examples",
-                found=repr(name),
-            )
+            raise _unknown(name, self._names())
         return self._open().read(name)
 
     def _names(self) -> list[str]:
-        if self.store is None:
-            return []
         held_out = list(self._open().case_ids("test"))
         return (held_out or list(self._open().case_ids()))[:MAX_EXAMPLES]
 
     def _open(self) -> Any:
         from clinfuse_prep.store import CaseStore
 
-        return CaseStore(self.store or "")
+        return CaseStore(self.store)
 
     def _row(self, name: str) -> ExampleRow:
-        case = self._open().read(name)
-        simulated = bool(case.attrs.get("simulated", False))
-        return ExampleRow(id=name, modalities=case.modalities, shape=case.shape, simulated=simulated)
+        simulated = bool(self._open().read(name).attrs.get("simulated", False))
+        return ExampleRow(id=name, title=name, simulated=simulated)
+
+
+def _unknown(name: str, names: list[str]) -> InputError:
+    return InputError("no such example", expected=f"one of {', '.join(names)}", found=repr(name[:80]))
+
+
+def _simulate(name: str) -> Case:
+    """Patients 0 to 3 of a cohort cycle through the kinds of lesion in the table's order."""
+    from clinfuse_prep.cohort.make import write_patient
+    from clinfuse_prep.cohort.patient import simulate_patient
+    from clinfuse_prep.prepare import prepare_pair
+
+    with tempfile.TemporaryDirectory(prefix="clinfuse-") as folder:
+        patient = simulate_patient(SEED, list(SIMULATED).index(name), SPACING_MM)
+        files = {path.name.split(".")[0]: path for path in write_patient(patient, Path(folder)).glob("*.nii.gz")}
+        masks = {roi: files[roi] for roi in ("brain", "bone", "lesion")}
+        return prepare_pair(files["mr"], files["ct_aligned"], **masks, case_id=name.replace("-", ""))

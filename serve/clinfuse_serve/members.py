@@ -185,7 +185,7 @@ class Aggregator:
     """The HTTP front: parses, prepares, asks the members, combines, answers."""
 
     def __init__(self, settings: Settings, *members: DeploymentHandle) -> None:
-        from clinfuse_serve.examples import Examples
+        from clinfuse_serve.examples import open_examples
         from clinfuse_serve.served_model import read_model
         from clinfuse_serve.service import FusionService
 
@@ -197,7 +197,7 @@ class Aggregator:
             RayBackend(settings.app, members),
             settings.limits,
             secret=settings.secret,
-            examples=Examples(settings.examples),
+            examples=open_examples(settings.examples),
             replica=f"{os.getpid()}-{time.time_ns()}",
         )
 

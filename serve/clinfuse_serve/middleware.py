@@ -25,6 +25,7 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 LOG = logging.getLogger("clinfuse.serve")
 KNOWN = ("/v1/fuse", "/v1/presets", "/v1/models", "/v1/examples", "/healthz", "/metrics", "/info", "/infer")
+KNOWN += ("/v1/study", "/study", "/viewer")
 
 
 @dataclass
@@ -96,7 +97,7 @@ class Guard:
             return problems.forbidden("another host's name")
         if security.foreign_origin(headers.get("origin"), host):
             return problems.forbidden("a page of another site")
-        if scope["path"] not in security.OPEN_PATHS and not security.authorized(
+        if not security.is_open(scope["path"]) and not security.authorized(
             headers.get("authorization"), self.digest
         ):
             return problems.unauthorized()

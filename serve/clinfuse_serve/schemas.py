@@ -11,6 +11,7 @@ from clinfuse.presets import RANGES, Preset
 Output = Literal["image", "bundle", "json"]
 MapName = Literal["fused", "uncertainty", "interval"]
 Format = Literal["auto", "nifti", "png", "dicom"]
+Grid = Literal["anatomy", "ras"]
 MAX_SEED = 2**31 - 1
 
 
@@ -57,6 +58,7 @@ class FuseParams(BaseModel):
     image: MapName = Field("fused", description="which map `output=image` returns")
     format: Format = Field("auto", description="auto: as the anatomy image came in")
     inputs: bool = Field(False, description="bundle: also both images as the model saw them")
+    grid: Grid = Field("anatomy", description="lie as the anatomy image's file, or on the RAS+ grid")
     compress: bool = Field(True, description="NIfTI as .nii.gz (else .nii)")
     case: str | None = Field(None, max_length=64, description="token of a case sent before (X-Clinfuse-Case)")
     example: str | None = Field(None, max_length=64, description="one of GET /v1/examples instead of files")
@@ -138,8 +140,7 @@ class ExampleRow(BaseModel):
     """One case that the service offers for trying out."""
 
     id: str
-    modalities: tuple[str, str]
-    shape: tuple[int, int, int]
+    title: str = Field(description="for people")
     simulated: bool
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import hmac
 import ipaddress
@@ -12,7 +11,8 @@ from pathlib import Path
 from clinfuse.errors import ConfigError
 
 MIN_TOKEN_CHARACTERS = 16
-OPEN_PATHS = frozenset({"/", "/healthz"})
+OPEN_PATHS = frozenset({"/", "/study", "/healthz"})
+OPEN_PREFIX = "/viewer/"  # scripts and styles of the pages; they hold no data
 
 
 def is_loopback(host: str) -> bool:
@@ -79,6 +79,11 @@ def token_digest(token: str) -> str:
     return hashlib.sha256(token.encode()).hexdigest()
 
 
+def is_open(path: str) -> bool:
+    """Whether a path needs no token: the pages themselves and the health check."""
+    return path in OPEN_PATHS or path.startswith(OPEN_PREFIX)
+
+
 def authorized(header: str | None, digest: str | None) -> bool:
     """Whether an Authorization header carries the token with this digest; True where no token is asked."""
     if digest is None:
@@ -99,21 +104,6 @@ def foreign_host(host: str | None, loopback_only: bool) -> bool:
         return False
     name = host.rpartition(":")[0] if re.search(r":\d+$", host) else host
     return not is_loopback(name)
-
-
-def content_security_policy(page: str) -> str:
-    """The policy for the viewer page: its own inline style and script by hash, this service, nothing else."""
-
-    def hashes(tag: str) -> str:
-        bodies = re.findall(rf"<{tag}[^>]*>(.*?)</{tag}>", page, re.S)
-        digests = (base64.b64encode(hashlib.sha256(body.encode()).digest()).decode() for body in bodies)
-        return " ".join(f"'sha256-{digest}'" for digest in digests) or "'none'"
-
-    return (
-        f"default-src 'none'; script-src {hashes('script')}; style-src {hashes('style')}; "
-        "img-src 'self' data: blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
-        "frame-ancestors 'none'"
-    )
 
 
 SECURITY_HEADERS = {

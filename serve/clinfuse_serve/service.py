@@ -18,7 +18,7 @@ from clinfuse.errors import InputError
 from clinfuse.outputs import case_grid, encode_fused, jsonable
 from clinfuse.presets import Preset
 from clinfuse_serve.backend import Backend, Order
-from clinfuse_serve.examples import Examples
+from clinfuse_serve.examples import Examples, SimulatedExamples
 from clinfuse_serve.fuse import came_as_picture
 from clinfuse_serve.kept import KeptCase, KeptCases, case_token, check_roles
 from clinfuse_serve.limits import Limits
@@ -92,7 +92,7 @@ class FusionService:
         replica: str = "0",
     ) -> None:
         self.model, self.backend, self.limits = model, backend, limits
-        self.secret, self.examples = secret, examples or Examples()
+        self.secret, self.examples = secret, examples or SimulatedExamples()
         self.presets = PresetTable(model.presets, replica)
         self.kept = KeptCases(limits.kept_bytes, limits.kept_s)
         self.metrics = Metrics()
@@ -152,7 +152,7 @@ class FusionService:
                 encode_fused,
                 answer.result,
                 answer.part,
-                to_source_grid if params.slab is None else case_grid,
+                to_source_grid if params.slab is None and params.grid == "anatomy" else case_grid,
                 image_format=kind,
                 inputs=params.inputs,
                 compress=params.compress,

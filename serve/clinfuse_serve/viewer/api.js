@@ -1,0 +1,76 @@
+// Talking to the service: token, problems as plain sentences, one bundle of files per fused pair.
+import { unzip } from "./zip.js";
+
+const access = { token: "", onRefused: () => {} };
+
+export function setToken(token) { access.token = token; }
+export function onTokenWanted(action) { access.onRefused = action; }
+
+export async function ask(path, options = {}) {
+  const headers = access.token ? { Authorization: `Bearer ${access.token}` } : {};
+  const reply = await fetch(path, { ...options, headers: { ...headers, ...(options.headers || {}) } });
+  if (reply.ok) return reply;
+  const problem = await reply.json().catch(() => ({ title: reply.statusText }));
+  if (reply.status === 401) access.onRefused();
+  throw problemError(problem, reply.status, Number(reply.headers.get("Retry-After") || 0));
+}
+
+export async function askJson(path, options) { return (await ask(path, options)).json(); }
+
+export function sendJson(path, method, body) {
+  return askJson(path, { method, headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) });
+}
+
+export function problemError(problem, status, retryAfter = 0) {
+  const words = [problem.title, problem.expected && `expected ${problem.expected}`,
+    problem.found && `found ${problem.found}`, problem.todo];
+  return Object.assign(new Error(words.filter(Boolean).join("; ")), { status, retryAfter });
+}
+
+// One pair to be fused as often as wanted: sends the images once, then the case's token, and again if it is gone.
+export class Session {
+  constructor(source) { this.source = source; this.token = null; }
+
+  // Resolves to the reply of POST /v1/fuse; `more` are FuseParams.
+  async post(more, signal) {
+    const send = (form) => ask("/v1/fuse", { method: "POST", body: form, signal });
+    if (this.token) {
+      try { return await send(formOf({ ...more, case: this.token })); } catch (error) { if (error.status !== 410) throw error; }
+    }
+    const { example, files } = this.source;
+    const reply = await send(formOf(example ? { ...more, example } : more, files));
+    this.token = reply.headers.get("X-Clinfuse-Case");
+    return reply;
+  }
+
+  // Resolves to {info, maps: key → NIfTI buffer on the RAS+ grid, members, degraded, simulated}.
+  async fuse(more, signal) {
+    const wanted = { ...more, output: "bundle", format: "nifti", grid: "ras", compress: false };
+    const reply = await this.post(wanted, signal);
+    return { ...openBundle(await reply.arrayBuffer()), ...factsOf(reply.headers) };
+  }
+}
+
+function formOf(params, files = {}) {
+  const form = new FormData();
+  form.set("params", JSON.stringify(params));
+  for (const [role, file] of Object.entries(files)) form.set(role, file, role);
+  return form;
+}
+
+function factsOf(headers) {
+  return {
+    members: headers.get("X-Clinfuse-Members").replace("/", " of "),
+    degraded: headers.get("X-Clinfuse-Degraded") === "true",
+    simulated: headers.get("X-Clinfuse-Simulated") === "true",
+  };
+}
+
+function openBundle(buffer) {
+  const files = unzip(buffer);
+  const sidecar = [...files.keys()].find((name) => name.endsWith(".json"));
+  const info = JSON.parse(new TextDecoder().decode(files.get(sidecar)));
+  const maps = {};
+  for (const [key, name] of Object.entries(info.Files)) maps[key] = files.get(name);
+  return { info, maps };
+}
