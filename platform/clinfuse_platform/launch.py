@@ -122,6 +122,8 @@ def fit_on_ray(
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
+    from clinfuse_platform.network import NamedNetwork
+
     whole = {**settings, "job": job, "kind": kind, "run": str(run.path), "threads": workers.cpus_each}
     each = {"CPU": float(workers.cpus_each)} | ({"GPU": workers.gpus} if workers.gpus else {})
     scaling: dict[str, Any] = {"num_workers": workers.count, "use_gpu": workers.gpus > 0}
@@ -130,6 +132,7 @@ def fit_on_ray(
     trainer = TorchTrainer(
         train_worker,
         train_loop_config=whole,
+        torch_config=NamedNetwork(),
         scaling_config=ScalingConfig(**scaling, resources_per_worker=each),
         run_config=RunConfig(
             name=name,

@@ -61,7 +61,7 @@ class Cluster:
         config["provider"] |= {"head_ip": self.head.address, "worker_ips": [self.worker.address]}
         config["max_workers"] = 1
         config["auth"] = {"ssh_user": "root", "ssh_private_key": str(self.made.key)}
-        config["file_mounts"] = {"~/clinfuse": str(ROOT), "~/.ray/auth_token": str(token)}
+        config["file_mounts"] = {"~/clinfuse-source": str(ROOT), "~/.ray/auth_token": str(token)}
         config["rsync_exclude"] += ["**/shared", "**/scratch"]
         config["setup_commands"] = [
             f"ln -sfn {sys.prefix} ~/clinfuse-env",
