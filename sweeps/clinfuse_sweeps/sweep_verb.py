@@ -143,16 +143,17 @@ def _facts(args: argparse.Namespace, model: Path, slabs: Sequence[Case]) -> dict
 
 
 def _slots(cpus: float, gpus: float) -> int:
-    """Trials that fit at a time: by GPUs if they are asked for, else by CPUs; on one machine its real cores."""
+    """Trials that fit at a time, by CPUs and by GPUs (a share of one counts); on one machine its real cores."""
     import ray
 
     there = ray.cluster_resources()
-    if gpus > 0:
-        return max(1, int(there.get("GPU", 0) / gpus))
     count = there.get("CPU", 1.0)
-    if len(ray.nodes()) == 1:  # a local session may count more CPUs than the machine has
+    if gpus == 0 and len(ray.nodes()) == 1:  # a local session may count more CPUs than the machine has
         count = min(count, os.cpu_count() or 1)
-    return max(1, int(count / max(cpus, 0.1)))
+    fit = [int(count / max(cpus, 0.1))]
+    if gpus > 0:
+        fit.append(int(there.get("GPU", 0) / gpus))
+    return max(1, min(fit))
 
 
 SWEEP = Verb(

@@ -1,19 +1,22 @@
-"""Sweeps, measured: `python tests/benchmarks/sweeps.py [--quick] [--model M --data D.zarr]`.
+"""Sweeps, measured: `python tests/benchmarks/sweeps.py [--quick] [--work DIR] [--model M --data D.zarr]`.
 
 On a problem with a known front: the overhead of a trial, wall time against compute, the driver's time over a thousand
 trials, the share of ZDT1's true hypervolume beside random search, what early stopping saves, and how long it takes to
 go on after 1,000 finished trials. On the embedded cohort: search against random trials over five seeds, the presets
 against their own fronts, and what sharing a batch would bring. Writes tests/benchmarks/results/sweeps.md.
+
+What is done is kept in the work folder, so that the same command goes on where it was stopped; remove the folder to
+measure anew.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
-import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +38,8 @@ from clinfuse.presets import load_presets
 RESULT = Path(__file__).parent / "results" / "sweeps.md"
 PRESETS = ("balanced", "bone_tumor")
 SPACES = {name: space_around(load_presets()[name]) for name in PRESETS}
-TRUTH_TRIALS = 200
+WORK = Path("runs") / "benchmark-sweeps"
+TRUTH_TRIALS = 120
 GOALS = find_goals(["brain_ssim", "bone_ssim"])
 
 
@@ -172,7 +176,11 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--model", type=Path, metavar="M", help="model folder of the embedded cohort")
     parser.add_argument("--data", type=Path, metavar="D.zarr", help="the embedded cohort, prepared")
     parser.add_argument(
-        "--keep", type=Path, metavar="DIR", help="keep the cohort's sweeps; go on with those there"
+        "--work",
+        type=Path,
+        default=WORK,
+        metavar="DIR",
+        help="where work is kept (%(default)s; -quick added for --quick)",
     )
     args = parser.parse_args(words)
     if (args.model is None) != (args.data is None):
@@ -180,24 +188,43 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
+def once(root: Path, name: str, measure: Callable[[Path], list[Row]]) -> list[Row]:
+    """The rows that `measure` gives, given a folder of its own; kept, so that they are measured only once."""
+    kept = root / f"{name}.json"
+    if not kept.exists():
+        shutil.rmtree(root / name, ignore_errors=True)
+        rows = measure(root / name)
+        kept.write_text(json.dumps(rows), encoding="utf-8")
+    return [(what, value) for what, value in json.loads(kept.read_text(encoding="utf-8"))]
+
+
 def main() -> int:
     """Measure and write the tables."""
     args = parse()
-    quick, tables = args.quick, dict[str, list[Row]]()
-    with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
-        model, data = (args.model, args.data) if args.model else cohort.make_model(root)
-        with session():
-            tables["Machinery"] = overhead(root / "overhead", 8 if quick else 30)
-            tables["Machinery"] += crowd(root / "crowd", 100 if quick else 1000)
-            tables["Machinery"] += resume(root / "resume", 200 if quick else 1000)
-            tables["A known front"] = truth(root / "truth", 40 if quick else TRUTH_TRIALS, 1)
-            tables["A known front"] += early_stop(root / "stop", 30 if quick else 40, 1 if quick else 2)
-            trials, seeds = (12, 2) if quick else (60, 5)
-            found = cohort.run_all(args.keep or root / "cohort", model, data, trials=trials, seeds=seeds)
-        title = f"Embedded cohort: {trials} trials per preset, {seeds} seeds"
-        tables[title] = [*cohort.compare_samplers(found), *cohort.compare_presets(found["auto"])]
-        tables["Sharing a batch"] = cohort.batching(model, data)
+    quick = args.quick
+    root = args.work.with_name(f"{args.work.name}-quick") if quick else args.work
+    root.mkdir(parents=True, exist_ok=True)
+    model, data = (args.model, args.data) if args.model else cohort.make_model(root)
+    trials, seeds = (12, 2) if quick else (60, 5)
+    known = [
+        ("overhead", lambda folder: overhead(folder, 8 if quick else 30)),
+        ("crowd", lambda folder: crowd(folder, 100 if quick else 1000)),
+        ("resume", lambda folder: resume(folder, 200 if quick else 1000)),
+        ("truth", lambda folder: truth(folder, 40 if quick else TRUTH_TRIALS, 1 if quick else 2)),
+        ("stop", lambda folder: early_stop(folder, 30 if quick else 40, 1 if quick else 2)),
+    ]
+    with session():
+        found = {name: once(root, name, measure) for name, measure in known}
+        sweeps = cohort.run_all(root / "cohort-sweeps", model, data, trials=trials, seeds=seeds)
+    tables = {
+        "Machinery": [*found["overhead"], *found["crowd"], *found["resume"]],
+        "A known front": [*found["truth"], *found["stop"]],
+        f"Embedded cohort: {trials} trials per preset, {seeds} seeds": [
+            *cohort.compare_samplers(sweeps),
+            *cohort.compare_presets(sweeps["auto"]),
+        ],
+        "Sharing a batch": once(root, "batch", lambda folder: cohort.batching(model, data)),
+    }
     text = to_markdown(tables)
     if not quick:
         RESULT.write_text(text, encoding="utf-8")
