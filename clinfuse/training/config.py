@@ -6,11 +6,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
+import numpy as np
+
 from clinfuse.errors import ConfigError
 from clinfuse.method.denoiser import DenoiserConfig
 from clinfuse.method.diffusion import DiffusionConfig
 from clinfuse.method.jitter import JitterConfig
 from clinfuse.method.lesion_head import LesionHeadConfig
+from clinfuse.training.effort import Effort
 
 STUDENT_STEPS = (1, 2, 4)
 
@@ -24,6 +27,8 @@ class TrainConfig:
         seed: of weights, data order and noise.
         batch_size: crops per worker and step.
         crop: voxels per axis of a training crop, one entry per spatial dimension; multiples of the denoiser's.
+        slab_crop: a second crop of volumes, wide and flat, which shows whole slices; same rules.
+        slab_share: share of the steps that train on it, 0 to 1; 0 in 2D.
         lesion_steps, denoiser_steps, member_steps: optimiser steps of lesion head, denoiser, each further member.
         learning_rate, lesion_learning_rate: peak of a cosine decay with warm-up (AdamW) of denoisers and lesion head.
         roi_weight: λ_roi of Eq. 3.
@@ -38,12 +43,16 @@ class TrainConfig:
         distill_batches: batches of guided-teacher targets per worker.
         teacher_steps: guided reverse steps per target.
         score_weight: weight of the score-distillation refinement; 0 leaves it out.
+        validations: how often in a phase a checkpoint is judged on validation cases, beside the training.
+        effort: precision, accumulation, averaging and what else saves time or memory.
     """
 
     recipe: str = "cpu-debug"
     seed: int = 0
     batch_size: int = 4
     crop: tuple[int, ...] = (48, 48)
+    slab_crop: tuple[int, ...] = ()
+    slab_share: float = 0.0
     lesion_steps: int = 30
     denoiser_steps: int = 40
     member_steps: int = 20
@@ -61,6 +70,8 @@ class TrainConfig:
     distill_batches: int = 2
     teacher_steps: int = 4
     score_weight: float = 0.1
+    validations: int = 0
+    effort: Effort = field(default_factory=Effort)
     denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
     lesion_head: LesionHeadConfig = field(default_factory=LesionHeadConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
@@ -68,11 +79,21 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         dims, multiple = self.denoiser.spatial_dims, self.denoiser.multiple
-        if len(self.crop) != dims or any(n % multiple or n < 16 for n in self.crop):
+        for name in ("crop", "slab_crop") if self.slab_share else ("crop",):
+            crop = getattr(self, name)
+            if len(crop) != dims or any(n % multiple or n < 16 for n in crop):
+                raise ConfigError(
+                    f"{name} does not fit the denoiser",
+                    expected=f"{dims} multiples of {multiple}, 16 or more",
+                    found=str(crop),
+                )
+        if not 0 <= self.slab_share <= (1 if dims == 3 else 0):
+            raise ConfigError("slab_share", expected="0 to 1, and 0 in 2D", found=str(self.slab_share))
+        if self.batch_size % self.effort.accumulate:
             raise ConfigError(
-                "crop does not fit the denoiser",
-                expected=f"{dims} multiples of {multiple}, 16 or more",
-                found=str(self.crop),
+                "batch_size is not a multiple of effort.accumulate",
+                expected=f"a multiple of {self.effort.accumulate}",
+                found=str(self.batch_size),
             )
         if self.lesion_head.spatial_dims != dims:
             raise ConfigError("lesion head and denoiser differ in dimensions", expected=str(dims))
@@ -86,6 +107,13 @@ class TrainConfig:
     def spatial_dims(self) -> int:
         """2 (axial slices) or 3 (volumes)."""
         return self.denoiser.spatial_dims
+
+    def crop_at(self, step: int) -> tuple[int, ...]:
+        """The crop that a step trains on, on every worker: `slab_crop` for `slab_share` of the steps."""
+        if not self.slab_share:
+            return self.crop
+        drawn = np.random.default_rng([self.seed, 3571, step]).random()
+        return self.slab_crop if drawn < self.slab_share else self.crop
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able, read back by `from_dict`."""
@@ -126,6 +154,7 @@ def _build(cls: type[Any], values: Mapping[str, Any]) -> Any:
         "lesion_head": LesionHeadConfig,
         "diffusion": DiffusionConfig,
         "jitter": JitterConfig,
+        "effort": Effort,
     }
     made = {}
     for name, value in values.items():
@@ -172,6 +201,8 @@ def gpu_2d() -> TrainConfig:
         distill_iterations=20_000,
         distill_batches=500,
         teacher_steps=50,
+        validations=20,
+        effort=Effort(precision="bfloat16", average=0.999, channels_last=True),
         denoiser=DenoiserConfig(channels=(64, 128, 192), encoder_channels=16),
         lesion_head=LesionHeadConfig(channels=(32, 64, 128, 256)),
     )
@@ -184,6 +215,9 @@ def gpu_3d() -> TrainConfig:
         recipe="gpu-3d",
         batch_size=2,
         crop=(96, 96, 96),
+        slab_crop=(32, 160, 160),
+        slab_share=0.2,
+        effort=Effort(precision="bfloat16", average=0.999, checkpointing=True),
         denoiser=DenoiserConfig(spatial_dims=3, channels=(48, 96, 144), encoder_channels=16),
         lesion_head=LesionHeadConfig(spatial_dims=3, channels=(16, 32, 64, 128)),
     )

@@ -106,8 +106,12 @@ class ShardReader:
             )
         return max(1, -(-total // self.batch_size))
 
-    def __call__(self, step: int) -> Batch:
+    def __call__(self, step: int, crop: tuple[int, ...] | None = None) -> Batch:
         """The batch of a step.
+
+        Args:
+            step: 0, 1, …
+            crop: another size than the reader's own, of as many dimensions.
 
         Returns:
             anatomy, companion, aligned, brain, bone, lesion: float32 (B, 1, *crop) in [0, 1]; `aligned` is the
@@ -115,7 +119,7 @@ class ShardReader:
             (B, spatial_dims) mm.
         """
         rng = np.random.default_rng([self.seed, self.rank, step])
-        out = np.zeros((len(KEYS), self.batch_size, 1, *self.crop), np.float32)
+        out = np.zeros((len(KEYS), self.batch_size, 1, *(crop or self.crop)), np.float32)
         spacing = np.empty((self.batch_size, self.spatial_dims), np.float32)
         for item in range(self.batch_size):
             held = self._held[self._turn(step * self.batch_size + item)]
@@ -161,7 +165,7 @@ class ShardReader:
         target: list[slice] = [slice(None)]
         if self.spatial_dims == 2:
             source.append(centre[0])
-        for axis, size in zip(range(3 - self.spatial_dims, 3), self.crop, strict=True):
+        for axis, size in zip(range(3 - self.spatial_dims, 3), out.shape[1:], strict=True):
             length = data.shape[1 + axis]
             start = crop_start(centre[axis], size, length, rng)
             low, high = max(start, 0), min(start + size, length)

@@ -191,7 +191,7 @@ def _varied(work: Work, config: TrainConfig, reader: ShardReader) -> Callable[[i
     from clinfuse.training.contrast import vary_contrast
 
     first = (config.seed * 64 + work.rank) * 1_000_003
-    return lambda step: vary_contrast(reader(step), config.contrast_share, seed=first + step)
+    return lambda step: vary_contrast(reader(step, config.crop_at(step)), config.contrast_share, seed=first + step)
 
 
 def _pipeline(work: Work, role: str) -> FusionPipeline:

@@ -59,7 +59,7 @@ class Targets:
 
 def _key(work: Work, config: TrainConfig, teacher: FusionPipeline) -> str:
     facts = [config.seed, config.batch_size, config.crop, config.distill_batches, config.teacher_steps]
-    facts.append(config.contrast_share)
+    facts += [config.contrast_share, config.slab_crop, config.slab_share]
     text = json.dumps([teacher.model_hash, work.settings["data_hash"], facts])
     return f"{hashlib.sha256(text.encode()).hexdigest()[:12]}-{work.rank}-of-{work.world_size}"
 
