@@ -28,7 +28,8 @@ class DDFM(DiffusionBaseline):
         super().__init__(config, 1)
 
     def forward(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        x_0 = 2 * torch.cat([batch["anatomy"], batch["companion"]]) - 1
+        which = torch.rand(len(batch["anatomy"]), generator=generator).to(batch["anatomy"]) < 0.5
+        x_0 = 2 * torch.where(which.view(-1, 1, 1, 1), batch["anatomy"], batch["companion"]) - 1
         x_t, t = self.noised(x_0, generator)
         loss = self.noise_loss(self.unet(x_t, t), x_0, t)
         return loss, {"loss": float(loss.detach())}
