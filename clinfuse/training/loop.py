@@ -105,7 +105,14 @@ def _one_step(
     _refuse_not_finite("gradient", norm, state.step)
     state.optimizer.step()
     state.move_average(effort.decay(state.step))
-    return {name: sum(logs[name] for logs in told) / len(told) for name in told[0]}
+    return _means(told)
+
+
+def _means(told: list[dict[str, float]]) -> dict[str, float]:
+    """The mean of each term over the parts that have it (lesion terms are absent where no lesion is)."""
+    names = dict.fromkeys(name for logs in told for name in logs)
+    values = {name: [logs[name] for logs in told if name in logs] for name in names}
+    return {name: sum(known) / len(known) for name, known in values.items()}
 
 
 def _apart(runner: nn.Module) -> AbstractContextManager[None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clinfuse import RESEARCH_USE
@@ -50,7 +51,7 @@ def run_baseline(arguments: argparse.Namespace) -> dict[str, Any]:
     return {
         "result": folder,
         "run": run.name,
-        "kinds": list(trained_kinds(folder)),
+        "kinds": list(trained_kinds(Path(str(folder)))),
         "seconds": run.read_json("state.json").get(JOB, {}).get("seconds"),
         "last": last_losses(run.metrics()),
         "use": f"clinfuse evaluate {folder} --data …",

@@ -14,12 +14,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from upath import UPath
+
 from clinfuse.console import CONSOLE, say
 from clinfuse.errors import ClinfuseError, ConfigError, InputError
+from clinfuse_platform.curves import check_mlflow, tell_mlflow
 from clinfuse_platform.position import Position, remove_orphans
+from clinfuse_platform.reporter import progress_file
 from clinfuse_platform.runs import Run
 from clinfuse_platform.session import can_grow
-from clinfuse_platform.worker import failure_file, progress_file, train_worker
+from clinfuse_platform.validation import FOLDER, SCORE, best_checkpoints, validation_config, with_verdicts
+from clinfuse_platform.worker import failure_file, train_worker
 
 KEPT_CHECKPOINTS = 2
 RESTARTS = 5
@@ -72,7 +77,15 @@ class Workers:
         return self.cpus or max(1, (os.cpu_count() or 1) // self.most)
 
 
-def launch(job: str, kind: str, run: Run, settings: Mapping[str, Any], workers: Workers) -> Path:
+def launch(
+    job: str,
+    kind: str,
+    run: Run,
+    settings: Mapping[str, Any],
+    workers: Workers,
+    *,
+    mlflow: bool = False,
+) -> UPath:
     """Do a job of a run, or go on with it, or find it done; the path of its model folder.
 
     Args:
@@ -83,15 +96,18 @@ def launch(job: str, kind: str, run: Run, settings: Mapping[str, Any], workers: 
             settings is done anew and replaces the model folder. "until" (phase name to step) stops a phase early
             and exports the model so far; the same job with a later "until", or none, goes on from there.
         workers: how many and how large.
+        mlflow: tell MLflow too when it is done.
 
     Raises:
         ClinfuseError: what a worker refused, or that the cluster lacks the resources, or that workers kept dying.
     """
-    target, key = Path(str(run.path / kind)), settings_key(settings)
+    target, key = run.path / kind, settings_key(settings)
     known = run.read_json("state.json").get(job, {})
     if known.get("state") == "finished" and known.get("key") == key and run.has_model(kind):
         say(f"  {job} of run {run.name} is finished; nothing is trained again")
         return target
+    if mlflow:
+        check_mlflow()
     check_resources(workers)
     failure_file(run.path, job).unlink(missing_ok=True)
     progress_file(run.path, job).unlink(missing_ok=True)
@@ -106,6 +122,12 @@ def launch(job: str, kind: str, run: Run, settings: Mapping[str, Any], workers: 
         raise
     run.put_metrics(job, rows)
     run.set_state(job, "finished", seconds=round(time.monotonic() - started, 1))
+    if mlflow:
+        tags = {
+            "data_hash": settings.get("data_hash"),
+            "model": run.read_json(f"{kind}/metadata.json").get("model_hash"),
+        }
+        tell_mlflow(run, job, rows, tags)
     return target
 
 
@@ -126,10 +148,13 @@ def fit_on_ray(
 
     whole = {**settings, "job": job, "kind": kind, "run": str(run.path), "threads": workers.cpus_each}
     each = {"CPU": float(workers.cpus_each)} | ({"GPU": workers.gpus} if workers.gpus else {})
+    experiment = run.path / name
+    remove_orphans(experiment)
     scaling: dict[str, Any] = {"num_workers": workers.count, "use_gpu": workers.gpus > 0}
     if sum(bool(node["Alive"]) for node in ray.nodes()) > 1:
         scaling["placement_strategy"] = "SPREAD"
-    trainer = TorchTrainer(
+    trainer_of: Any = TorchTrainer  # of Ray Train v2, which its annotations do not tell
+    trainer = trainer_of(
         train_worker,
         train_loop_config=whole,
         torch_config=NamedNetwork(),
@@ -138,8 +163,11 @@ def fit_on_ray(
             name=name,
             storage_path=str(run.path),
             failure_config=FailureConfig(max_failures=RESTARTS),
-            checkpoint_config=CheckpointConfig(num_to_keep=KEPT_CHECKPOINTS),
+            checkpoint_config=CheckpointConfig(
+                num_to_keep=KEPT_CHECKPOINTS, checkpoint_score_attribute=SCORE
+            ),
         ),
+        validation_config=validation_config(settings, experiment),
     )
     try:
         with own_interrupt_handler():
@@ -149,12 +177,12 @@ def fit_on_ray(
     failed = noted_failure(run, job)
     if failed is not None:
         raise failed
-    if run.is_local:
-        remove_orphans(Path(str(run.path)) / name)
+    remove_orphans(experiment)
     if result.checkpoint is None or not run.has_model(kind):
         raise TrainingError("training was stopped before its end; give the same command again to go on")
+    run.set_state(job, "running", best=best_checkpoints(result, name))
     with result.checkpoint.as_directory() as folder:
-        return Position.load(Path(folder)).history
+        return with_verdicts(Position.load(Path(folder)).history, experiment / FOLDER)
 
 
 @contextmanager

@@ -36,7 +36,7 @@ def name_network() -> None:
         os.environ.setdefault(switch, str(name))
 
 
-class NamedNetwork(TorchConfig):  # type: ignore[misc]
+class NamedNetwork(TorchConfig):
     """Ray Train's set-up of torch.distributed, after each worker has named its network interface."""
 
     @property
@@ -45,7 +45,7 @@ class NamedNetwork(TorchConfig):  # type: ignore[misc]
         return _NamingBackend
 
 
-class _NamingBackend(_TorchBackend):  # type: ignore[misc]
-    def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
+class _NamingBackend(_TorchBackend):
+    def on_start(self, worker_group: Any, backend_config: Any) -> None:
         worker_group.execute(name_network)
         super().on_start(worker_group, backend_config)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import nn
 
-    from clinfuse.training import Batch
+    from clinfuse.training import Batch, Effort
     from clinfuse.training.losses import LossFn
 
 Modules = Mapping[str, Any]  # finished networks by phase name
@@ -47,6 +47,8 @@ class Phase:
         loss: given the networks finished before, the loss.
         batches: given the networks finished before, step → batch.
         cases: step → ids of the cases in that batch (pseudonyms), for messages.
+        effort: see clinfuse.training.Effort; None for its defaults.
+        validations: how often a checkpoint of this phase is judged on validation cases.
     """
 
     name: str
@@ -57,6 +59,8 @@ class Phase:
     loss: Callable[[Modules], LossFn]
     batches: Callable[[Modules], Callable[[int], Batch]]
     cases: Callable[[int], list[str]]
+    effort: Effort | None = None
+    validations: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,3 +69,9 @@ class Plan:
 
     phases: tuple[Phase, ...]
     export: Callable[[Modules, Path], None]
+
+
+def stop_at(phase: Phase, work: Work) -> int | None:
+    """The step of this phase at which the job is to stop for now (settings["until"] by phase), or None."""
+    step = work.settings.get("until", {}).get(phase.name)
+    return int(step) if step is not None and step < phase.steps else None

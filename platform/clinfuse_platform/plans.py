@@ -31,6 +31,8 @@ def train_plan(work: Work) -> Plan:
     common: dict[str, Any] = {
         "batches": lambda done: _varied(work, config, reader),
         "cases": reader.cases_at,
+        "effort": config.effort,
+        "validations": config.validations,
     }
     head = Phase(
         name="lesion_head",
@@ -146,6 +148,8 @@ def _student_phase(
         loss=lambda done: student_loss(config, teacher.members[0], teacher.lesion_head),
         batches=batches,
         cases=lambda step: reader.cases_at(step % config.distill_batches),
+        effort=config.effort,
+        validations=config.validations,
     )
 
 
@@ -162,6 +166,8 @@ def _teacher_member(work: Work, config: TrainConfig, teacher: FusionPipeline, nu
         loss=lambda done: denoiser_loss(config, teacher.lesion_head),
         batches=lambda done: _varied(work, config, reader),
         cases=reader.cases_at,
+        effort=config.effort,
+        validations=config.validations,
     )
 
 
@@ -191,7 +197,9 @@ def _varied(work: Work, config: TrainConfig, reader: ShardReader) -> Callable[[i
     from clinfuse.training.contrast import vary_contrast
 
     first = (config.seed * 64 + work.rank) * 1_000_003
-    return lambda step: vary_contrast(reader(step, config.crop_at(step)), config.contrast_share, seed=first + step)
+    return lambda step: vary_contrast(
+        reader(step, config.crop_at(step)), config.contrast_share, seed=first + step
+    )
 
 
 def _pipeline(work: Work, role: str) -> FusionPipeline:

@@ -8,7 +8,6 @@ current/                 TrainState of the phase under way (safetensors and JSON
 from __future__ import annotations
 
 import json
-import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -16,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
+    from upath import UPath
 
     from clinfuse.training import TrainState
 
@@ -59,6 +59,18 @@ class Position:
         """The position that a checkpoint folder tells."""
         return cls(**json.loads((folder / "position.json").read_text(encoding="utf-8")))
 
+    def under_way(self, folder: Path) -> tuple[str, int, dict[str, Tensor]]:
+        """The phase that this checkpoint is of (under way, or the last one done), its step and its best weights."""
+        from safetensors.torch import load_file
+
+        from clinfuse.training.state import best_weights
+
+        if self.phase is not None:
+            return self.phase, self.step, best_weights(folder / "current")
+        phase = self.done[-1]
+        step = max(row["step"] for row in self.history if row["phase"] == phase)
+        return phase, int(step), load_file(folder / f"{phase}.safetensors")
+
 
 def load_weights(module: nn.Module, folder: Path, name: str) -> None:
     """Give a network the weights it had when its phase was done."""
@@ -67,21 +79,21 @@ def load_weights(module: nn.Module, folder: Path, name: str) -> None:
     module.load_state_dict(load_file(folder / f"{name}.safetensors"))
 
 
-def remove_orphans(experiment: Path) -> int:
+def remove_orphans(experiment: UPath) -> int:
     """Delete checkpoint folders that a killed worker left behind unregistered; returns how many.
 
     Args:
-        experiment: Ray Train's local experiment folder, which holds `checkpoint_manager_snapshot.json`.
+        experiment: Ray Train's experiment folder, local or at a URL, which holds `checkpoint_manager_snapshot.json`;
+            nothing may be training in it.
     """
     snapshot = experiment / "checkpoint_manager_snapshot.json"
     if not snapshot.exists():
         return 0
     registered = snapshot.read_text(encoding="utf-8")
-    orphans = [
-        path for path in experiment.glob("checkpoint_*") if path.is_dir() and path.name not in registered
-    ]
+    folders = [path for path in experiment.iterdir() if path.name.startswith("checkpoint_") and path.is_dir()]
+    orphans = [path for path in folders if path.name not in registered]
     for path in orphans:
-        shutil.rmtree(path, ignore_errors=True)
+        path.fs.rm(path.path, recursive=True)
     return len(orphans)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clinfuse import RESEARCH_USE
@@ -12,6 +11,8 @@ from clinfuse.errors import ConfigError, InputError
 from clinfuse.verbs import Verb
 
 if TYPE_CHECKING:
+    from upath import UPath
+
     from clinfuse_platform.launch import Workers
     from clinfuse_platform.runs import Run
 
@@ -41,7 +42,9 @@ def run_train(arguments: argparse.Namespace) -> dict[str, Any]:
     if not has_lesions(data):
         say("  no training case has a lesion mask: no lesion head, and no lesion terms in the loss")
     run = create_run(arguments.run, arguments.storage, {"verb": "train", **settings})
-    model = launch("train", "model", run, settings, _workers(arguments, arguments.recipe))
+    model = launch(
+        "train", "model", run, settings, _workers(arguments, arguments.recipe), mlflow=arguments.mlflow
+    )
     return _result(run, model, "train")
 
 
@@ -58,7 +61,14 @@ def run_distill(arguments: argparse.Namespace) -> dict[str, Any]:
 
     run, settings = _of_finished_run(arguments)
     settings["config"]["student_steps"] = arguments.steps
-    model = launch("distill", "student", run, settings, _workers(arguments, settings["config"]["recipe"]))
+    model = launch(
+        "distill",
+        "student",
+        run,
+        settings,
+        _workers(arguments, settings["config"]["recipe"]),
+        mlflow=arguments.mlflow,
+    )
     return _result(run, model, "distill")
 
 
@@ -85,7 +95,14 @@ def run_ensemble(arguments: argparse.Namespace) -> dict[str, Any]:
     if not run.has_model(base):
         raise InputError(f"run {run.name} has no {base}", todo=f"make it first (clinfuse distill {run.name})")
     settings |= {"base": str(run.path / base), "members": arguments.members, "base_key": _key_of(run, base)}
-    model = launch("ensemble", "ensemble", run, settings, _workers(arguments, settings["config"]["recipe"]))
+    model = launch(
+        "ensemble",
+        "ensemble",
+        run,
+        settings,
+        _workers(arguments, settings["config"]["recipe"]),
+        mlflow=arguments.mlflow,
+    )
     return _result(run, model, "ensemble") | {"members": arguments.members}
 
 
@@ -148,6 +165,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cpus-per-worker", type=int, default=0, metavar="C", help="default: the cores shared"
     )
+    parser.add_argument("--mlflow", action="store_true", help="tell MLflow too (MLFLOW_TRACKING_URI)")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="change one option of the recipe"
     )
@@ -186,7 +204,7 @@ def _key_of(run: Run, kind: str) -> str:
     return str(run.read_json(f"{kind}/metadata.json").get("model_hash", ""))
 
 
-def _result(run: Run, model: Path, job: str) -> dict[str, Any]:
+def _result(run: Run, model: UPath, job: str) -> dict[str, Any]:
     rows = run.metrics()
     rows = rows[rows["job"] == job] if len(rows) else rows
     last = {}

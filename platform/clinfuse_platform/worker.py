@@ -1,46 +1,31 @@
-"""What each training worker does: the job's phases in order, resumed where the last checkpoint stands.
-
-Workers report together: rank 0 measures the time of a step and tells the others after how many steps the next
-report is due, so that reports (each costs about 0.2 s) lie 3 s or more apart whatever the network's size.
-"""
+"""What each training worker does: the job's phases in order, resumed where the last checkpoint stands."""
 
 from __future__ import annotations
 
 import json
-import math
 import tempfile
-import time
 import traceback
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from upath import UPath
 
 from clinfuse.errors import ClinfuseError, InputError
-from clinfuse_platform.phases import Phase, Plan, Work
-from clinfuse_platform.position import Position, Stretches, load_weights
+from clinfuse_platform.phases import Phase, Plan, Work, stop_at
+from clinfuse_platform.position import Position, load_weights
+from clinfuse_platform.reporter import Reporter, report
 from clinfuse_platform.runs import publish_folder, write_atomic
-from clinfuse_platform.telemetry import Telemetry, TimedBatches
+from clinfuse_platform.telemetry import TimedBatches
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from clinfuse.training import TrainState
-
-REPORT_SECONDS = 3.0
-FIRST_REPORT_STEPS = 5
 PASSING = (RuntimeError, OSError)  # torch and gloo report lost peers as RuntimeError
 
 
 def failure_file(run: UPath, job: str) -> UPath:
     """Where a worker notes an error that a restart would only repeat."""
     return run / f"failure-{job}.json"
-
-
-def progress_file(run: UPath, job: str) -> UPath:
-    """Where rank 0 tells the waiting command how far the job is."""
-    return run / f"progress-{job}.json"
 
 
 def train_worker(settings: dict[str, Any]) -> None:
@@ -146,19 +131,21 @@ def _go_on(
             continue
         resume = folder / "current" if folder and position.phase == phase.name else None
         modules[phase.name] = _train_phase(phase, work, run, position, modules, resume)
-        if _until(phase, work) is not None:
+        if stop_at(phase, work) is not None:
             break  # the model so far; a later run of the job goes on from the checkpoint
         position.done.append(phase.name)
         position.phase, position.step = None, 0
-        _report(work, run, position, modules, None, {"phase": phase.name, "step": phase.steps})
+        report(
+            work,
+            run,
+            position,
+            modules,
+            None,
+            {"phase": phase.name, "step": phase.steps},
+            judge=phase.validations > 0,
+        )
     if work.rank == 0:
         _export(plan, modules, run / str(work.settings["kind"]))
-
-
-def _until(phase: Phase, work: Work) -> int | None:
-    """The step of this phase at which the job is to stop for now (settings["until"] by phase), or None."""
-    step = work.settings.get("until", {}).get(phase.name)
-    return int(step) if step is not None and step < phase.steps else None
 
 
 def _export(plan: Plan, modules: dict[str, nn.Module], target: UPath) -> None:
@@ -190,8 +177,9 @@ def _train_phase(
             batches,
             steps=phase.steps,
             learning_rate=phase.learning_rate,
+            effort=phase.effort,
             seed=phase.seed * 1000 + work.rank,
-            until=_until(phase, work),
+            until=stop_at(phase, work),
             start=resume,
             wrap=_distributed,
             on_step=reporter,
@@ -203,6 +191,8 @@ def _train_phase(
             f"{phase.name}: {error}; cases in the batch: {', '.join(phase.cases(step))}; the checkpoint before it "
             "is kept"
         ) from error
+    finally:
+        reporter.close()
     _same_everywhere(module, work)
     return module.eval()
 
@@ -224,79 +214,3 @@ def _distributed(module: nn.Module) -> nn.Module:
     import ray.train.torch
 
     return ray.train.torch.prepare_model(module, parallel_strategy_kwargs={"find_unused_parameters": False})
-
-
-class Reporter:
-    """Called after every step: keeps the history and, when it is time, reports with a checkpoint."""
-
-    def __init__(
-        self,
-        phase: Phase,
-        work: Work,
-        run: UPath,
-        position: Position,
-        modules: dict[str, nn.Module],
-        batches: TimedBatches,
-    ) -> None:
-        self.phase, self.work, self.run, self.position, self.modules = phase, work, run, position, modules
-        self.batches, self.telemetry = batches, Telemetry(run.name, work.job, phase.name, work.rank)
-        self.stretches = Stretches(phase.name, phase.steps)
-        self.until = _until(phase, work)
-        self.step = position.step if position.phase == phase.name else 0
-        self.due = self.step + FIRST_REPORT_STEPS
-        self.since, self.since_step = time.monotonic(), self.step
-        self.began = self.since
-
-    def __call__(self, step: int, logs: dict[str, float], state: TrainState) -> None:
-        """See clinfuse.training.fit's `on_step`."""
-        self.step = step
-        row = self.stretches.add(logs, last=step in (self.phase.steps, self.until))
-        if row is not None:
-            self.position.history.append({**row, "elapsed": time.monotonic() - self.began})
-        if step == self.phase.steps or (step < self.due and step != self.until):
-            return
-        self.position.phase, self.position.step = self.phase.name, step
-        _report(self.work, self.run, self.position, self.modules, state, {"phase": self.phase.name, **logs})
-        self.due = step + self._steps_until_next(logs)
-
-    def _steps_until_next(self, logs: Mapping[str, float]) -> int:
-        passed = max(time.monotonic() - self.since, 1e-6)
-        seconds_per_step = passed / max(1, self.step - self.since_step)
-        self.telemetry.tell(self.step, 1 / seconds_per_step, min(1.0, self.batches.seconds / passed), logs)
-        self.since, self.since_step, self.batches.seconds = time.monotonic(), self.step, 0.0
-        wanted = max(1, math.ceil(REPORT_SECONDS / max(seconds_per_step, 1e-6)))
-        return wanted if self.work.world_size == 1 else _from_rank_0(wanted, self.work.device)
-
-
-def _from_rank_0(value: int, device: str) -> int:
-    import torch
-    import torch.distributed
-
-    tensor = torch.tensor([value], device=device)
-    torch.distributed.broadcast(tensor, src=0)
-    return int(tensor.item())
-
-
-def _report(
-    work: Work,
-    run: UPath,
-    position: Position,
-    modules: Mapping[str, nn.Module],
-    state: TrainState | None,
-    logs: Mapping[str, Any],
-) -> None:
-    import ray.train
-
-    checkpoint = None
-    if work.rank == 0:
-        checkpoint = ray.train.Checkpoint.from_directory(str(position.save(modules, state)))
-        facts = {
-            key: value for key, value in logs.items() if not isinstance(value, float) or math.isfinite(value)
-        }
-        write_atomic(progress_file(run, work.job), json.dumps(facts).encode("utf-8"))
-    ray.train.report(
-        dict(logs),
-        checkpoint=checkpoint,
-        checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
-        delete_local_checkpoint_after_upload=True,
-    )

@@ -1,4 +1,4 @@
-"""What saves time or memory changes nothing else: accumulation, averaging, precision, checkpointing, layout, compiling."""
+"""What saves time or memory changes nothing else: accumulation, averaging, precision, checkpointing, layout, compile."""
 
 from __future__ import annotations
 

@@ -19,6 +19,7 @@ from clinfuse_prep.manifest import manifest_row
 from clinfuse_prep.reader import ShardReader
 from clinfuse_prep.store import CaseStore
 from torch import nn
+from upath import UPath
 
 from clinfuse.errors import ConfigError, InputError
 from clinfuse.pipeline import FusionPipeline
@@ -55,11 +56,11 @@ def test_history_keeps_every_step_of_a_short_phase_and_means_of_a_long_one() -> 
 
 
 def test_only_unregistered_checkpoints_are_removed(tmp_path: Path) -> None:
-    assert remove_orphans(tmp_path) == 0
+    assert remove_orphans(UPath(tmp_path)) == 0
     for name in ("checkpoint_1", "checkpoint_2", "checkpoint_3"):
         (tmp_path / name).mkdir()
     (tmp_path / "checkpoint_manager_snapshot.json").write_text(json.dumps({"latest": "checkpoint_2"}))
-    assert remove_orphans(tmp_path) == 2
+    assert remove_orphans(UPath(tmp_path)) == 2
     assert [path.name for path in tmp_path.glob("checkpoint_?")] == ["checkpoint_2"]
 
 
