@@ -104,7 +104,7 @@ def _plan(args: argparse.Namespace, presets: dict[str, Preset], model: Path, sla
         limits=parse_limits(args.limit),
         sampler=args.sampler,
         seed=args.seed,
-        slots=args.slots or _slots(args.cpus_per_trial, args.gpus_per_trial),
+        slots=args.slots or slots_of(args.cpus_per_trial, args.gpus_per_trial),
         cpus=args.cpus_per_trial,
         gpus=args.gpus_per_trial,
         halving=args.halving,
@@ -142,7 +142,7 @@ def _facts(args: argparse.Namespace, model: Path, slabs: Sequence[Case]) -> dict
     }
 
 
-def _slots(cpus: float, gpus: float) -> int:
+def slots_of(cpus: float, gpus: float) -> int:
     """Trials that fit at a time, by CPUs and by GPUs (a share of one counts); on one machine its real cores."""
     import ray
 

@@ -67,18 +67,32 @@ def driver(folder: Path, address: str = "") -> Iterator[subprocess.Popen[bytes]]
 
 
 @contextmanager
-def cluster() -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """A cluster's head as its own process: (address, process)."""
+def cluster(*more: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """A cluster's head as its own process, once it answers: (address, process)."""
     port, client = _free_port(), _free_port()
     ray = str(Path(sys.executable).with_name("ray"))
     words = [ray, "start", "--head", f"--port={port}", f"--ray-client-server-port={client}", "--num-cpus=2"]
     words += ["--include-dashboard=false", "--object-store-memory=100000000", "--block"]
-    words += ["--node-ip-address=127.0.0.1", "--disable-usage-stats"]
+    words += ["--node-ip-address=127.0.0.1", "--disable-usage-stats", *more]
     head = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
+        wait_for_answer(f"127.0.0.1:{port}")
         yield f"127.0.0.1:{port}", head
     finally:
         kill_tree(head)
+
+
+def wait_for_answer(address: str) -> None:
+    """Until the head listens."""
+    from clinfuse_platform.session import knock
+
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            return knock(address)
+        except ConnectionError:
+            assert time.monotonic() < deadline
+            time.sleep(0.5)
 
 
 def kill_tree(process: subprocess.Popen[bytes]) -> None:
@@ -141,7 +155,8 @@ def check_goes_on(folder: Path) -> None:
     assert len(before) >= 3
     result = run_sweep(PLAN, Zdt1(SPACES), folder, resume=True)
     done = result.table[result.table["state"] == "complete"]
-    assert done.groupby("preset").size().to_dict() == dict.fromkeys(SPACES, PER_PRESET)
+    every = result.table[["trial_id", "state", "error"]].to_string()
+    assert done.groupby("preset").size().to_dict() == dict.fromkeys(SPACES, PER_PRESET), every
     assert not done.duplicated(["preset", *PLAN.params]).any()
     for (name, number), (params, values) in before.items():
         row = done[(done["preset"] == name) & (done["number"] == number)].iloc[0]
@@ -162,20 +177,29 @@ def test_a_killed_driver_loses_no_finished_trial_and_repeats_none(ray_session: N
 
 
 def test_a_killed_head_loses_no_finished_trial_and_repeats_none(tmp_path: Path) -> None:
-    from clinfuse_platform.session import knock, session
+    from clinfuse_platform.session import session
 
-    with cluster() as (address, head):
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline:
-            try:
-                knock(address)
-                break
-            except ConnectionError:
-                time.sleep(0.5)
-        with driver(tmp_path / "s", address) as process:
-            wait_until(process, tmp_path / "s", 3)
-            kill_tree(head)
-            process.wait(timeout=240)
-            assert process.returncode != 0
+    with cluster() as (address, head), driver(tmp_path / "s", address) as process:
+        wait_until(process, tmp_path / "s", 3)
+        kill_tree(head)
+        process.wait(timeout=240)
+        assert process.returncode != 0
     with session():
         check_goes_on(tmp_path / "s")
+
+
+def test_four_trials_share_one_gpu_of_a_running_cluster(tmp_path: Path) -> None:
+    """The GPU is a declared one; each worker that loads the problem leaves a file."""
+    from clinfuse_platform.session import session
+    from clinfuse_sweeps.sweep_verb import slots_of
+
+    (tmp_path / "loaded").mkdir()
+    problem = Zdt1(SPACES, seconds=1.0, register=str(tmp_path / "loaded"))
+    with cluster("--num-gpus=1") as (address, _), session(address):
+        plan = Plan(spaces=SPACES, trials=6, slots=slots_of(0.5, 0.25), sampler="random", cpus=0.5, gpus=0.25)
+        result = run_sweep(plan, problem, tmp_path / "s")
+    assert plan.slots == 4 and len(list((tmp_path / "loaded").iterdir())) == 4
+    assert (result.table["state"] == "complete").all()
+    assert result.search_seconds < result.compute_seconds / 2, (
+        "more than two at a time, the others waited for none"
+    )
