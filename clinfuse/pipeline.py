@@ -174,12 +174,11 @@ class FusionPipeline:
         guided = self.kind == "teacher" if guided is None else guided
         steps = steps or (preset.steps if self.kind == "teacher" else self.student_steps)
         warped = self._jittered(case, jitter_index, seed, jitter or JitterConfig())
-        batches = [
-            self._sample_batch(
-                batch, case, member, preset, steps, _seed(seed, member, sample_index), guided, guidance
-            )
-            for batch in self._batches(case, warped, preset)
-        ]
+        own = _seed(seed, member, sample_index)
+        batches = []
+        for batch in self._batches(case, warped, preset):
+            guide = self._guide(batch, case, preset, guidance) if guided else None
+            batches.append(self._sample_batch(batch, member, steps, [own] * len(batch.anatomy), guide))
         fused, variance, residual = (np.concatenate(parts) for parts in zip(*batches, strict=True))
         return MemberSample(
             fused=fused,
@@ -190,6 +189,51 @@ class FusionPipeline:
             jitter=jitter_index,
             steps=steps,
         )
+
+    def sample_together(
+        self, asks: Sequence[tuple[Case, Preset, int]], member: int, *, steps: int | None = None
+    ) -> list[MemberSample]:
+        """Unguided first draws of one member of a 2D model for several small cases in one batch.
+
+        Args:
+            asks: (case, preset, seed) each; slices of all cases have one size (H, W).
+            member: whose draws.
+            steps: reverse steps for all; default `student_steps`.
+
+        Returns:
+            One sample per ask, equal to what `sample_member` gives for it alone: every slice has its own noise.
+
+        Raises:
+            ConfigError: a 3D model, or slices of different sizes.
+        """
+        if self.spatial_dims != 2 or len({case.shape[1:] for case, _, _ in asks}) != 1:
+            raise ConfigError("cannot be sampled together", expected="a 2D model and slices of one size")
+        steps = steps or self.student_steps
+        parts = [
+            batch
+            for case, preset, _ in asks
+            for batch in self._batches(case, torch.from_numpy(case.companion), preset)
+        ]
+        whole = Inputs(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
+        depths = [case.shape[0] for case, _, _ in asks]
+        seeds = [
+            _seed(seed, member, 0) for (_, _, seed), d in zip(asks, depths, strict=True) for _ in range(d)
+        ]
+        maps = self._sample_batch(whole, member, steps, seeds, None)
+        ends = np.cumsum(depths)[:-1]
+        cut = [np.split(volume, ends) for volume in maps]
+        return [
+            MemberSample(
+                fused=fused,
+                variance=variance,
+                residual_energy=float(np.mean(residual**2)),
+                member=member,
+                sample=0,
+                jitter=0,
+                steps=steps,
+            )
+            for fused, variance, residual in zip(*cut, strict=True)
+        ]
 
     def combine(
         self, samples: Sequence[MemberSample], case: Case, preset: str | Preset, *, asked: int, seed: int
@@ -226,37 +270,34 @@ class FusionPipeline:
         return batches
 
     def _sample_batch(
-        self,
-        batch: Inputs,
-        case: Case,
-        member: int,
-        preset: Preset,
-        steps: int,
-        seed: int,
-        guided: bool,
-        guidance: GuidanceConfig | None,
+        self, batch: Inputs, member: int, steps: int, seeds: Sequence[int], guide: Guide | None
     ) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Fused, variance and residual, (D, H, W) each, of one batch with a seed per item."""
         denoiser = self.members[member]
-        padded: list[Tensor] = []
-        undo: tuple[slice, ...] = ()
-        for part in batch[:3]:
-            grown, undo = pad_to_multiple(part, denoiser.config.multiple)
-            padded.append(grown)
-        inputs = Inputs(padded[0], padded[1], padded[2], batch.vector)
+        inputs, undo = self._padded(batch)
         done = sample(
             [denoiser],
             inputs,
             diffusion=self.diffusion,
             steps=steps,
-            generators=[torch.Generator(self.device).manual_seed(seed) for _ in range(len(inputs.anatomy))],
-            guide=self._guide(inputs, case, preset, guidance) if guided else None,
+            generators=[torch.Generator(self.device).manual_seed(seed) for seed in seeds],
+            guide=guide,
         )
         parts = (done.fused[undo], done.variance[undo], done.residual[undo])
         drop = (0, 1) if self.spatial_dims == 3 else (1,)
         fused, variance, residual = (p.squeeze(drop).cpu().numpy() for p in parts)
         return fused, variance, residual
 
-    def _guide(self, inputs: Inputs, case: Case, preset: Preset, config: GuidanceConfig | None) -> Guide:
+    def _padded(self, batch: Inputs) -> tuple[Inputs, tuple[slice, ...]]:
+        padded: list[Tensor] = []
+        undo: tuple[slice, ...] = ()
+        for part in batch[:3]:
+            grown, undo = pad_to_multiple(part, self.members[0].config.multiple)
+            padded.append(grown)
+        return Inputs(padded[0], padded[1], padded[2], batch.vector), undo
+
+    def _guide(self, batch: Inputs, case: Case, preset: Preset, config: GuidanceConfig | None) -> Guide:
+        inputs, _ = self._padded(batch)
         spacing = case.spacing[-self.spatial_dims :]
         reference = roi_reference(inputs.anatomy, inputs.companion, inputs.masks, spacing, preset.tau_mm)
         head = ((inputs.anatomy > HEAD_LEVEL) | (inputs.companion > HEAD_LEVEL)).float()

@@ -17,11 +17,11 @@ from starlette.exceptions import HTTPException
 from clinfuse import RESEARCH_USE, __version__
 from clinfuse.errors import ClinfuseError
 from clinfuse.outputs import bundle
-from clinfuse_serve import metrics, monai_label, pages, problems
+from clinfuse_serve import metrics, monai_label, pages, problems, streaming
 from clinfuse_serve.middleware import Guard
 from clinfuse_serve.problems import Problem, ProblemError
 from clinfuse_serve.schemas import ExampleRow, FuseParams, FuseReply, Health, ModelRow, PresetBody, PresetRow
-from clinfuse_serve.service import Answer, FusionService
+from clinfuse_serve.service import Answer, FusionService, Progress, silent
 from clinfuse_serve.uploads import received
 
 PROBLEMS: dict[int | str, dict[str, Any]] = {
@@ -131,7 +131,7 @@ def _add_fuse(app: FastAPI, service: FusionService) -> None:
         responses={
             200: {
                 "description": "one image, a zip of all files, or facts",
-                "content": {kind: {} for kind in (*IMAGES, "application/zip")},
+                "content": {kind: {} for kind in (*IMAGES, "application/zip", "multipart/mixed")},
             },
             **PROBLEMS,
         },
@@ -147,17 +147,27 @@ def _add_fuse(app: FastAPI, service: FusionService) -> None:
     ) -> Response:
         """Fuse one pair of images; every reply says how many members answered."""
         uploads = {"anatomy": anatomy, "companion": companion, "brain": brain, "bone": bone, "lesion": lesion}
-        return await answer_fuse(service, parse_params(params), uploads)
+        wanted = parse_params(params)
+        if wanted.output == "stream":
+
+            async def work(tell: Progress) -> streaming.Final:
+                return await made_bundle(service, await fuse_uploads(service, wanted, uploads, tell), wanted)
+
+            return await streaming.stream(work)
+        return await streaming.unless_gone(request, answer_fuse(service, wanted, uploads))
 
 
 async def fuse_uploads(
-    service: FusionService, params: FuseParams, uploads: Mapping[str, UploadFile | None]
+    service: FusionService,
+    params: FuseParams,
+    uploads: Mapping[str, UploadFile | None],
+    tell: Progress = silent,
 ) -> Answer:
     """Fuse what was uploaded."""
     streams = {role: upload.file for role, upload in uploads.items() if upload is not None}
     with ExitStack() as stack:
         files = await asyncio.to_thread(stack.enter_context, received(streams, service.limits.voxels))
-        return await service.fuse(params, files)
+        return await service.fuse(params, files, tell)
 
 
 async def answer_fuse(
@@ -168,24 +178,35 @@ async def answer_fuse(
     if params.output == "json":
         body = service.reply(answer).model_dump_json().encode()
         return Response(body, media_type="application/json", headers=reply_headers(answer))
-    files_out = await service.encode(answer, params)
     if params.output == "bundle":
-        name, data, media = f"{answer.kept.token}.zip", bundle(files_out), "application/zip"
-    else:
-        if params.image not in files_out:
-            raise ProblemError(
-                Problem(
-                    status=422,
-                    title=f"this model gives no {params.image} map",
-                    expected="a calibrated model",
-                    found="a model without calibration",
-                    todo="run `clinfuse calibrate` on the model, or ask for another map",
-                )
+        data, media, headers = await made_bundle(service, answer, params)
+        return Response(data, media_type=media, headers=dict(headers))
+    files_out = await service.encode(answer, params)
+    if params.image not in files_out:
+        raise ProblemError(
+            Problem(
+                status=422,
+                title=f"this model gives no {params.image} map",
+                expected="a calibrated model",
+                found="a model without calibration",
+                todo="run `clinfuse calibrate` on the model, or ask for another map",
             )
-        name, data = files_out[params.image]
-        media = media_type(name)
-    disposition = {"Content-Disposition": f'attachment; filename="{name}"'}
-    return Response(data, media_type=media, headers={**reply_headers(answer), **disposition})
+        )
+    name, data = files_out[params.image]
+    headers = {**reply_headers(answer), **attachment(name)}
+    return Response(data, media_type=media_type(name), headers=headers)
+
+
+async def made_bundle(service: FusionService, answer: Answer, params: FuseParams) -> streaming.Final:
+    """All files of an answer as one zip, with its media type and headers."""
+    data = bundle(await service.encode(answer, params))
+    headers = {**reply_headers(answer), **attachment(f"{answer.kept.token}.zip")}
+    return data, "application/zip", headers
+
+
+def attachment(name: str) -> dict[str, str]:
+    """The header that names a file."""
+    return {"Content-Disposition": f'attachment; filename="{name}"'}
 
 
 def media_type(name: str) -> str:

@@ -6,10 +6,12 @@ import asyncio
 import threading
 from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from clinfuse.case import Case
 from clinfuse.presets import Preset
+from clinfuse_serve.parts import Tell, draw_in_turn
 
 if TYPE_CHECKING:
     from clinfuse.combine import MemberSample
@@ -27,6 +29,7 @@ class Order:
         draws: (sample, jitter) pairs.
         guided: gradient guidance on, off, or as the model's kind has it (None).
         slab: only the axial slices [start, stop), None for all.
+        model: hash of the model version that is meant; "" for whichever is there.
     """
 
     preset: Preset
@@ -35,6 +38,7 @@ class Order:
     draws: tuple[tuple[int, int], ...] = ((0, 0),)
     guided: bool | None = None
     slab: tuple[int, int] | None = None
+    model: str = ""
 
     def part_of(self, case: Case) -> Case:
         """What of the case is asked: the slab or all of it."""
@@ -59,8 +63,11 @@ class Backend(Protocol):
     async def hold(self, case: Case) -> Any:
         """A reference to the case that `sample` takes; cheap to use often."""
 
-    async def sample(self, held: Any, order: Order, members: Sequence[int], deadline_s: float) -> Gathered:
-        """Ask members, all at once."""
+    async def sample(
+        self, held: Any, orders: Sequence[Order], members: Sequence[int], deadline_s: float, tell: Tell
+    ) -> Gathered:
+        """Ask members, all at once; each draws the orders in turn (one, or the slabs of a volume) and their samples
+        come joined. `tell` is called after every draw of every member."""
 
     async def up(self) -> list[bool]:
         """Which members are up."""
@@ -143,11 +150,15 @@ class LocalBackend:
         """The case itself."""
         return case
 
-    async def sample(self, held: Case, order: Order, members: Sequence[int], deadline_s: float) -> Gathered:
+    async def sample(
+        self, held: Case, orders: Sequence[Order], members: Sequence[int], deadline_s: float, tell: Tell
+    ) -> Gathered:
         """Run the members in turn."""
 
-        calls = {m: run_in_turn(self._turn, self.pipeline, held, m, order) for m in members}
-        return await gather(calls, deadline_s)
+        async def draw(member: int, order: Order) -> list[MemberSample]:
+            return await run_in_turn(self._turn, self.pipeline, held, member, order)
+
+        return await gather({m: draw_in_turn(partial(draw, m), orders, tell) for m in members}, deadline_s)
 
     async def up(self) -> list[bool]:
         """Always all."""

@@ -1,76 +1,33 @@
-"""Talk to a clinfuse service from Python: typed, and patient, because fusing is repeatable (same seed, same image).
+"""Talk to a clinfuse service from Python, waiting or async: typed, and patient, because fusing is repeatable.
 
 >>> with Client("http://127.0.0.1:8000") as client:
 ...     reply = client.fuse("mr.nii.gz", "ct.nii.gz", preset="bone_tumor")
 ...     reply.save("fused")
+
+>>> async with AsyncClient("http://127.0.0.1:8000") as client:
+...     replies = await asyncio.gather(*(client.fuse(mr, ct) for mr, ct in pairs))
 """
 
 from __future__ import annotations
 
-import io
+import asyncio
 import json
-import random
 import time
-import zipfile
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import httpx
 
-from clinfuse.errors import ClinfuseError, InputError
-from clinfuse.outputs import write_files
 from clinfuse.presets import Preset
-from clinfuse_serve.schemas import ExampleRow, FuseParams, FuseReply, Health, ModelRow, PresetRow
+from clinfuse_serve import calls
+from clinfuse_serve.calls import Call, FusedReply, Parts, Progress, Reply, ServiceError, Source, exchange
+from clinfuse_serve.schemas import ExampleRow, FuseReply, Health, ModelRow, PresetRow
 
-AGAIN = frozenset({429, 502, 503, 504})
-LONGEST_WAIT_S = 30.0
-DEFAULT_NAMES = {"anatomy", "companion", "brain", "bone", "lesion"}
-Source = str | Path | bytes
-
-
-class ServiceError(ClinfuseError):
-    """The service refused or failed; holds its problem JSON.
-
-    Attributes:
-        status: HTTP status, 0 if nobody answered.
-        problem: the service's problem JSON, or {}.
-    """
-
-    def __init__(self, status: int, problem: Mapping[str, Any]) -> None:
-        self.status, self.problem = status, dict(problem)
-        parts = [str(problem.get("title") or "the service gave no reason")]
-        words = (("expected", "expected"), ("found", "found"), ("todo", "to do"))
-        parts += [f"{word} {problem[key]}" for key, word in words if problem.get(key)]
-        super().__init__(f"{'; '.join(parts)} (HTTP {status})" if status else "; ".join(parts))
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return (type(self), (self.status, self.problem))
-
-
-@dataclass(frozen=True)
-class FusedReply:
-    """A fused pair as it came from the service.
-
-    Attributes:
-        files: file name → bytes, as `clinfuse fuse` would have written them.
-        info: the JSON sidecar.
-        case: token for fusing the same pair again without sending it.
-        members_used, members_asked: how many members answered.
-        degraded: fewer answered than were asked.
-    """
-
-    files: dict[str, bytes]
-    info: dict[str, Any]
-    case: str
-    members_used: int
-    members_asked: int
-    degraded: bool
-
-    def save(self, folder: str | Path) -> dict[str, Path]:
-        """Write all files into a folder; returns file name → path."""
-        return write_files({name: (name, data) for name, data in self.files.items()}, folder)
+__all__ = ["AsyncClient", "Client", "FusedReply", "ServiceError"]
+Masks = Mapping[str, Source] | None
+PRESETS, MODELS = Call("GET", "/v1/presets"), Call("GET", "/v1/models")
+EXAMPLES, METRICS, HEALTH = Call("GET", "/v1/examples"), Call("GET", "/metrics"), Call("GET", "/healthz")
+LOST = (httpx.ConnectError, httpx.ReadError, httpx.RemoteProtocolError, httpx.WriteError)
 
 
 class Client:
@@ -94,11 +51,8 @@ class Client:
         verify: str | bool = True,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        headers = {"Authorization": f"Bearer {token}"} if token else {}
         self.url, self.retries, self._sleep = url.rstrip("/"), retries, sleep
-        self._http = httpx.Client(
-            base_url=self.url, headers=headers, timeout=timeout_s, verify=verify, trust_env=False
-        )
+        self._http = httpx.Client(**_options(self.url, token, timeout_s, verify))
 
     def __enter__(self) -> Client:
         return self
@@ -112,38 +66,35 @@ class Client:
 
     def health(self) -> Health:
         """Whether the service can answer; asked once, without repeating."""
-        try:
-            return Health.model_validate_json(self._http.get("/healthz").content)
-        except httpx.TransportError as error:
-            raise ServiceError(0, _nobody(error)) from error
+        return _health(self._send(HEALTH))
 
     def presets(self) -> list[PresetRow]:
         """All presets."""
-        return [PresetRow(**row) for row in self._json("GET", "/v1/presets")]
+        return [PresetRow(**row) for row in json.loads(self._ask(PRESETS).content)]
 
     def put_preset(self, preset: Preset) -> PresetRow:
         """Set a preset on all replicas."""
-        values = {key: value for key, value in preset.as_dict().items() if key != "name"}
-        return PresetRow(**self._json("PUT", f"/v1/presets/{preset.name}", json=values))
+        return PresetRow(**json.loads(self._ask(calls.put_preset(preset)).content))
 
     def models(self) -> list[ModelRow]:
         """The model that is served."""
-        return [ModelRow(**row) for row in self._json("GET", "/v1/models")]
+        return [ModelRow(**row) for row in json.loads(self._ask(MODELS).content)]
 
     def examples(self) -> list[ExampleRow]:
         """Cases offered for trying out."""
-        return [ExampleRow(**row) for row in self._json("GET", "/v1/examples")]
+        return [ExampleRow(**row) for row in json.loads(self._ask(EXAMPLES).content)]
 
     def metrics(self) -> str:
         """Numbers in Prometheus' text form."""
-        return self._ask("GET", "/metrics").text
+        return self._ask(METRICS).content.decode()
 
     def fuse(
         self,
         anatomy: Source | None = None,
         companion: Source | None = None,
         *,
-        masks: Mapping[str, Source] | None = None,
+        masks: Masks = None,
+        progress: Progress | None = None,
         **params: Any,
     ) -> FusedReply:
         """Fuse one pair and fetch all files.
@@ -151,114 +102,183 @@ class Client:
         Args:
             anatomy, companion: NIfTI or PNG file, or its bytes; None if `case` or `example` names a case.
             masks: "brain", "bone", "lesion" → file or bytes.
+            progress: called with (draws done, draws in all) while the service works.
             params: as in `FuseParams`: preset, weights, steps, seed, members, case, example, …
 
         Raises:
             ServiceError: the service refused (problem inside), or nobody answered.
         """
-        reply = self._fuse(anatomy, companion, masks, {**params, "output": "bundle"})
-        with zipfile.ZipFile(io.BytesIO(reply.content)) as archive:
-            files = {Path(name).name: archive.read(name) for name in archive.namelist()}
-        info = next(json.loads(data) for name, data in files.items() if name.endswith(".json"))
-        used, asked = (int(n) for n in reply.headers["X-Clinfuse-Members"].split("/"))
-        return FusedReply(
-            files=files,
-            info=info,
-            case=reply.headers["X-Clinfuse-Case"],
-            members_used=used,
-            members_asked=asked,
-            degraded=reply.headers["X-Clinfuse-Degraded"] == "true",
-        )
+        return calls.read_fused(self._ask(_bundle(anatomy, companion, masks, params, progress)))
 
     def describe(
         self,
         anatomy: Source | None = None,
         companion: Source | None = None,
         *,
-        masks: Mapping[str, Source] | None = None,
+        masks: Masks = None,
         **params: Any,
     ) -> FuseReply:
         """As `fuse`, but only facts come back, no images."""
-        reply = self._fuse(anatomy, companion, masks, {**params, "output": "json"})
+        reply = self._ask(calls.fuse(anatomy, companion, masks, {**params, "output": "json"}))
         return FuseReply.model_validate_json(reply.content)
 
-    def _fuse(
+    def _ask(self, call: Call) -> Reply:
+        talk = exchange(call, self.retries)
+        todo = next(talk)
+        try:
+            while True:
+                if isinstance(todo, Call):
+                    todo = talk.send(self._send(todo))
+                else:
+                    self._sleep(todo)
+                    todo = next(talk)
+        except StopIteration as done:
+            return done.value
+
+    def _send(self, call: Call) -> Reply:
+        try:
+            if call.progress is None:
+                return _reply(self._http.request(call.method, call.path, **call.options))
+            with self._http.stream(call.method, call.path, **call.options) as response:
+                if not response.is_success:
+                    response.read()
+                    return _reply(response)
+                parts = Parts(call.progress)
+                for piece in response.iter_bytes():
+                    parts.feed(piece)
+                return parts.reply
+        except httpx.TransportError as error:
+            return _no_reply(error)
+
+
+class AsyncClient:
+    """As `Client`, every method to be awaited; several calls may be under way at once."""
+
+    def __init__(
         self,
-        anatomy: Source | None,
-        companion: Source | None,
-        masks: Mapping[str, Source] | None,
-        params: dict[str, Any],
-    ) -> httpx.Response:
-        checked = FuseParams.model_validate(params).model_dump_json(exclude_defaults=True)
-        sources = {"anatomy": anatomy, "companion": companion, **(masks or {})}
-        unknown = sorted(set(sources) - DEFAULT_NAMES)
-        if unknown:
-            raise InputError("no such mask", expected="brain, bone or lesion", found=", ".join(unknown))
-        files = {role: (role, _bytes(source, role)) for role, source in sources.items() if source is not None}
-        form = {"params": checked}
-        return self._ask("POST", "/v1/fuse", data=form, files=files or None)
+        url: str,
+        token: str | None = None,
+        *,
+        timeout_s: float = 300.0,
+        retries: int = 5,
+        verify: str | bool = True,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self.url, self.retries, self._sleep = url.rstrip("/"), retries, sleep
+        self._http = httpx.AsyncClient(**_options(self.url, token, timeout_s, verify))
 
-    def _json(self, method: str, path: str, **options: Any) -> Any:
-        return self._ask(method, path, **options).json()
+    async def __aenter__(self) -> AsyncClient:
+        return self
 
-    def _ask(self, method: str, path: str, **options: Any) -> httpx.Response:
-        """One request, repeated with growing pauses while that can help."""
-        for attempt in range(self.retries + 1):
-            last = attempt == self.retries
-            try:
-                reply = self._http.request(method, path, **options)
-            except (
-                httpx.ConnectError,
-                httpx.ReadError,
-                httpx.RemoteProtocolError,
-                httpx.WriteError,
-            ) as error:
-                if last:
-                    raise ServiceError(0, _nobody(error)) from error
-                self._sleep(_pause_s(attempt, None))
-                continue
-            except httpx.TransportError as error:
-                raise ServiceError(0, _nobody(error)) from error
-            if reply.is_success:
-                return reply
-            if last or not worth_repeating(reply.status_code, reply.headers.get("content-type", "")):
-                raise ServiceError(reply.status_code, _problem(reply))
-            self._sleep(_pause_s(attempt, reply.headers.get("retry-after")))
-        raise AssertionError("unreachable")
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connection."""
+        await self._http.aclose()
+
+    async def health(self) -> Health:
+        """As `Client.health`."""
+        return _health(await self._send(HEALTH))
+
+    async def presets(self) -> list[PresetRow]:
+        """As `Client.presets`."""
+        return [PresetRow(**row) for row in json.loads((await self._ask(PRESETS)).content)]
+
+    async def put_preset(self, preset: Preset) -> PresetRow:
+        """As `Client.put_preset`."""
+        return PresetRow(**json.loads((await self._ask(calls.put_preset(preset))).content))
+
+    async def models(self) -> list[ModelRow]:
+        """As `Client.models`."""
+        return [ModelRow(**row) for row in json.loads((await self._ask(MODELS)).content)]
+
+    async def examples(self) -> list[ExampleRow]:
+        """As `Client.examples`."""
+        return [ExampleRow(**row) for row in json.loads((await self._ask(EXAMPLES)).content)]
+
+    async def metrics(self) -> str:
+        """As `Client.metrics`."""
+        return (await self._ask(METRICS)).content.decode()
+
+    async def fuse(
+        self,
+        anatomy: Source | None = None,
+        companion: Source | None = None,
+        *,
+        masks: Masks = None,
+        progress: Progress | None = None,
+        **params: Any,
+    ) -> FusedReply:
+        """As `Client.fuse`."""
+        return calls.read_fused(await self._ask(_bundle(anatomy, companion, masks, params, progress)))
+
+    async def describe(
+        self,
+        anatomy: Source | None = None,
+        companion: Source | None = None,
+        *,
+        masks: Masks = None,
+        **params: Any,
+    ) -> FuseReply:
+        """As `Client.describe`."""
+        reply = await self._ask(calls.fuse(anatomy, companion, masks, {**params, "output": "json"}))
+        return FuseReply.model_validate_json(reply.content)
+
+    async def _ask(self, call: Call) -> Reply:
+        talk = exchange(call, self.retries)
+        todo = next(talk)
+        try:
+            while True:
+                if isinstance(todo, Call):
+                    todo = talk.send(await self._send(todo))
+                else:
+                    await self._sleep(todo)
+                    todo = next(talk)
+        except StopIteration as done:
+            return done.value
+
+    async def _send(self, call: Call) -> Reply:
+        try:
+            if call.progress is None:
+                return _reply(await self._http.request(call.method, call.path, **call.options))
+            async with self._http.stream(call.method, call.path, **call.options) as response:
+                if not response.is_success:
+                    await response.aread()
+                    return _reply(response)
+                parts = Parts(call.progress)
+                async for piece in response.aiter_bytes():
+                    parts.feed(piece)
+                return parts.reply
+        except httpx.TransportError as error:
+            return _no_reply(error)
 
 
-def worth_repeating(status: int, content_type: str) -> bool:
-    """Whether the same request may succeed later: full, restarting, or a 500 that is not the application's own."""
-    return status in AGAIN or (status == 500 and "problem+json" not in content_type)
+def _options(url: str, token: str | None, timeout_s: float, verify: str | bool) -> dict[str, Any]:
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    return {"base_url": url, "headers": headers, "timeout": timeout_s, "verify": verify, "trust_env": False}
 
 
-def _pause_s(attempt: int, retry_after: str | None) -> float:
-    if retry_after and retry_after.isdigit():
-        return min(float(retry_after), LONGEST_WAIT_S) * random.uniform(1.0, 1.2)
-    return min(0.25 * 2**attempt, LONGEST_WAIT_S) * random.uniform(0.7, 1.3)
+def _bundle(
+    anatomy: Source | None,
+    companion: Source | None,
+    masks: Masks,
+    params: Mapping[str, Any],
+    progress: Progress | None,
+) -> Call:
+    output = "bundle" if progress is None else "stream"
+    return calls.fuse(anatomy, companion, masks, {**params, "output": output}, progress)
 
 
-def _bytes(source: Source, role: str) -> bytes:
-    if isinstance(source, bytes):
-        return source
-    path = Path(source)
-    if not path.is_file():
-        raise InputError(f"the {role} image is missing", expected="a file", found="no such file")
-    return path.read_bytes()
+def _reply(response: httpx.Response) -> Reply:
+    return Reply(response.status_code, response.headers, response.content, response.reason_phrase)
 
 
-def _problem(reply: httpx.Response) -> dict[str, Any]:
-    try:
-        found = reply.json()
-    except (json.JSONDecodeError, UnicodeDecodeError):
-        return {"title": "the service failed", "found": reply.reason_phrase}
-    return found if isinstance(found, dict) else {}
+def _no_reply(error: httpx.TransportError) -> Reply:
+    return Reply(0, {}, b"", type(error).__name__, final=not isinstance(error, LOST))
 
 
-def _nobody(error: Exception) -> dict[str, Any]:
-    return {
-        "title": "nobody answers",
-        "expected": "a running clinfuse service",
-        "found": type(error).__name__,
-        "todo": "start it with `clinfuse serve MODEL`, or correct the URL",
-    }
+def _health(reply: Reply) -> Health:
+    if reply.status == 0:
+        raise ServiceError(0, {"title": "nobody answers", "found": reply.reason})
+    return Health.model_validate_json(reply.content)

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
-import secrets
 import socket
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from clinfuse.errors import ClinfuseError, ConfigError
-from clinfuse_serve.limits import Limits
+from clinfuse_serve.config import APP, ServiceArgs, config_for, with_model
 from clinfuse_serve.security import (
     check_token,
     is_loopback,
@@ -22,7 +21,8 @@ from clinfuse_serve.security import (
 )
 from clinfuse_serve.served_model import read_model
 
-APP = "clinfuse"
+START_S = 300.0
+LOOK_S = 0.1
 
 
 @dataclass
@@ -31,13 +31,13 @@ class ServeHandle:
 
     Attributes:
         url: where it answers.
-        app: name of the Serve application.
         own: whether Serve itself was started here, and is shut down with the service.
+        config: what was deployed.
     """
 
     url: str
-    app: str = APP
-    own: bool = True
+    own: bool
+    config: dict[str, Any] = field(repr=False)
     _stopped: bool = field(default=False, repr=False)
 
     def stop(self) -> None:
@@ -48,9 +48,14 @@ class ServeHandle:
 
         self._stopped = True
         with _quiet():
-            serve.delete(self.app)
+            serve.delete(APP)
             if self.own:
                 serve.shutdown()
+
+    def roll(self, model_dir: str | Path) -> None:
+        """Have another model version loaded beside the one that is served; it takes over when all members have it."""
+        self.config = with_model(self.config, _absolute(model_dir))
+        deploy(self.config)
 
     def __enter__(self) -> ServeHandle:
         return self
@@ -66,13 +71,8 @@ def start(
     port: int = 8000,
     token: str | None = None,
     *,
-    aggregators: int = 2,
-    limits: Limits | None = None,
-    examples: str | Path | None = None,
-    threads: int | None = None,
-    device: str = "cpu",
-    app: str = APP,
     certificate: tuple[str, str] | None = None,
+    **options: Any,
 ) -> ServeHandle:
     """Deploy a model and return once it answers.
 
@@ -81,60 +81,67 @@ def start(
         members: how many of the folder's members to serve; default all.
         host, port: where to listen; port 0 picks a free one.
         token: asked of every client; needed beyond loopback.
-        aggregators: replicas of the HTTP front; two, so that one may die.
-        limits: bounds of each front replica.
-        examples: prepared store with cases for trying out.
-        threads: torch threads per member; default the machine's cores shared among members.
-        device: "cpu" or "cuda".
         certificate: (certificate file, key file) for HTTPS.
+        options: further fields of `ServiceArgs`.
 
     Raises:
         ConfigError: no token beyond loopback, a port in use, more members than the model has.
         ModelFolderError: the folder holds no usable model.
         ClinfuseError: Ray is not running, or the deployment failed.
     """
+    require_token_beyond_loopback(host, token)
+    args = ServiceArgs(
+        members=checked_members(model_dir, members),
+        token_digest=token_digest(check_token(token)) if token is not None else None,
+        **options,
+    )
+    port = free_port(host) if port == 0 else port
+    return deploy(config_for(_absolute(model_dir), args, host, port), certificate)
+
+
+def deploy(config: dict[str, Any], certificate: tuple[str, str] | None = None) -> ServeHandle:
+    """Deploy a config on the running Ray and return once the service answers.
+
+    Deployed again with another model in `user_config`, the new version rolls in while the old one answers.
+
+    Raises:
+        ConfigError: a port in use. ClinfuseError: Ray is not running, or the deployment failed.
+    """
     import ray
 
-    require_token_beyond_loopback(host, token)
     if not ray.is_initialized():
         raise ClinfuseError("Ray is not running; start it first (the command `clinfuse serve` does)")
-    count = checked_members(model_dir, members)
-    port = free_port(host) if port == 0 else port
-    own = start_proxy(host, port, certificate)
-    from clinfuse_serve.members import Settings
+    from ray.serve.context import _get_global_client
+    from ray.serve.schema import ServeDeploySchema
 
-    settings = Settings(
-        app=app,
-        model=str(Path(model_dir).resolve()) if "://" not in str(model_dir) else str(model_dir),
-        members=count,
-        threads=threads or max(1, (os.cpu_count() or 1) // count),
-        limits=limits or Limits(),
-        secret=secrets.token_bytes(32),
-        digest=token_digest(check_token(token)) if token is not None else None,
-        loopback_only=is_loopback(host) and token is None,
-        examples=str(Path(examples).resolve()) if examples is not None else None,
-        device=device,
-    )
-    _run(settings, aggregators, own)
+    host, port = config["http_options"]["host"], int(config["http_options"]["port"])
+    own = start_proxy(host, port, certificate)
+    client: Any = _get_global_client()
+    with _quiet():
+        client.deploy_apps(ServeDeploySchema(**config))
+        _wait_until_running(own)
     scheme = "https" if certificate else "http"
     shown = "127.0.0.1" if host in ("0.0.0.0", "::") else host
-    return ServeHandle(f"{scheme}://{shown}:{port}", app, own)
+    return ServeHandle(f"{scheme}://{shown}:{port}", own, config)
 
 
-def _run(settings: Any, aggregators: int, own: bool) -> None:
+def _absolute(model_dir: str | Path) -> str:
+    return str(model_dir) if "://" in str(model_dir) else str(Path(model_dir).resolve())
+
+
+def _wait_until_running(own: bool) -> None:
     from ray import serve
 
-    from clinfuse_serve.members import build
-
-    try:
-        with _quiet():
-            serve.run(build(settings, aggregators), name=settings.app, route_prefix="/")
-    except RuntimeError as error:
-        with _quiet():
-            serve.delete(settings.app)
+    failed = ("DEPLOY_FAILED", "UNHEALTHY", "DELETING")
+    deadline = time.monotonic() + START_S
+    while (state := serve.status().applications.get(APP)) is None or state.status != "RUNNING":
+        if (state is not None and state.status in failed) or time.monotonic() > deadline:
+            reason = _last_line(state.message) if state else "Serve did not take it"
+            serve.delete(APP)
             if own:
                 serve.shutdown()
-        raise ClinfuseError(f"the service did not start: {_last_line(str(error))}") from error
+            raise ClinfuseError(f"the service did not start: {reason}")
+        time.sleep(LOOK_S)
 
 
 def checked_members(model_dir: str | Path, members: int | None) -> int:

@@ -115,6 +115,9 @@ def _simulate(name: str) -> Case:
 
     with tempfile.TemporaryDirectory(prefix="clinfuse-") as folder:
         patient = simulate_patient(SEED, list(SIMULATED).index(name), SPACING_MM)
-        files = {path.name.split(".")[0]: path for path in write_patient(patient, Path(folder)).glob("*.nii.gz")}
-        masks = {roi: files[roi] for roi in ("brain", "bone", "lesion")}
-        return prepare_pair(files["mr"], files["ct_aligned"], **masks, case_id=name.replace("-", ""))
+        files = {
+            path.name.split(".")[0]: path for path in write_patient(patient, Path(folder)).glob("*.nii.gz")
+        }
+        pair = files["mr"], files["ct_aligned"]
+        masks: dict[str, Any] = {roi: files[roi] for roi in ("brain", "bone", "lesion")}
+        return prepare_pair(*pair, **masks, case_id=name.replace("-", ""))

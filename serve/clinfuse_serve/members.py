@@ -1,9 +1,4 @@
-"""Members and aggregator as Ray Serve deployments.
-
-One named deployment per ensemble member, because one handle call reaches one replica; the aggregator asks all of
-them at once and answers with those that replied. A member that dies is reported missing at once instead of being
-waited for, and Serve starts it again.
-"""
+"""Members and aggregator as Ray Serve deployments, and the graph that `clinfuse serve` and a config file deploy."""
 
 from __future__ import annotations
 
@@ -11,27 +6,25 @@ import asyncio
 import os
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import ray
 from ray import serve
 from ray.serve.handle import DeploymentHandle
-from ray.serve.schema import ReplicaState
 
 from clinfuse.case import Case
-from clinfuse_serve.backend import Gathered, Order, gather, run_in_turn
+from clinfuse_serve.backend import Order, run_in_turn
+from clinfuse_serve.drawing import Ask, draw_together, fits_batch
 from clinfuse_serve.limits import Limits
+from clinfuse_serve.parts import SLAB
+from clinfuse_serve.ray_backend import AGGREGATOR, RayBackend, member_name
+from clinfuse_serve.versions import LoadedVersions, change_over, checked_model, wanted_folder
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
     from clinfuse.combine import MemberSample
-
-AGGREGATOR = "Aggregator"
-LOOK_S = 0.5
-CONTROL_S = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,19 +33,19 @@ class Settings:
 
     Attributes:
         app: name of the Serve application.
-        model: model folder.
         members: how many members.
         threads: torch threads per member.
         limits: bounds of each aggregator replica.
         secret: key of case tokens.
         digest: SHA-256 of the token, or None.
         loopback_only: refuse other hosts' names.
-        examples: prepared store with example cases, or None.
+        examples: prepared store with example cases, or None for simulated ones.
+        study: study file, or None.
         device: where members run.
+        batch: most slices of different requests that a member draws in one batch.
     """
 
     app: str
-    model: str
     members: int
     threads: int
     limits: Limits
@@ -60,12 +53,9 @@ class Settings:
     digest: str | None
     loopback_only: bool
     examples: str | None = None
+    study: str | None = None
     device: str = "cpu"
-
-
-def member_name(member: int) -> str:
-    """Name of a member's deployment."""
-    return f"Member{member}"
+    batch: int = 1
 
 
 class Member:
@@ -77,17 +67,32 @@ class Member:
         use_lean_imports()
         import torch
 
-        from clinfuse.pipeline import FusionPipeline
-
         torch.set_num_threads(settings.threads)
         self.member = member
-        self.pipeline = FusionPipeline.from_pretrained(settings.model, device=settings.device)
+        self._versions = LoadedVersions(settings.device)
         self._changes: dict[str, Any] = {}
         self._turn = asyncio.Lock()
+        self._draw_together.set_max_batch_size(settings.batch)  # type: ignore[attr-defined]
+
+    async def reconfigure(self, user_config: Mapping[str, Any]) -> None:
+        """Load the wanted model version beside the one that is served."""
+        await asyncio.to_thread(self._versions.load, wanted_folder(user_config))
 
     async def draw(self, case: Case, order: Order) -> list[MemberSample]:
-        """This member's samples, one request at a time; the event loop stays free for health checks."""
-        return await run_in_turn(self._turn, self.pipeline, case, self.member, order)
+        """This member's samples; orders take turns, slices of like shape share one."""
+        pipeline, part = self._versions.get(order.model), order.part_of(case)
+        if fits_batch(pipeline, part, order):
+            return list(await self._draw_together(Ask(pipeline, part, order)))
+        return await run_in_turn(self._turn, pipeline, case, self.member, order)
+
+    @serve.batch(max_batch_size=SLAB, batch_wait_timeout_s=0.0)
+    async def _draw_together(self, asks: list[Ask]) -> list[list[MemberSample]]:
+        async with self._turn:
+            return await asyncio.to_thread(draw_together, asks, self.member)
+
+    def versions(self) -> list[str]:
+        """Hashes of the model versions loaded here."""
+        return self._versions.hashes()
 
     def remember_presets(self, changes: Mapping[str, Any]) -> None:
         """Keep changed presets."""
@@ -98,103 +103,22 @@ class Member:
         return self._changes
 
 
-class RayBackend:
-    """Members as deployments of the same application."""
-
-    def __init__(self, app: str, handles: Sequence[DeploymentHandle]) -> None:
-        self.app, self.handles, self.members = app, list(handles), len(handles)
-        self._seen: tuple[float, list[bool]] = (-1e9, [True] * len(handles))
-
-    async def hold(self, case: Case) -> Any:
-        """Put the case into the object store once; members read it there."""
-        return await asyncio.to_thread(ray.put, case)
-
-    async def sample(self, held: Any, order: Order, members: Sequence[int], deadline_s: float) -> Gathered:
-        """Ask all members at once; those that are down are not waited for."""
-        calls = {member: self._ask(held, order, member) for member in members}
-        return await gather(calls, deadline_s)
-
-    async def _ask(self, held: Any, order: Order, member: int) -> list[MemberSample]:
-        response = self.handles[member].draw.remote(held, order)
-        task = asyncio.ensure_future(_result(response))
-        try:
-            while not (await asyncio.wait({task}, timeout=LOOK_S))[0]:
-                if not (await self.up())[member]:
-                    raise MemberDownError
-            return task.result()
-        finally:
-            if not task.done():
-                task.cancel()
-                response.cancel()
-
-    async def up(self) -> list[bool]:
-        """Which members have a running replica, by Serve's own account at most half a second old."""
-        checked, state = self._seen
-        if time.monotonic() - checked > LOOK_S:
-            state = await asyncio.to_thread(self._look)
-            self._seen = (time.monotonic(), state)
-        return state
-
-    def _look(self) -> list[bool]:
-        application = serve.status().applications.get(self.app)
-        deployments = application.deployments if application else {}
-        rows = [deployments.get(member_name(member)) for member in range(self.members)]
-        return [bool(row and row.replica_states.get(ReplicaState.RUNNING)) for row in rows]
-
-    async def tell_presets(self, changes: Mapping[str, Any]) -> None:
-        """Broadcast to every aggregator replica and every member."""
-        calls = [self._broadcast(handle, "remember_presets", dict(changes)) for handle in self.handles]
-        await asyncio.gather(self._broadcast(self._peers(), "merge_presets", dict(changes)), *calls)
-
-    async def learn_presets(self) -> Mapping[str, Any]:
-        """What the members remember, newest stamps win."""
-        told = await asyncio.gather(*(self._broadcast(h, "known_presets") for h in self.handles))
-        rows: dict[str, Any] = {}
-        for changes in (change for answers in told for change in answers):
-            for name, row in changes.items():
-                if name not in rows or row["stamp"] > rows[name]["stamp"]:
-                    rows[name] = row
-        return rows
-
-    async def snapshots(self, own: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-        """Ask every aggregator replica; this one's own numbers if none answers."""
-        return await self._broadcast(self._peers(), "metrics_snapshot") or [own]
-
-    def _peers(self) -> DeploymentHandle:
-        return serve.get_deployment_handle(AGGREGATOR, self.app)
-
-    async def _broadcast(self, handle: DeploymentHandle, method: str, *arguments: Any) -> list[Any]:
-        """Answers of all replicas that gave one in time; control calls only."""
-        try:
-            response = handle.broadcast(method, *arguments)
-            return list(await asyncio.wait_for(response.results_async(return_exceptions=True), CONTROL_S))
-        except (TimeoutError, ray.exceptions.RayError, RuntimeError):
-            return []
-
-
-class MemberDownError(RuntimeError):
-    """A member has no running replica."""
-
-
-async def _result(response: Any) -> list[MemberSample]:
-    return list(await response)
-
-
 @serve.ingress()
 class Aggregator:
     """The HTTP front: parses, prepares, asks the members, combines, answers."""
 
     def __init__(self, settings: Settings, *members: DeploymentHandle) -> None:
         from clinfuse_serve.examples import open_examples
-        from clinfuse_serve.served_model import read_model
         from clinfuse_serve.service import FusionService
 
         self._private = tempfile.TemporaryDirectory(prefix="clinfuse-serve-")
         tempfile.tempdir = self._private.name
         self.settings = settings
+        self.backend = RayBackend(settings.app, members)
+        self._changing: asyncio.Task[None] | None = None
         self.service = FusionService(
-            read_model(settings.model),
-            RayBackend(settings.app, members),
+            None,
+            self.backend,
             settings.limits,
             secret=settings.secret,
             examples=open_examples(settings.examples),
@@ -207,6 +131,16 @@ class Aggregator:
         settings = self.settings
         return build_application(self.service, digest=settings.digest, loopback_only=settings.loopback_only)
 
+    async def reconfigure(self, user_config: Mapping[str, Any]) -> None:
+        """Take the first model version; change over to a later one as soon as every member has it. Returns at once."""
+        model = checked_model(wanted_folder(user_config), self.settings.members)
+        if self._changing is not None:
+            self._changing.cancel()
+        if not self.service.ready:
+            self.service.use(model)
+        elif model.model_hash != self.service.model.model_hash:
+            self._changing = asyncio.create_task(change_over(self.service, self.backend, model))
+
     async def merge_presets(self, changes: Mapping[str, Any]) -> None:
         """Hear of presets changed on another replica."""
         self.service.presets.merge(changes)
@@ -216,15 +150,29 @@ class Aggregator:
         return self.service.snapshot()
 
 
-def build(settings: Settings, aggregators: int) -> serve.Application:
-    """The application graph: K members under the aggregator's replicas."""
+def build(settings: Settings, aggregators: int, groups: int = 1) -> serve.Application:
+    """The application graph: K members under the aggregator's replicas.
+
+    Args:
+        settings: of all replicas.
+        aggregators: replicas of the HTTP front.
+        groups: most replicas of each member; above 1, Serve adds them while requests queue.
+    """
     calm: dict[str, Any] = {
         "health_check_period_s": 2,
         "health_check_timeout_s": 30,
         "graceful_shutdown_timeout_s": 5,
     }
+    size: dict[str, Any] = {"num_replicas": 1}
+    if groups > 1:
+        size = {
+            "autoscaling_config": {"min_replicas": 1, "max_replicas": groups, "target_ongoing_requests": 2}
+        }
     member: serve.Deployment = serve.deployment(
-        num_replicas=1, max_ongoing_requests=8, ray_actor_options=_resources(settings.device), **calm
+        max_ongoing_requests=max(8, 2 * settings.batch),
+        ray_actor_options=_resources(settings.device),
+        **size,
+        **calm,
     )(Member)
     aggregator: serve.Deployment = serve.deployment(
         name=AGGREGATOR,

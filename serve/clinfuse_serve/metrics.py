@@ -15,6 +15,7 @@ COUNTERS = {
     "clinfuse_requests_total": "Requests by route and status",
     "clinfuse_degraded_replies_total": "Replies made with fewer members than asked",
     "clinfuse_member_failures_total": "Members that did not answer, by member",
+    "clinfuse_cancelled_total": "Requests whose client had gone before the answer",
     "clinfuse_voxels_total": "Voxels fused",
     "clinfuse_kept_case_hits_total": "Requests that used a case kept from before",
 }

@@ -24,8 +24,10 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 LOG = logging.getLogger("clinfuse.serve")
-KNOWN = ("/v1/fuse", "/v1/presets", "/v1/models", "/v1/examples", "/healthz", "/metrics", "/info", "/infer")
-KNOWN += ("/v1/study", "/study", "/viewer")
+KNOWN = (
+    *("/v1/fuse", "/v1/presets", "/v1/models", "/v1/examples", "/v1/study", "/healthz", "/metrics"),
+    *("/info", "/infer", "/study", "/viewer"),
+)
 
 
 @dataclass

@@ -34,6 +34,11 @@ class PresetTable:
         self.origin = origin
         self._entries = {name: Entry(preset, (0, "")) for name, preset in presets.items()}
 
+    def rebase(self, presets: Mapping[str, Preset]) -> None:
+        """Take the unchanged presets of another model version; changed ones stay."""
+        kept = {name: entry for name, entry in self._entries.items() if entry.stamp[0] > 0}
+        self._entries = {name: Entry(preset, (0, "")) for name, preset in presets.items()} | kept
+
     def presets(self) -> dict[str, Preset]:
         """All presets by name."""
         return {name: entry.preset for name, entry in self._entries.items()}

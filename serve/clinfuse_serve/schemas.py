@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from clinfuse.presets import RANGES, Preset
 
-Output = Literal["image", "bundle", "json"]
+Output = Literal["image", "bundle", "json", "stream"]
 MapName = Literal["fused", "uncertainty", "interval"]
 Format = Literal["auto", "nifti", "png", "dicom"]
 Grid = Literal["anatomy", "ras"]
@@ -54,7 +54,10 @@ class FuseParams(BaseModel):
     samples: int = Field(1, ge=1, le=16, description="samples per member")
     jitters: int = Field(0, ge=0, le=16, description="registration jitters per sample")
     guided: bool | None = Field(None, description="gradient guidance; default: teacher yes, student no")
-    output: Output = Field("image", description="one image, a zip bundle, or facts as JSON")
+    output: Output = Field(
+        "image",
+        description="one image, a zip bundle, facts as JSON, or the bundle after parts that tell the progress",
+    )
     image: MapName = Field("fused", description="which map `output=image` returns")
     format: Format = Field("auto", description="auto: as the anatomy image came in")
     inputs: bool = Field(False, description="bundle: also both images as the model saw them")
@@ -73,18 +76,18 @@ class PresetBody(BaseModel):
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-    description: str = Field("", max_length=400)
-    alpha: float = 1.0
-    beta: float = 1.0
-    gamma: float = 1.0
-    lambda_dice: float = 1.0
-    lambda_nsd: float = 1.0
-    lambda_hd: float = 0.5
-    tau_mm: float = 2.0
-    eta: float = 0.5
-    eta_u: float = 0.05
-    kappa: float = 4.0
-    steps: int = 50
+    description: str = Field(Preset.description, max_length=400)
+    alpha: float = Preset.alpha
+    beta: float = Preset.beta
+    gamma: float = Preset.gamma
+    lambda_dice: float = Preset.lambda_dice
+    lambda_nsd: float = Preset.lambda_nsd
+    lambda_hd: float = Preset.lambda_hd
+    tau_mm: float = Preset.tau_mm
+    eta: float = Preset.eta
+    eta_u: float = Preset.eta_u
+    kappa: float = Preset.kappa
+    steps: int = Preset.steps
 
     def preset(self, name: str) -> Preset:
         """The checked preset of that name; ConfigError with the range if a value is impossible."""

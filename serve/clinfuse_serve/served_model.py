@@ -25,6 +25,7 @@ class ServedModel:
     Attributes:
         name: of the folder, shown to clients.
         kind: "teacher" or "student".
+        spatial_dims: 2 (slices) or 3 (volumes).
         members: how many the folder holds.
         model_hash: of the weights.
         presets: by name.
@@ -34,6 +35,7 @@ class ServedModel:
 
     name: str
     kind: str
+    spatial_dims: int
     members: int
     model_hash: str
     presets: dict[str, Preset]
@@ -66,13 +68,14 @@ def read_model(folder: str | Path) -> ServedModel:
         return ServedModel(
             name=path.name,
             kind=index["kind"],
+            spatial_dims=int(_json(path / index["members"][0], "config.json")["spatial_dims"]),
             members=len(index["members"]),
             model_hash=metadata["model_hash"],
             presets=parse_presets(_checked(path, "presets.yaml", recorded)),
             calibration=calibration,
             metadata=metadata.get("facts", {}),
         )
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, IndexError) as error:
         raise ModelFolderError("not a clinfuse model", found=f"no {error}", todo="export it again") from error
 
 

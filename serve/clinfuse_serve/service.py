@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,13 +17,14 @@ from clinfuse.case import Case
 from clinfuse.errors import InputError
 from clinfuse.outputs import case_grid, encode_fused, jsonable
 from clinfuse.presets import Preset
-from clinfuse_serve.backend import Backend, Order
+from clinfuse_serve.backend import Backend, Gathered, Order
 from clinfuse_serve.examples import Examples, SimulatedExamples
 from clinfuse_serve.fuse import came_as_picture
 from clinfuse_serve.kept import KeptCase, KeptCases, case_token, check_roles
 from clinfuse_serve.limits import Limits
 from clinfuse_serve.metrics import Metrics
 from clinfuse_serve.middleware import Gate
+from clinfuse_serve.parts import split
 from clinfuse_serve.preset_table import PresetTable
 from clinfuse_serve.problems import Problem, ProblemError, case_gone, no_members
 from clinfuse_serve.schemas import (
@@ -41,6 +42,24 @@ if TYPE_CHECKING:
     from clinfuse.combine import FusionResult
 
 UNSURE = 0.5
+Progress = Callable[[int, int], None]
+
+
+def silent(_done: int, _all: int) -> None:
+    """Tell nobody."""
+
+
+class Count:
+    """Counts draws and tells."""
+
+    def __init__(self, total: int, tell: Progress) -> None:
+        self.done, self.total, self.tell = 0, total, tell
+        tell(0, total)
+
+    def one_more(self) -> None:
+        """A draw is done."""
+        self.done += 1
+        self.tell(self.done, self.total)
 
 
 @dataclass
@@ -74,7 +93,7 @@ class FusionService:
     """The aggregator's work; one object per replica.
 
     Args:
-        model: identity, presets and calibration; members run in the backend.
+        model: identity, presets and calibration, or None until `use`; members run in the backend.
         backend: where members run.
         limits: bounds of this replica.
         secret: key of case tokens, equal on all replicas of one service.
@@ -83,7 +102,7 @@ class FusionService:
 
     def __init__(
         self,
-        model: ServedModel,
+        model: ServedModel | None,
         backend: Backend,
         limits: Limits,
         *,
@@ -91,46 +110,66 @@ class FusionService:
         examples: Examples | None = None,
         replica: str = "0",
     ) -> None:
-        self.model, self.backend, self.limits = model, backend, limits
+        self._model, self.backend, self.limits = model, backend, limits
         self.secret, self.examples = secret, examples or SimulatedExamples()
-        self.presets = PresetTable(model.presets, replica)
+        self.presets = PresetTable(model.presets if model else {}, replica)
         self.kept = KeptCases(limits.kept_bytes, limits.kept_s)
         self.metrics = Metrics()
         self.gate = Gate(limits, self.metrics)
         self._at_once = asyncio.Semaphore(limits.at_once)
         self._learned = False
 
-    async def fuse(self, params: FuseParams, files: Mapping[str, Path]) -> Answer:
+    def use(self, model: ServedModel) -> None:
+        """Serve another model version from now on; requests under way finish with theirs."""
+        self._model = model
+        self.presets.rebase(model.presets)
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is a model to serve."""
+        return self._model is not None
+
+    @property
+    def model(self) -> ServedModel:
+        """The version that is served; ProblemError 503 before there is one."""
+        if self._model is None:
+            raise ProblemError(no_members(self.backend.members, {}))
+        return self._model
+
+    async def fuse(self, params: FuseParams, files: Mapping[str, Path], tell: Progress = silent) -> Answer:
         """Fuse one pair.
 
         Args:
             params: checked parameters.
             files: role → file; empty if `params.case` or `params.example` names a case.
+            tell: called with (draws done, draws in all), first with 0 done.
 
         Raises:
             InputError: the pair, the preset or the parameters cannot be used (422).
             ProblemError: case gone (410), too much asked (422) or no member answered (503).
         """
         seconds: dict[str, float] = {}
-        start = time.monotonic()
-        order, members = await self._order(params)
+        start, model = time.monotonic(), self.model
+        order, members = await self._order(params, model)
         async with self._at_once:
             with self._phase("queue", seconds, start):
                 pass
             with self._phase("prepare", seconds):
                 kept = await self._case(params, files)
                 part = order.part_of(kept.case)
+            orders = self._parts(model, order, kept.case.shape[0])
+            done = Count(len(orders) * len(members), tell)
             with self._phase("sample", seconds):
                 deadline = min(params.deadline_s or self.limits.deadline_s, self.limits.deadline_s)
                 left = max(0.05, deadline - (time.monotonic() - start))
-                gathered = await self.backend.sample(kept.held, order, members, left)
+                gathered = await self._sampled(kept, orders, members, left, done)
             for member in gathered.missing:
                 self.metrics.count("clinfuse_member_failures_total", member=str(member))
             if not gathered.samples:
                 raise ProblemError(no_members(len(members), gathered.missing))
             with self._phase("combine", seconds):
                 result = await asyncio.to_thread(
-                    self.model.combine,
+                    model.combine,
                     gathered.samples,
                     part,
                     order.preset,
@@ -237,7 +276,24 @@ class FusionService:
         self.metrics.set("clinfuse_members_up", sum(up))
         return await self.backend.snapshots(self.snapshot())
 
-    async def _order(self, params: FuseParams) -> tuple[Order, list[int]]:
+    async def _sampled(
+        self, kept: KeptCase, orders: list[Order], members: list[int], left: float, done: Count
+    ) -> Gathered:
+        try:
+            return await self.backend.sample(kept.held, orders, members, left, done.one_more)
+        except asyncio.CancelledError:
+            self.metrics.count("clinfuse_cancelled_total")
+            raise
+
+    @staticmethod
+    def _parts(model: ServedModel, order: Order, depth: int) -> list[Order]:
+        """Slab by slab where slices do not depend on each other: a 2D model without gradients or jitter."""
+        guided = model.kind == "teacher" if order.guided is None else order.guided
+        if model.spatial_dims != 2 or guided or any(jitter for _, jitter in order.draws):
+            return [order]
+        return split(order, depth)
+
+    async def _order(self, params: FuseParams, model: ServedModel) -> tuple[Order, list[int]]:
         await self.learn()
         preset = self.presets.find(params.preset)
         if changes := params.weights.given():
@@ -266,6 +322,7 @@ class FusionService:
             draws=draws,
             guided=params.guided,
             slab=params.slab,
+            model=model.model_hash,
         )
         return order, list(range(members))
 

@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 import threading
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from clinfuse.errors import ConfigError
 from clinfuse.verbs import Verb
+
+if TYPE_CHECKING:
+    from clinfuse_serve.deploy import ServeHandle
 
 MIB = 1 << 20
 
 
 def _serve_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", nargs="?", help="model folder; without it the released model")
+    parser.add_argument(
+        "model", nargs="?", help="model folder, or a config file (.yaml); without it the released model"
+    )
+    parser.add_argument(
+        "config", nargs="?", help="after the word `deploy`: config file to deploy on a running cluster"
+    )
     parser.add_argument("--members", type=int, help="how many of the model's members (default all)")
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to listen on (default: this machine only)"
@@ -25,9 +34,16 @@ def _serve_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--port", type=int, default=8000, help="0 picks a free one (default 8000)")
     parser.add_argument("--token-file", help="text file with the token that clients must send")
     parser.add_argument("--aggregators", type=int, default=2, help="replicas of the HTTP front (default 2)")
+    parser.add_argument(
+        "--groups", type=int, default=1, help="most replicas of each member, added while requests queue"
+    )
     parser.add_argument("--examples", help="prepared store (.zarr) whose test cases the page offers")
+    parser.add_argument("--study", help="reader study file (.yaml): the page /study")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where members run")
     parser.add_argument("--threads", type=int, help="torch threads per member")
+    parser.add_argument(
+        "--batch", type=int, help="slices of different requests per batch (default 8 on cuda, else 1)"
+    )
     parser.add_argument(
         "--queue", type=int, default=16, help="waiting requests per front replica (default 16)"
     )
@@ -39,35 +55,68 @@ def _serve_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _serve(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Serve until interrupted."""
+    """Serve until interrupted; `deploy FILE` leaves the service to the cluster and returns."""
     from clinfuse import RESEARCH_USE
     from clinfuse.console import say
-    from clinfuse_serve.deploy import start
-    from clinfuse_serve.fuse import released_model
-    from clinfuse_serve.limits import Limits
-    from clinfuse_serve.security import read_token, require_token_beyond_loopback
+    from clinfuse_serve.config import read_config
+    from clinfuse_serve.deploy import deploy
 
-    token = read_token(arguments.token_file) if arguments.token_file else None
-    require_token_beyond_loopback(arguments.host, token)
-    limits = Limits(queue=arguments.queue, body_bytes=arguments.max_mb * MIB, voxels=arguments.max_voxels)
-    handle = start(
-        arguments.model or released_model(),
-        arguments.members,
-        arguments.host,
-        arguments.port,
-        token,
-        aggregators=arguments.aggregators,
-        limits=limits,
-        examples=arguments.examples,
-        threads=arguments.threads,
-        device=arguments.device,
-        certificate=tuple(arguments.certificate) if arguments.certificate else None,
-    )
+    certificate = tuple(arguments.certificate) if arguments.certificate else None
+    if arguments.model == "deploy":
+        _need_cluster(arguments)
+        return {"result": deploy(read_config(arguments.config)).url, "served": True}
+    if arguments.config is not None:
+        raise ConfigError("one model folder or config file at a time", found=arguments.config)
+    if str(arguments.model or "").endswith((".yaml", ".yml")):
+        handle = deploy(read_config(arguments.model), certificate)
+    else:
+        handle = _start(arguments, certificate)
     with handle:
         say(f"serving at [bold]{handle.url}[/bold]  (Ctrl-C stops)\n{RESEARCH_USE}")
         sys.stdout.flush()
         wait_for_signal()
     return {"result": handle.url, "served": True}
+
+
+def _need_cluster(arguments: argparse.Namespace) -> None:
+    if arguments.config is None:
+        raise ConfigError("`serve deploy` deploys a file", expected="clinfuse serve deploy FILE.yaml")
+    if not (arguments.address or os.environ.get("RAY_ADDRESS")):
+        raise ConfigError(
+            "`serve deploy` needs a cluster that stays",
+            expected="--address HOST:PORT or auto",
+            found="no address",
+            todo="for a service on this machine: clinfuse serve FILE.yaml",
+        )
+
+
+def _start(arguments: argparse.Namespace, certificate: tuple[str, str] | None) -> ServeHandle:
+    from clinfuse_serve.deploy import start
+    from clinfuse_serve.fuse import released_model
+    from clinfuse_serve.security import read_token, require_token_beyond_loopback
+
+    token = read_token(arguments.token_file) if arguments.token_file else None
+    require_token_beyond_loopback(arguments.host, token)
+    files = {name: getattr(arguments, name) for name in ("examples", "study")}
+    return start(
+        arguments.model or released_model(),
+        arguments.members,
+        arguments.host,
+        arguments.port,
+        token,
+        certificate=certificate,
+        aggregators=arguments.aggregators,
+        groups=arguments.groups,
+        threads=arguments.threads,
+        batch=arguments.batch,
+        device=arguments.device,
+        limits={
+            "queue": arguments.queue,
+            "body_bytes": arguments.max_mb * MIB,
+            "voxels": arguments.max_voxels,
+        },
+        **{name: str(Path(path).resolve()) for name, path in files.items() if path},
+    )
 
 
 def wait_for_signal() -> None:

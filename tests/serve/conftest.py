@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -24,18 +25,30 @@ from clinfuse.presets import load_presets
 if TYPE_CHECKING:
     from clinfuse.pipeline import FusionPipeline
 
+sys.path.append(str(Path(__file__).parent))  # helpers of these tests, e.g. chromium.py
 Pair = dict[str, Path]
 
 
 @pytest.fixture(scope="session")
 def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model folder: three student members with random weights and a lesion head, of the smallest recipe."""
+    return make_model(tmp_path_factory.mktemp("models") / "tiny", seed=1)
+
+
+@pytest.fixture(scope="session")
+def other_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As `model_dir`, other weights."""
+    return make_model(tmp_path_factory.mktemp("models") / "other", seed=2)
+
+
+def make_model(folder: Path, seed: int) -> Path:
+    """Save three students with random weights."""
     from clinfuse.pipeline import FusionPipeline
     from clinfuse.training import build_denoiser, build_lesion_head, recipe
 
     torch.set_num_threads(1)
     config = recipe("cpu-debug")
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator().manual_seed(seed)
     members = [build_denoiser(config, member) for member in range(3)]
     with torch.no_grad():
         for weights in (w for member in members for w in member.parameters()):
@@ -49,7 +62,7 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
         presets=load_presets(),
         metadata={"recipe": "cpu-debug", "untrained": True},
     )
-    return pipeline.save_pretrained(tmp_path_factory.mktemp("models") / "tiny")
+    return pipeline.save_pretrained(folder)
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import pickle
 import threading
@@ -10,7 +11,9 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from clinfuse_serve.client import Client, ServiceError
+from clinfuse_serve.calls import Parts
+from clinfuse_serve.client import AsyncClient, Client, ServiceError
+from clinfuse_serve.streaming import part
 
 from clinfuse.errors import InputError
 
@@ -118,3 +121,34 @@ def test_files_that_are_not_there_never_leave() -> None:
             client.fuse("none.nii", b"x")
         with pytest.raises(InputError, match="no such mask"):
             client.fuse(b"x", b"x", masks={"liver": b"x"})
+
+
+def test_the_async_client_is_as_patient() -> None:
+    pauses: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+
+    async def ask(url: str) -> str:
+        async with AsyncClient(url, "t" * 20, sleep=sleep) as client:
+            return (await client.presets())[0].name
+
+    with server([(429, {"Retry-After": "7"}, b"{}"), (503, {}, b""), (200, {}, PRESETS)]) as (url, seen):
+        assert asyncio.run(ask(url)) == "balanced"
+    assert seen == [f"Bearer {'t' * 20}"] * 3 and 7 <= pauses[0] <= 8.4 and pauses[1] < pauses[0]
+
+
+def test_a_streamed_reply_is_read_however_it_is_cut() -> None:
+    body = part(b'{"done": 1, "all": 2}', "application/json", {}) + part(
+        b"PK\r\n\r\n--", "application/zip", {"X-A": "b"}
+    )
+    for size in (1, 7, len(body)):
+        told: list[tuple[int, int]] = []
+        parts = Parts(lambda done, total, told=told: told.append((done, total)))  # type: ignore[misc]
+        for start in range(0, len(body), size):
+            parts.feed(body[start : start + size])
+        assert told == [(1, 2)] and parts.reply.ok
+        assert parts.reply.content == b"PK\r\n\r\n--" and parts.reply.headers["x-a"] == "b"
+    early = Parts(lambda *_: None)
+    early.feed(body[:20])
+    assert early.reply.status == 0

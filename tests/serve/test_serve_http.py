@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import threading
+import time
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +17,14 @@ import httpx
 import nibabel as nib
 import numpy as np
 import pytest
-from clinfuse_serve.client import Client, ServiceError
+from clinfuse_serve.client import AsyncClient, Client, ServiceError
 from clinfuse_serve.limits import Limits
 from clinfuse_serve.security import token_digest
 from PIL import Image
 
 from clinfuse import RESEARCH_USE
 from clinfuse.outputs import nifti_bytes
-from clinfuse.presets import Preset
+from clinfuse.presets import Preset, load_presets
 
 Start = Callable[..., str]
 Pair = dict[str, Path]
@@ -122,7 +125,7 @@ def test_png_slice_in_png_out_in_place(local_service: Start, png_pair: Pair) -> 
 def test_a_kept_case_needs_no_images_and_a_forgotten_one_says_so(
     local_service: Start, nifti_pair: Pair
 ) -> None:
-    url = local_service(Limits(kept_s=1.0))
+    url = local_service(Limits(kept_s=60.0))
     first = post(url, nifti_pair, {"output": "json"})
     token = first.headers["x-clinfuse-case"]
     again = post(url, {}, {"output": "json", "case": token, "preset": "stroke"})
@@ -348,3 +351,92 @@ def test_bundle_is_a_plain_zip(local_service: Start, nifti_pair: Pair) -> None:
     with zipfile.ZipFile(io.BytesIO(reply.content)) as archive:
         assert archive.testzip() is None
         assert all("/" not in name and name.startswith("sub-case") for name in archive.namelist())
+
+
+def test_progress_is_streamed_and_the_result_is_the_same(local_service: Start, nifti_pair: Pair) -> None:
+    told: list[tuple[int, int]] = []
+    images = (nifti_pair["anatomy"], nifti_pair["companion"])
+    with Client(local_service()) as client:
+        plain = client.fuse(*images, masks=masks_of(nifti_pair), seed=2)
+        streamed = client.fuse(
+            *images,
+            masks=masks_of(nifti_pair),
+            seed=2,
+            progress=lambda done, total: told.append((done, total)),
+        )
+        assert streamed.files == plain.files and streamed.case == plain.case
+        assert told == [(k, 3) for k in range(4)]
+        with pytest.raises(ServiceError, match="companion image is missing"):
+            client.fuse(images[0], progress=lambda *_: None)
+        with pytest.raises(ServiceError, match="HTTP 503"):
+            Client(client.url, retries=0).fuse(
+                case=plain.case, steps=400, deadline_s=0.1, progress=lambda *_: None
+            )
+
+
+def test_async_clients_work_side_by_side(local_service: Start, nifti_pair: Pair) -> None:
+    url = local_service()
+
+    async def all_at_once() -> list[float]:
+        async with AsyncClient(url) as client:
+            facts = await asyncio.gather(
+                *(
+                    client.describe(
+                        nifti_pair["anatomy"], nifti_pair["companion"], masks=masks_of(nifti_pair), seed=seed
+                    )
+                    for seed in (1, 2, 1)
+                )
+            )
+            reply = await client.fuse(case=facts[0].case, seed=1)
+            assert reply.members_used == 3 and (await client.health()).status == "ok"
+        return [row.maps["fused"].mean for row in facts]
+
+    one, two, again = asyncio.run(all_at_once())
+    assert one == again != two
+
+
+def test_maps_on_the_ras_grid(local_service: Start, nifti_pair: Pair) -> None:
+    reply = post(local_service(), nifti_pair, {"grid": "ras", "compress": False})
+    image = nib.Nifti1Image.from_bytes(reply.content)
+    assert nib.aff2axcodes(image.affine) == ("R", "A", "S") and image.shape == (28, 32, 12)
+
+
+def test_a_gone_client_ends_the_work(local_service: Start, nifti_pair: Pair) -> None:
+    url = local_service()
+    with pytest.raises(httpx.ReadTimeout):
+        form = {"data": {"params": json.dumps({"steps": 300})}}
+        files = {role: path.read_bytes() for role, path in nifti_pair.items()}
+        httpx.post(f"{url}/v1/fuse", files=files, timeout=2, trust_env=False, **form)
+    for _ in range(150):
+        if "clinfuse_cancelled_total 1" in httpx.get(f"{url}/metrics", trust_env=False).text:
+            return
+        time.sleep(0.2)
+    raise AssertionError("the request was not cancelled")
+
+
+def test_demo_cases_come_from_the_service_and_are_marked_simulated(local_service: Start) -> None:
+    with Client(local_service()) as client:
+        rows = client.examples()
+        assert len(rows) == 4 and all(row.simulated for row in rows)
+        facts = client.describe(example=rows[3].id, slab=(40, 41), members=1, steps=1)
+        assert (
+            facts.info["Simulated"] is True
+            if "Simulated" in facts.info
+            else facts.info["simulated_companion"]
+        )
+        with pytest.raises(ServiceError, match="simulated-tumour"):
+            client.describe(example="nobody")
+
+
+def test_an_exported_preset_is_taken_as_it_is(local_service: Start) -> None:
+    """The JSON beside the YAML of `clinfuse pareto --export` is the body of PUT /v1/presets/{name}."""
+    preset = replace(load_presets()["bone_tumor"], beta=3.217, description="Found. " + "x" * 390)
+    body = {key: value for key, value in preset.as_dict().items() if key != "name"}
+    url = local_service()
+    reply = httpx.put(f"{url}/v1/presets/bone_tumor", content=json.dumps(body, indent=1), trust_env=False)
+    assert reply.status_code == 200, reply.text
+    with Client(url) as client:
+        row = next(row for row in client.presets() if row.name == "bone_tumor")
+    assert row.model_dump() == preset.as_dict()
+    bare = httpx.put(f"{url}/v1/presets/bare", json={}, trust_env=False).json()
+    assert bare == Preset(name="bare").as_dict()

@@ -6,14 +6,19 @@ import io
 import json
 import pickle
 import struct
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
-from clinfuse_serve import metrics, problems, security
-from clinfuse_serve.application import parse_params, viewer_page
+from clinfuse_serve import metrics, pages, problems, security
+from clinfuse_serve.application import parse_params
+from clinfuse_serve.backend import Order, run_order
+from clinfuse_serve.drawing import Ask, draw_together, fits_batch
 from clinfuse_serve.kept import KeptCase, KeptCases, case_token, check_roles
 from clinfuse_serve.limits import Limits
 from clinfuse_serve.monai_label import known_params, multipart
+from clinfuse_serve.parts import join, split
 from clinfuse_serve.preset_table import PresetTable
 from clinfuse_serve.schemas import FuseParams, Weights
 from clinfuse_serve.uploads import PNG_SIGNATURE, received, suffix_of
@@ -24,6 +29,7 @@ from pydantic import ValidationError
 
 from clinfuse.case import Case
 from clinfuse.errors import ConfigError, InputError
+from clinfuse.pipeline import FusionPipeline
 from clinfuse.presets import Preset, load_presets
 
 TOKEN = "a-token-of-20-letters"
@@ -259,11 +265,56 @@ def test_multipart_reply_is_read_back_by_a_mime_parser() -> None:
     assert file.get_filename() == "x.nii.gz" and file.get_payload(decode=True) == b"\x1f\x8b\r\n\x00"
 
 
-def test_page_is_self_contained_and_its_policy_names_its_code() -> None:
-    page = viewer_page()
-    assert "Research use only" in page and "Simulated CT" in page
-    assert "/*STYLE*/" not in page and "/*SCRIPT*/" not in page
-    for foreign in ("http://", "https://", "//cdn", "@import", "style=", "onclick="):
-        assert foreign not in page
-    policy = security.content_security_policy(page)
-    assert policy.count("'sha256-") == 2 and "unsafe" not in policy
+def test_pages_need_nothing_from_elsewhere() -> None:
+    own = {path: page for path, page in pages.pages().items() if not path.startswith("vendor/")}
+    assert {"viewer.html", "study.html", "viewer.js", "style.css"} <= set(own)
+    for path, page in own.items():
+        text = page.data.decode()
+        for foreign in (
+            "http://",
+            "https://",
+            "//cdn",
+            "@import",
+            "style=",
+            "onclick=",
+            "eval(",
+            "innerHTML",
+        ):
+            assert foreign not in text, (path, foreign)
+        if path.endswith(".html"):
+            assert "Research use only" in text and "<style" not in text
+    assert "unsafe" not in pages.POLICY and "script-src 'self'" in pages.POLICY
+
+
+def test_vendored_niivue_comes_with_its_licences() -> None:
+    found = pages.pages()
+    assert 500_000 < len(found["vendor/niivue.js"].data) < 1_000_000
+    licences = found["vendor/LICENSES.txt"].data.decode()
+    assert "BSD 2-Clause" in licences and "gl-matrix" in licences
+
+
+def test_slabs_joined_equal_the_whole(pipeline: FusionPipeline, tiny_case: Case) -> None:
+    preset = pipeline.resolve_preset("balanced")
+    order = Order(preset=preset, seed=3)
+    whole = run_order(pipeline, tiny_case, 0, order)
+    orders = [replace(order, slab=slab) for slab in ((0, 5), (5, 10), (10, 12))]
+    joined = join([run_order(pipeline, tiny_case, 0, part) for part in orders])
+    np.testing.assert_allclose(joined[0].fused, whole[0].fused, atol=1e-5)
+    np.testing.assert_allclose(joined[0].variance, whole[0].variance, rtol=1e-4)
+    assert joined[0].residual_energy == pytest.approx(whole[0].residual_energy, rel=1e-3)
+    assert [part.slab for part in split(order, 40)] == [(0, 16), (16, 32), (32, 40)]
+    assert [part.slab for part in split(replace(order, slab=(5, 6)), 40)] == [(5, 6)]
+
+
+def test_slices_drawn_together_equal_those_drawn_alone(pipeline: FusionPipeline, tiny_case: Case) -> None:
+    orders = [
+        Order(preset=pipeline.resolve_preset(name), seed=seed, slab=(k, k + 1), steps=steps)
+        for name, seed, k, steps in (("balanced", 1, 3, 2), ("stroke", 2, 7, 2), ("balanced", 1, 3, 1))
+    ]
+    asks = [Ask(pipeline, order.part_of(tiny_case), order) for order in orders]
+    assert all(fits_batch(*ask) for ask in asks)
+    assert not fits_batch(pipeline, tiny_case, orders[0])
+    for drawn, order in zip(draw_together(asks, 1), orders, strict=True):
+        alone = run_order(pipeline, tiny_case, 1, order)
+        np.testing.assert_allclose(drawn[0].fused, alone[0].fused, atol=1e-5)
+        assert (drawn[0].member, drawn[0].steps) == (1, order.steps)

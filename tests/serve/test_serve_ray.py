@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,6 @@ import psutil
 import pytest
 from clinfuse_serve.client import Client, FusedReply
 from clinfuse_serve.deploy import ServeHandle, start
-from clinfuse_serve.limits import Limits
 
 from clinfuse.errors import ClinfuseError, ConfigError
 from clinfuse.presets import Preset
@@ -36,10 +36,8 @@ def service(model_dir: Path) -> Iterator[ServeHandle]:
     """Three members, two aggregators, a token, a queue of two per aggregator, bodies of 4 MiB at most."""
     from clinfuse_platform.session import session
 
-    with (
-        session(),
-        start(model_dir, port=0, token=TOKEN, limits=Limits(queue=2, body_bytes=4 << 20)) as handle,
-    ):
+    limits = {"queue": 2, "body_bytes": 4 << 20}
+    with session(), start(model_dir, port=0, token=TOKEN, limits=limits, batch=4) as handle:
         yield handle
 
 
@@ -177,3 +175,70 @@ def test_a_dead_aggregator_loses_no_request_and_its_successor_knows_the_presets(
         time.sleep(0.5)
     for _ in range(8):
         assert "kept" in {row.name for row in client.presets()}
+
+
+def test_a_closed_connection_ends_the_work(service: ServeHandle, client: Client, nifti_pair: Pair) -> None:
+    headers = {"Authorization": f"Bearer {TOKEN}"}
+    files = {role: path.read_bytes() for role, path in nifti_pair.items()}
+    form = {"params": json.dumps({"steps": 1000, "output": "json"})}
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(
+            f"{service.url}/v1/fuse", data=form, files=files, headers=headers, timeout=2, trust_env=False
+        )
+    deadline = time.monotonic() + 60
+    while "clinfuse_cancelled_total 1" not in client.metrics():
+        assert time.monotonic() < deadline, "the request was not cancelled"
+        time.sleep(0.5)
+
+
+def test_slices_of_several_clients_at_once_are_as_alone(client: Client, nifti_pair: Pair) -> None:
+    token = fuse(client, nifti_pair).case
+    pair = {"masks": {r: nifti_pair[r] for r in ("brain", "bone", "lesion")}}
+    images = (nifti_pair["anatomy"], nifti_pair["companion"])
+    wanted = [{"seed": seed, "slab": (seed, seed + 1)} for seed in range(6)]
+    alone = [client.describe(*images, **pair, **params) for params in wanted]
+    assert alone[0].case == token
+    with ThreadPoolExecutor(6) as pool:
+        together = list(pool.map(lambda params: client.describe(*images, **pair, **params), wanted))
+    for one, other in zip(alone, together, strict=True):
+        assert one.maps["fused"].mean == pytest.approx(other.maps["fused"].mean, abs=1e-6)
+
+
+def test_a_new_model_version_rolls_in_without_a_failed_request(
+    service: ServeHandle, client: Client, nifti_pair: Pair, other_model_dir: Path
+) -> None:
+    """Impatient clients all the while: every reply is whole, of one version, and the new one takes over for good."""
+    client.put_preset(Preset(name="kept", beta=6.0))
+    old = client.models()[0].model_hash
+    seen: list[tuple[str, bool, int]] = []
+    stop = threading.Event()
+
+    def ask() -> None:
+        with Client(service.url, TOKEN, retries=0) as impatient:
+            while not stop.is_set():
+                facts = impatient.describe(
+                    nifti_pair["anatomy"], nifti_pair["companion"], preset="kept", seed=len(seen)
+                )
+                seen.append((str(facts.info["model_hash"]), facts.degraded, facts.members_used))
+
+    with ThreadPoolExecutor(2) as pool:
+        asking = [pool.submit(ask) for _ in range(2)]
+        time.sleep(1)
+        service.roll(other_model_dir)
+        deadline = time.monotonic() + 120
+        while [row[0] for row in seen[-8:]].count(old) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        stop.set()
+        for future in asking:
+            future.result()
+    assert {degraded for _, degraded, _ in seen} == {False} and {used for *_, used in seen} == {3}
+    hashes = [row[0] for row in seen]
+    assert hashes[0] == old and hashes[-1] != old and len(set(hashes)) == 2
+    for _ in range(6):
+        assert client.models()[0].model_hash == hashes[-1]
+    os.kill(processes("Member2")[0].pid, signal.SIGKILL)
+    deadline = time.monotonic() + 180
+    while fuse(client, nifti_pair, preset="kept").degraded:
+        assert time.monotonic() < deadline, "the member did not come back"
+        time.sleep(0.5)
+    assert fuse(client, nifti_pair).info["model_hash"] == hashes[-1]

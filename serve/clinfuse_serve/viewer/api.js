@@ -1,4 +1,5 @@
 // Talking to the service: token, problems as plain sentences, one bundle of files per fused pair.
+import { partsOf } from "./parts.js";
 import { unzip } from "./zip.js";
 
 const access = { token: "", onRefused: () => {} };
@@ -38,16 +39,24 @@ export class Session {
       try { return await send(formOf({ ...more, case: this.token })); } catch (error) { if (error.status !== 410) throw error; }
     }
     const { example, files } = this.source;
-    const reply = await send(formOf(example ? { ...more, example } : more, files));
-    this.token = reply.headers.get("X-Clinfuse-Case");
-    return reply;
+    return send(formOf(example ? { ...more, example } : more, files));
   }
 
-  // Resolves to {info, maps: key → NIfTI buffer on the RAS+ grid, members, degraded, simulated}.
-  async fuse(more, signal) {
-    const wanted = { ...more, output: "bundle", format: "nifti", grid: "ras", compress: false };
+  // Resolves to {info, maps: key → NIfTI buffer on the RAS+ grid, members, degraded, simulated}; tell(share) meanwhile.
+  async fuse(more, signal, tell = () => {}) {
+    const wanted = { ...more, output: "stream", format: "nifti", grid: "ras", compress: false };
     const reply = await this.post(wanted, signal);
-    return { ...openBundle(await reply.arrayBuffer()), ...factsOf(reply.headers) };
+    for await (const { headers, data } of partsOf(reply)) {
+      const kind = headers.get("Content-Type");
+      if (kind === "application/zip") {
+        this.token = headers.get("X-Clinfuse-Case");
+        return { ...openBundle(data), ...factsOf(headers) };
+      }
+      const facts = JSON.parse(new TextDecoder().decode(data));
+      if (kind !== "application/json") throw problemError(facts, Number(headers.get("X-Status")), Number(headers.get("Retry-After") || 0));
+      tell(facts.done / facts.all);
+    }
+    throw new Error("the reply ended early");
   }
 }
 

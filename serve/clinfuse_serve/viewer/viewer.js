@@ -52,16 +52,19 @@ async function run(slab) {
   const fresh = !state.images.fused;
   say(slab ? "Fusing this slice …" : fresh ? "Preparing and fusing …" : "Fusing …", "busy");
   state.busy = true;
+  const onShare = (share) => { $("progress").hidden = Boolean(slab); $("progress").value = share; };
   try {
-    const reply = await state.session.fuse({ ...priority.params, inputs: fresh, ...(slab && { slab }) }, abort.signal);
+    const reply = await state.session.fuse({ ...priority.params, inputs: fresh, ...(slab && { slab }) }, abort.signal, onShare);
     const other = $("compare").value
-      ? await state.session.fuse({ preset: $("compare").value, ...(slab && { slab }) }, abort.signal) : null;
+      ? await state.session.fuse({ preset: $("compare").value, ...(slab && { slab }) }, abort.signal, onShare) : null;
     if (abort.signal.aborted) return;
     await receive(reply, other, slab);
     tell(reply, (performance.now() - started) / 1000, slab);
     state.busy = false;
     if (slab) state.timer = setTimeout(() => run(null), WHOLE_WAIT_MS);
+    $("progress").hidden = true;
   } catch (error) {
+    $("progress").hidden = true;
     if (error.name === "AbortError" || abort.signal.aborted) return;
     state.busy = false;
     say(error.message, "bad");
