@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,9 +23,13 @@ CLASS_NAME = "clinfuse.baselines"
 def baseline_plan(work: Work) -> Plan:
     """Each kind in `config.kinds` in turn, all on the same crops; exports a folder with one subfolder per kind.
 
+    Kinds that share one training (`Learned.trained_as`) are trained once.
+
     Settings: config with kinds, steps, crop, batch_size, learning_rate, seed; data; data_hash.
     """
     from clinfuse_prep.reader import ShardReader
+
+    from clinfuse.baselines.learned import KINDS
 
     config = work.settings["config"]
     reader = ShardReader(
@@ -48,10 +53,10 @@ def baseline_plan(work: Work) -> Plan:
             batches=lambda done: reader,
             cases=reader.cases_at,
         )
-        for kind in config["kinds"]
+        for kind in dict.fromkeys(KINDS[kind].trained_as or kind for kind in config["kinds"])
     )
     facts = {"steps": config["steps"], "seed": config["seed"], "data_hash": work.settings["data_hash"]}
-    return Plan(phases=phases, export=lambda done, folder: export(done, folder, facts))
+    return Plan(phases=phases, export=lambda done, folder: export(done, folder, config["kinds"], facts))
 
 
 def fresh(kind: str, seed: int) -> Learned:
@@ -65,14 +70,17 @@ def fresh(kind: str, seed: int) -> Learned:
         return KINDS[kind](LearnedConfig())
 
 
-def export(done: Modules, folder: Path, facts: dict[str, Any]) -> None:
-    """Write every trained baseline into `folder/<kind>` and the index that marks the folder complete."""
-    from clinfuse.baselines.learned import save_learned
+def export(done: Modules, folder: Path, kinds: Sequence[str], facts: dict[str, Any]) -> None:
+    """Write every kind asked for into `folder/<kind>` and the index that marks the folder complete."""
+    from clinfuse.baselines.learned import KINDS, save_learned
 
     aside = folder.with_name(f".{folder.name}.partial")
-    for kind, module in done.items():
-        save_learned(module.cpu(), aside / kind, **facts)
-    index = {"_class_name": CLASS_NAME, "_library": f"clinfuse {__version__}", "kinds": list(done)}
+    for kind in kinds:
+        trained = done[KINDS[kind].trained_as or kind].cpu()
+        module = KINDS[kind](trained.config)
+        module.load_state_dict(trained.state_dict())
+        save_learned(module, aside / kind, **facts)
+    index = {"_class_name": CLASS_NAME, "_library": f"clinfuse {__version__}", "kinds": list(kinds)}
     (aside / MODEL_INDEX).write_text(
         json.dumps({**index, "notice": RESEARCH_USE}, indent=2), encoding="utf-8"
     )

@@ -25,7 +25,7 @@ RELEASED = Path(__file__).parents[2] / "clinfuse" / "released"
 BASELINE_STEPS, PROBE_STEPS = 1500, 1500
 PATIENTS, SPACING_MM, SEED = 96, 3, 21  # another seed than the released model's patients
 TRAIN_SPLIT = "0.6,0.04,0.36"
-INPUTS = ("mri", "ct", "max", "hard_roi", "prior")
+INPUTS = ("mri", "ct", "max", "prior")
 
 
 def clinfuse(*words: object) -> None:

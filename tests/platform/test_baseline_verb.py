@@ -51,14 +51,16 @@ def test_fresh_weights_depend_on_the_seed_alone() -> None:
 def test_trained_by_the_runner_and_found(
     ray_session: None, tiny_store: Path, tiny_case: Case, tmp_path: Path
 ) -> None:
-    words = [str(tiny_store), "--kind", "conv,diffif", "--run", "peers", "--storage", str(tmp_path)]
+    words = [str(tiny_store), "--kind", "conv,diffif,test_time", "--run", "peers", "--storage", str(tmp_path)]
     result = run_verb("train-baseline", [*words, "--steps", "2", "--crop", "24", "--batch-size", "2"])
     folder = Path(result["result"])
-    assert result["kinds"] == ["conv", "diffif"] and set(trained_kinds(folder)) == {"conv", "diffif"}
-    assert all(np.isfinite(value) for value in result["last"].values()) and len(result["last"]) == 2
+    assert result["kinds"] == ["conv", "diffif", "test_time"] == list(trained_kinds(folder))
+    assert all(np.isfinite(value) for value in result["last"].values())
+    assert len(result["last"]) == 2, "the test-time-trained one takes over the training of conv"
     assert expanded([str(folder), "mean"], "runs") == [
         f"conv={folder}/conv",
         f"diffif={folder}/diffif",
+        f"test_time={folder}/test_time",
         "mean",
     ]
     assert expanded(["peers/baselines"], str(tmp_path)) == expanded([str(folder)], "runs")

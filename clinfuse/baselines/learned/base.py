@@ -36,7 +36,7 @@ class LearnedConfig:
     """
 
     channels: tuple[int, ...] = (32, 48, 64)
-    steps: int = 20
+    steps: int = 10
     adaptation_steps: int = 10
 
     def __post_init__(self) -> None:
@@ -61,10 +61,11 @@ class Learned(nn.Module, ABC):
     """A learned baseline.
 
     Calling it is its training loss, `module(batch, generator) -> (loss, logs)`, so that it runs under any wrapper;
-    `fuse` makes F.
+    `fuse` makes F. `trained_as` is the kind whose training this one takes over, where only fusing differs.
     """
 
     kind: ClassVar[str]
+    trained_as: ClassVar[str] = ""
 
     def __init__(self, config: LearnedConfig) -> None:
         super().__init__()

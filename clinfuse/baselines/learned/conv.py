@@ -58,6 +58,7 @@ class TestTimeFusion(ConvFusion):
 
     __test__ = False  # not a test class, whatever its name begins with
     kind = "test_time"
+    trained_as = "conv"
 
     def fuse(self, anatomy: Tensor, companion: Tensor, seed: int) -> Tensor:
         own = deepcopy(self).requires_grad_(True)
