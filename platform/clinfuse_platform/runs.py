@@ -198,9 +198,13 @@ def find_model(name: str | Path, storage: str | Path = DEFAULT_STORAGE) -> Path:
 
 
 def storage_path(path: str | Path) -> UPath:
-    """The path, absolute when local, so that workers started elsewhere see the same folder."""
+    """The path, absolute when local, so that workers started elsewhere see the same folder.
+
+    At a URL nothing is remembered of earlier looks: others write there meanwhile.
+    """
     found = UPath(path)
-    return found.absolute() if found.protocol in ("", "file") else found
+    local = found.protocol in ("", "file")
+    return found.absolute() if local else UPath(str(path), use_listings_cache=False)
 
 
 def local_copy(folder: UPath) -> Path:

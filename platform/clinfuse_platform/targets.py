@@ -8,10 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from upath import UPath
-
 from clinfuse_platform.phases import Work
-from clinfuse_platform.runs import write_atomic
+from clinfuse_platform.runs import storage_path, write_atomic
 
 if TYPE_CHECKING:
     import torch
@@ -42,7 +40,7 @@ class Targets:
 
         from clinfuse.training.distill import between, guided_target
 
-        file = UPath(work.settings["run"]) / "targets" / f"{_key(work, config, teacher)}.safetensors"
+        file = storage_path(work.settings["run"]) / "targets" / f"{_key(work, config, teacher)}.safetensors"
         if file.exists():
             return cls(_unpack(load(file.read_bytes())))
         presets = list(teacher.presets.values())

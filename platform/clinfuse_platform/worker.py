@@ -14,7 +14,7 @@ from clinfuse.errors import ClinfuseError, InputError
 from clinfuse_platform.phases import Phase, Plan, Work, stop_at
 from clinfuse_platform.position import Position, load_weights
 from clinfuse_platform.reporter import Reporter, report
-from clinfuse_platform.runs import publish_folder, write_atomic
+from clinfuse_platform.runs import publish_folder, storage_path, write_atomic
 from clinfuse_platform.telemetry import TimedBatches
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def train_worker(settings: dict[str, Any]) -> None:
     import ray.train.torch
     import torch
 
-    run, job = UPath(settings["run"]), str(settings["job"])
+    run, job = storage_path(settings["run"]), str(settings["job"])
     if failure_file(run, job).exists():
         return
     torch.set_num_threads(int(settings["threads"]))

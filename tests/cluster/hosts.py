@@ -123,9 +123,14 @@ class Host:
 
     def ssh(self, command: str, timeout: float = 300, check: bool = True) -> str:
         """Run a shell command on the host; its standard output."""
+        return sh(*self.ssh_words(command), timeout=timeout, check=check)
+
+    def ssh_words(self, command: str) -> list[str]:
+        """The words of the ssh command; `command` may also be an option such as -N."""
         options = "-o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR -o ConnectTimeout=5"
-        words = ["ssh", "-i", str(self.key), *options.split(), f"root@{self.address}", command]
-        return sh(*words, timeout=timeout, check=check)
+        first = [command] if command.startswith("-") else []
+        last = [] if first else [command]
+        return ["ssh", *first, "-i", str(self.key), *options.split(), f"root@{self.address}", *last]
 
     def kill(self) -> None:
         """The host goes down at once: every process on it, then its network."""

@@ -1,183 +1,146 @@
-"""The on-prem file brings up a cluster of two hosts over ssh; work, a host's death and its return; down again.
+"""The on-prem file brings up two hosts over ssh: prep, training that outlives a host, a sweep, serving, down again.
 
-Run by `make test-cluster` (root and network namespaces needed); skipped otherwise, with the reason.
+Run by `make test-cluster` (root and network namespaces needed); skipped otherwise, with the reason. The tests follow
+each other, as the work does.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
-import secrets
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
+import urllib.request
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
-import yaml
+from clinfuse_platform.verb_table import run_verb
 
-ROOT = Path(__file__).resolve().parents[2]
-spec = importlib.util.spec_from_file_location("cluster_hosts", Path(__file__).with_name("hosts.py"))
-assert spec is not None and spec.loader is not None
-hosts = importlib.util.module_from_spec(spec)
-sys.modules["cluster_hosts"] = hosts
-spec.loader.exec_module(hosts)
-
-REASON = hosts.missing() if os.environ.get("CLINFUSE_TEST_CLUSTER") else "run it with make test-cluster"
-pytestmark = [
-    pytest.mark.cluster,
-    pytest.mark.skipif(bool(REASON), reason=REASON),
-    pytest.mark.timeout(1800),
-]
-RAY = str(Path(sys.executable).with_name("ray"))
-STEPS = "--set crop=[24,24] --set lesion_steps=6"
-
-
-class Cluster:
-    """The two hosts, the filled-in cluster file, and what one types on the laptop."""
-
-    def __init__(self, made: Any, folder: Path) -> None:
-        self.made, self.folder = made, folder
-        self.head, self.worker = made.hosts
-        self.file, self.shared = folder / "onprem.yaml", folder / "shared"
-        self.shared.mkdir()
-        token = folder / "auth_token"
-        token.write_text(secrets.token_hex(32))
-        token.chmod(0o600)
-        self.environment = os.environ | {
-            "RAY_UP_enable_autoscaler_v2": "0",
-            "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN_PATH": str(token),
-        }
-        self.environment.pop("RAY_ADDRESS", None)
-        self._write(token)
-
-    def _write(self, token: Path) -> None:
-        """platform/clusters/onprem.yaml with this machine's values; the installed environment instead of a new one."""
-        config = yaml.safe_load((ROOT / "platform" / "clusters" / "onprem.yaml").read_text())
-        config["provider"] |= {"head_ip": self.head.address, "worker_ips": [self.worker.address]}
-        config["max_workers"] = 1
-        config["auth"] = {"ssh_user": "root", "ssh_private_key": str(self.made.key)}
-        config["file_mounts"] = {"~/clinfuse-source": str(ROOT), "~/.ray/auth_token": str(token)}
-        config["rsync_exclude"] += ["**/shared", "**/scratch"]
-        config["setup_commands"] = [
-            f"ln -sfn {sys.prefix} ~/clinfuse-env",
-            config["setup_commands"][1],
-        ]
-        self.file.write_text(yaml.safe_dump(config))
-
-    def ray(self, *words: str, timeout: float = 600) -> str:
-        done = subprocess.run(
-            [RAY, *words], capture_output=True, text=True, check=False, timeout=timeout,
-            env=self.environment, cwd=ROOT,
-        )  # fmt: skip
-        assert done.returncode == 0, f"ray {' '.join(words)}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
-        return done.stdout + done.stderr
-
-    def up(self) -> None:
-        self.ray("up", "-y", "--no-config-cache", str(self.file))
-
-    def on_head(self, command: str, timeout: float = 600) -> str:
-        """A command on the head, as `ray attach` gives a shell there."""
-        words = f"export PATH=$HOME/clinfuse-env/bin:$PATH RAY_AUTH_MODE=token; cd {self.shared}; {command}"
-        return str(self.head.ssh(words, timeout=timeout))
-
-    def nodes(self) -> int:
-        """Nodes alive."""
-        code = (
-            "import ray; ray.init(address='auto', logging_level='ERROR'); "
-            "print('ALIVE', sum(n['Alive'] for n in ray.nodes()))"
-        )
-        return int(self.on_head(f'python -c "{code}"').split("ALIVE")[1].split()[0])
-
-    def wait_for(self, nodes: int, seconds: float = 240) -> float:
-        started = time.monotonic()
-        while time.monotonic() - started < seconds:
-            if self.nodes() >= nodes:
-                return time.monotonic() - started
-            time.sleep(3)
-        raise AssertionError(f"not {nodes} nodes after {seconds:.0f} s")
-
-    def submit(self, command: str, *, wait: bool = True) -> str:
-        """`ray job submit` on the head; its output."""
-        flag = "" if wait else "--no-wait "
-        return self.on_head(f"ray job submit --address http://127.0.0.1:8265 {flag}-- {command}", timeout=900)
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    folder = Path("/var/tmp") / f"clinfuse-cluster-{os.getpid()}"
-    folder.mkdir()
-    with hosts.Hosts(folder / "net") as made:
-        cluster = Cluster(made, folder)
-        started = time.monotonic()
-        cluster.up()
-        note("ray up", time.monotonic() - started)
-        note("worker joined after", cluster.wait_for(2))
-        yield cluster
-        started = time.monotonic()
-        cluster.ray("down", "-y", str(cluster.file))
-        note("ray down", time.monotonic() - started)
-    subprocess.run(["rm", "-rf", str(folder)], check=False)
-
-
-def note(what: str, seconds: float) -> None:
-    sys.stderr.write(f"\n[cluster] {what}: {seconds:.0f} s\n")
-
-
-def test_every_node_has_the_same_versions_and_sees_the_storage(cluster: Cluster) -> None:
-    told = cluster.on_head(f"clinfuse doctor --cluster --address auto --storage {cluster.shared}/runs --json")
-    states = {check["name"]: check["status"] for check in json.loads(told)["checks"]}
-    assert states["node 1"] == states["node 2"] == states["versions"] == "ok"
-
-
-def test_without_the_token_nobody_gets_in(cluster: Cluster) -> None:
-    told = cluster.head.ssh(
-        "cd /; export PATH=$HOME/clinfuse-env/bin:$PATH; RAY_AUTH_TOKEN=wrong RAY_AUTH_MODE=token "
-        "timeout 60 ray job list --address http://127.0.0.1:8265 2>&1; echo EXIT $?",
-        check=False,
-    )
-    assert "EXIT 0" not in told
-
-
-def test_prep_and_training_over_both_hosts_survive_the_loss_of_one(cluster: Cluster) -> None:
-    shared = cluster.shared
-    cluster.on_head(f"clinfuse cohort --out {shared}/cohort --patients 6 --spacing 4", timeout=900)
-    started = time.monotonic()
-    cluster.submit(f"clinfuse prep {shared}/cohort --layout cohort --out {shared}/d.zarr --address auto")
-    note("job submit of prep", time.monotonic() - started)
-    train = (
-        f"clinfuse train {shared}/d.zarr --recipe cpu-debug --run first --storage {shared}/runs --workers 2 "
-        f"--cpus-per-worker 1 --address auto {STEPS} --set denoiser_steps=400"
-    )
-    cluster.submit(train, wait=False)
-    progress = shared / "runs" / "first" / "progress-train.json"
-    wait_until(lambda: told(progress).get("phase") == "denoiser", 600)
-    killed_at = time.monotonic()
-    cluster.worker.kill()
-    time.sleep(5)
-    cluster.worker.start()
-    cluster.up()
-    note("host back after", time.monotonic() - killed_at)
-    state = shared / "runs" / "first" / "state.json"
-    wait_until(lambda: told(state).get("train", {}).get("state") in ("finished", "failed"), 900)
-    note("training over after", time.monotonic() - killed_at)
-    assert told(state)["train"]["state"] == "finished", told(state)
-    assert (shared / "runs" / "first" / "model" / "model_index.json").exists()
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
+STEPS = "--set crop=[24,24] --set lesion_steps=6 --set denoiser_steps=150"
+SERVICE_PORT = 8100
 
 
 def told(file: Path) -> dict[str, Any]:
+    """A JSON file's content, or nothing while it is not there."""
     try:
         return dict(json.loads(file.read_text()))
     except (OSError, ValueError):
         return {}
 
 
-def wait_until(true: Any, seconds: float) -> None:
-    started = time.monotonic()
-    while not true():
-        assert time.monotonic() - started < seconds, f"not within {seconds:.0f} s"
-        time.sleep(0.5)
+def test_every_node_has_the_same_versions_and_sees_the_storage(cluster: Any) -> None:
+    said = cluster.on_head(f"clinfuse doctor --cluster --address auto --storage {cluster.shared}/runs --json")
+    states = {check["name"]: check["status"] for check in json.loads(said)["checks"]}
+    assert states["node 1"] == states["node 2"] == states["versions"] == "ok"
+
+
+def test_without_the_token_nobody_gets_in_and_the_dashboard_is_on_loopback(cluster: Any) -> None:
+    said = cluster.on_head(
+        "RAY_AUTH_TOKEN=wrong timeout 60 ray job list --address http://127.0.0.1:8265 2>&1; echo EXIT $?"
+    )
+    assert "EXIT 0" not in said
+    places = cluster.head.ssh("ss -Hltn '( sport = :8265 )' | awk '{print $4}'").split()
+    assert places and all(place.removeprefix("[::ffff:").startswith("127.0.0.1") for place in places), places
+
+
+def test_a_laptop_s_code_prepares_the_data(cluster: Any) -> None:
+    shared = cluster.shared
+    run_verb("cohort", ["--out", f"{shared}/cohort", "--patients", "5", "--spacing", "5"])
+    job = (
+        f"ls -A && python -c 'import clinfuse_prep; print(clinfuse_prep.__file__)' && "
+        f"clinfuse prep {shared}/cohort --layout cohort --out {shared}/d.zarr --address auto"
+    )
+    with cluster.tunnel(8265) as port, cluster.timed("job submit of prep, from a laptop with its code"):
+        said = cluster.ray(
+            "job", "submit", "--address", f"http://127.0.0.1:{port}",
+            "--runtime-env", "platform/clusters/job.yaml", "--", "bash", "-c", job,
+        )  # fmt: skip
+    lines = said.splitlines()
+    assert "pyproject.toml" in lines and ".git" not in lines
+    assert any("working_dir_files" in line and line.endswith("clinfuse_prep/__init__.py") for line in lines)
+    assert len(pd.read_parquet(shared / "d.zarr" / "manifest.parquet")) == 5
+
+
+def test_training_over_both_hosts_outlives_one(cluster: Any, waiting: Any) -> None:
+    shared, run = cluster.shared, cluster.shared / "runs" / "first"
+    train = (
+        f"clinfuse train {shared}/d.zarr --recipe cpu-debug --run first --storage {shared}/runs --workers 2 "
+        f"--cpus-per-worker {os.cpu_count()} --address auto {STEPS}"  # a host holds one such worker
+    )
+    with cluster.timed("job submit of training to its second phase, a worker on each host"):
+        cluster.submit(train, wait=False)
+        waiting(lambda: told(run / "progress-train.json").get("phase") == "denoiser", 300, "training")
+        waiting(lambda: len(kept(run)) > 0, 60, "a checkpoint of the second phase")
+    before = kept(run)[-1]
+    died = time.monotonic()
+    cluster.worker.kill()
+    with cluster.timed("lost host noticed"):
+        waiting(lambda: cluster.nodes() == 1, 240, "the loss noticed")
+    with cluster.timed("lost host back"):
+        cluster.worker.start()
+        cluster.start_worker()
+        waiting(lambda: cluster.nodes() == 2, 120, "two nodes again")
+    last = before["step"]
+    with cluster.timed("training goes on after the return"):
+        waiting(lambda: progressed(run, last), 240, "progress")
+    waiting(lambda: told(run / "state.json")["train"]["state"] != "running", 400, "the end of training")
+    cluster.times["training over, since the host died"] = time.monotonic() - died
+    assert told(run / "state.json")["train"]["state"] == "finished", told(run / "state.json")
+    assert told(run / "model" / "metadata.json")["facts"]["workers"] == 2
+    rows = pd.read_parquet(run / "metrics.parquet").query("phase == 'lesion_head'")["elapsed"].tolist()
+    assert rows == [row["elapsed"] for row in before["history"] if row["phase"] == "lesion_head"], (
+        "began anew"
+    )
+
+
+def kept(run: Path) -> list[dict[str, Any]]:
+    """Positions of the kept checkpoints that the second phase has written, oldest first."""
+    found = [told(file) for file in run.glob("checkpoints-*/checkpoint_2*/position.json")]
+    return sorted((p for p in found if p.get("phase") == "denoiser"), key=lambda position: position["step"])
+
+
+def progressed(run: Path, step: int) -> bool:
+    """Whether a later checkpoint than that is there, or the training is over."""
+    return told(run / "state.json")["train"]["state"] != "running" or any(p["step"] > step for p in kept(run))
+
+
+def test_a_sweep_runs_on_the_cluster(cluster: Any) -> None:
+    shared = cluster.shared
+    sweep = (
+        f"clinfuse sweep first --storage {shared}/runs --data {shared}/d.zarr --presets balanced --trials 2 "
+        f"--cases 1 --slices 8 --steps 2 --out {shared}/sweep --address auto"
+    )
+    with cluster.timed("job submit of a sweep of 2 trials"):
+        cluster.submit(sweep)
+    assert len(pd.read_parquet(shared / "sweep" / "trials.parquet")) == 2
+
+
+def test_a_service_on_the_cluster_fuses_over_http(cluster: Any, waiting: Any) -> None:
+    shared, patient = cluster.shared, cluster.shared / "cohort" / "sub-01"
+    secret = shared / "service_token"
+    secret.write_text("a-token-of-this-test-only-0123456789")
+    serve = (
+        f"clinfuse serve {shared}/runs/first/model --port {SERVICE_PORT} --token-file {secret} --address auto"
+    )
+    with cluster.tunnel(SERVICE_PORT) as port:
+        url = f"http://127.0.0.1:{port}"
+        with cluster.timed("job submit of the service until it answers"):
+            cluster.submit(serve, wait=False)
+            waiting(lambda: answers(f"{url}/healthz"), 240, "the service")
+        images = f"--anatomy {patient}/mr.nii.gz --companion {patient}/ct.nii.gz"
+        masks = f"--brain {patient}/brain.nii.gz --bone {patient}/bone.nii.gz"
+        words = f"{images} {masks} --steps 2 --url {url} --token-file {secret} --out {shared}/fused"
+        with cluster.timed("fuse request over HTTP, from a laptop"):
+            result = run_verb("fuse", words.split())
+    assert Path(result["result"]).exists() and result["info"]["steps"] == 2
+
+
+def answers(url: str) -> bool:
+    """Whether something says there that all is well."""
+    try:
+        with urllib.request.urlopen(url, timeout=5) as reply:
+            return bool(reply.status == 200)
+    except OSError:
+        return False

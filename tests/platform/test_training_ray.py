@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import psutil
 import pytest
 import torch
@@ -128,11 +129,22 @@ def test_a_killed_worker_costs_nothing_but_time(trained: Namespace, place: Path)
     run = find_run("killed", place)
     for part in ("lesion_head", "denoiser"):
         calm, disturbed = weights(trained.run, part), weights(run, part)
-        assert max(float(np.abs(calm[k] - disturbed[k]).max()) for k in calm) <= 1e-6
+        assert all(np.array_equal(calm[k], disturbed[k]) for k in calm)
     steps = run.metrics().query("phase == 'denoiser'")["step"].tolist()
     assert steps == sorted(set(steps)) and steps[-1] == 40
+    assert events(Path(str(run.path)), "denoiser")["loss"] == list(range(1, 41)), (
+        "a curve has gaps or repeats"
+    )
     left = {path.name for path in Path(str(run.path)).glob("checkpoints-*/checkpoint_2*")}
     assert len(left) <= 2, "checkpoints that nobody registered stay behind"
+
+
+def events(run: Path, phase: str) -> dict[str, list[int]]:
+    """Steps of every curve that TensorBoard shows of a phase."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    shown = EventAccumulator(str(run / "tensorboard" / "train" / phase)).Reload()
+    return {name: [point.step for point in shown.Scalars(name)] for name in shown.Tags()["scalars"]}
 
 
 def bare_weights(run: Run, config: dict[str, Any], data: str) -> dict[str, dict[str, np.ndarray[Any, Any]]]:
@@ -151,6 +163,7 @@ def bare_weights(run: Run, config: dict[str, Any], data: str) -> dict[str, dict[
             phase.batches(done),
             steps=phase.steps,
             learning_rate=phase.learning_rate,
+            effort=phase.effort,
             seed=phase.seed * 1000,
         )
         done[phase.name] = module
@@ -206,7 +219,7 @@ def test_a_killed_command_goes_on_and_ray_train_equals_a_bare_loop(
     config = run.read_json("config.json")["config"]
     for part, expected in bare_weights(run, config, str(tiny_store)).items():
         found = weights(run, part)
-        assert max(float(np.abs(found[k] - expected[k]).max()) for k in expected) <= 1e-6
+        assert all(np.array_equal(found[k], expected[k]) for k in expected)
 
 
 def test_student_and_ensemble_follow_from_the_run(trained: Namespace, place: Path) -> None:
@@ -246,6 +259,40 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_cases(trained: Namespace,
     with pytest.raises(TrainingError, match=r"not finite .*cases in the batch: [abc]{6}"):
         run_verb("train", words)
     assert find_run("wild", place).state("train") == "failed"
+
+
+def test_checkpoints_are_judged_beside_the_training_and_the_best_stay(
+    trained: Namespace, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("mlflow", reason="mlflow is optional")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    words = [*trained.words[:1], "--run", "judged", "--storage", str(place), *SMALL, "--mlflow"]
+    words += ["--set", "validations=2", "--set", "effort.average=0.9", "--set", "effort.accumulate=2"]
+    run_verb("train", words)
+    run = find_run("judged", place)
+    rows = run.metrics()
+    judged = rows[rows["phase"] == "denoiser"].dropna(subset="val_score")
+    assert len(judged) == 2 and judged["step"].iloc[-1] == 40
+    assert judged[["val_brain_ssim", "val_bone_ssim", "val_lesion_dice"]].notna().all(axis=None)
+    best = run.read_json("state.json")["train"]["best"]
+    assert best[0]["val_score"] == pytest.approx(judged["val_score"].max()) and best[0]["val_score"] > 1
+    folders = {
+        f"{path.parent.name}/{path.name}" for path in Path(str(run.path)).glob("checkpoints-*/checkpoint_2*")
+    }
+    assert {one["checkpoint"] for one in best} == folders
+    assert_mlflow_has(place, rows)
+
+
+def assert_mlflow_has(place: Path, rows: pd.DataFrame) -> None:
+    """The curves that MLflow holds of the run are those of the run's own table."""
+    import mlflow
+
+    client = mlflow.MlflowClient(f"sqlite:///{place / 'mlflow.db'}")
+    (told,) = client.search_runs([client.get_experiment_by_name("clinfuse").experiment_id])
+    history = client.get_metric_history(told.info.run_id, "denoiser/loss")
+    expected = rows.loc[rows["phase"] == "denoiser", "loss"].tolist()
+    assert [point.value for point in history] == pytest.approx(expected)
+    assert told.data.params["config.effort.accumulate"] == "2" and told.data.tags["model"]
 
 
 def test_more_workers_than_the_cluster_can_hold_are_refused_at_once(ray_session: None) -> None:
