@@ -17,11 +17,12 @@ from starlette.exceptions import HTTPException
 from clinfuse import RESEARCH_USE, __version__
 from clinfuse.errors import ClinfuseError
 from clinfuse.outputs import bundle
-from clinfuse_serve import metrics, monai_label, pages, problems, streaming
+from clinfuse_serve import metrics, monai_label, pages, problems, streaming, study_routes
 from clinfuse_serve.middleware import Guard
 from clinfuse_serve.problems import Problem, ProblemError
 from clinfuse_serve.schemas import ExampleRow, FuseParams, FuseReply, Health, ModelRow, PresetBody, PresetRow
 from clinfuse_serve.service import Answer, FusionService, Progress, silent
+from clinfuse_serve.study import Study
 from clinfuse_serve.uploads import received
 
 PROBLEMS: dict[int | str, dict[str, Any]] = {
@@ -47,7 +48,11 @@ Upload = Annotated[UploadFile | None, File(description="NIfTI (.nii, .nii.gz) or
 
 
 def build_application(
-    service: FusionService, *, digest: str | None = None, loopback_only: bool = True
+    service: FusionService,
+    *,
+    digest: str | None = None,
+    loopback_only: bool = True,
+    study: Study | None = None,
 ) -> FastAPI:
     """The application around a service.
 
@@ -55,6 +60,7 @@ def build_application(
         service: does the work.
         digest: SHA-256 of the token, or None for a service without one.
         loopback_only: refuse requests addressed to another host's name.
+        study: a reader study to run, or None.
     """
     app = FastAPI(
         title="clinfuse",
@@ -62,6 +68,7 @@ def build_application(
         description=f"Fusion of co-registered head images. {RESEARCH_USE}",
         docs_url=None,
         redoc_url=None,
+        strict_content_type=False,  # so that `curl -T preset.json` works; other sites' pages are refused by origin
     )
     app.add_middleware(Guard, gate=service.gate, digest=digest, loopback_only=loopback_only)
     _add_handlers(app, service)
@@ -69,6 +76,7 @@ def build_application(
     _add_information(app, service)
     _add_fuse(app, service)
     monai_label.add_routes(app, service)
+    study_routes.add_routes(app, service, study)
     _describe_params(app)
     return app
 

@@ -48,8 +48,8 @@ class ServiceArgs(BaseModel):
     )
 
 
-def application(args: ServiceArgs) -> Application:
-    """The application graph; Serve calls this with `args` of the config file.
+def application(values: dict[str, Any]) -> Application:
+    """The application graph; Serve calls this with `args` of the config file, fields of `ServiceArgs`.
 
     Raises:
         ConfigError: others could reach the service and there is no token, or a limit is out of range.
@@ -57,6 +57,7 @@ def application(args: ServiceArgs) -> Application:
     from clinfuse_serve.deploy import serve_address
     from clinfuse_serve.members import Settings, build
 
+    args = ServiceArgs(**values)
     digest = token_digest(read_token(args.token_file)) if args.token_file else args.token_digest
     host, _ = serve_address() or ("127.0.0.1", 0)
     require_token_beyond_loopback(host, digest)

@@ -26,6 +26,9 @@ SIMULATED = {
 class Examples(Protocol):
     """Cases by name."""
 
+    def names(self) -> list[str]:
+        """All names."""
+
     def rows(self) -> list[ExampleRow]:
         """What there is."""
 
@@ -49,6 +52,10 @@ class SimulatedExamples:
         self._lock = threading.Lock()
         self._made: dict[str, Case] = {}
 
+    def names(self) -> list[str]:
+        """One a kind of lesion."""
+        return list(SIMULATED)
+
     def rows(self) -> list[ExampleRow]:
         """One row a kind of lesion."""
         return [ExampleRow(id=name, title=title, simulated=True) for name, title in SIMULATED.items()]
@@ -64,7 +71,7 @@ class SimulatedExamples:
 
 
 class StoreExamples:
-    """Up to twelve cases of a prepared store, test cases first."""
+    """Cases of a prepared store: its test cases, or all if it has none."""
 
     def __init__(self, store: str) -> None:
         if "://" not in store and not Path(store).is_dir():
@@ -76,22 +83,21 @@ class StoreExamples:
         self.store = store
         self._rows: list[ExampleRow] | None = None
 
+    def names(self) -> list[str]:
+        """The test cases, or all if there are none."""
+        return list(self._open().case_ids("test")) or list(self._open().case_ids())
+
     def rows(self) -> list[ExampleRow]:
-        """What the store holds."""
+        """Up to twelve of them, for a list on a page."""
         if self._rows is None:
-            self._rows = [self._row(name) for name in self._names()]
+            self._rows = [self._row(name) for name in self.names()[:MAX_EXAMPLES]]
         return self._rows
 
     def case(self, name: str) -> Case:
         """One case, read from the store; raises InputError if there is none of that name."""
-        names = self._names() if re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name) else []
-        if name not in names:
-            raise _unknown(name, self._names())
+        if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name) or name not in self.names():
+            raise _unknown(name, self.names()[:MAX_EXAMPLES])
         return self._open().read(name)
-
-    def _names(self) -> list[str]:
-        held_out = list(self._open().case_ids("test"))
-        return (held_out or list(self._open().case_ids()))[:MAX_EXAMPLES]
 
     def _open(self) -> Any:
         from clinfuse_prep.store import CaseStore

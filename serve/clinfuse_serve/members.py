@@ -127,9 +127,15 @@ class Aggregator:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         from clinfuse_serve.application import build_application
+        from clinfuse_serve.study import read_study
 
         settings = self.settings
-        return build_application(self.service, digest=settings.digest, loopback_only=settings.loopback_only)
+        return build_application(
+            self.service,
+            digest=settings.digest,
+            loopback_only=settings.loopback_only,
+            study=read_study(settings.study) if settings.study else None,
+        )
 
     async def reconfigure(self, user_config: Mapping[str, Any]) -> None:
         """Take the first model version; change over to a later one as soon as every member has it. Returns at once."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -148,6 +149,15 @@ class FusionService:
             InputError: the pair, the preset or the parameters cannot be used (422).
             ProblemError: case gone (410), too much asked (422) or no member answered (503).
         """
+        return await self._fuse(params, partial(self._case, params, files), tell)
+
+    async def fuse_case(self, params: FuseParams, token: str, make: Callable[[], Case]) -> Answer:
+        """Fuse a case of the service's own; raises as `fuse`."""
+        return await self._fuse(params, partial(self._keep, token, lambda: KeptCase(token, make())), silent)
+
+    async def _fuse(
+        self, params: FuseParams, case: Callable[[], Awaitable[KeptCase]], tell: Progress
+    ) -> Answer:
         seconds: dict[str, float] = {}
         start, model = time.monotonic(), self.model
         order, members = await self._order(params, model)
@@ -155,7 +165,7 @@ class FusionService:
             with self._phase("queue", seconds, start):
                 pass
             with self._phase("prepare", seconds):
-                kept = await self._case(params, files)
+                kept = await case()
                 part = order.part_of(kept.case)
             orders = self._parts(model, order, kept.case.shape[0])
             done = Count(len(orders) * len(members), tell)
@@ -338,9 +348,12 @@ class FusionService:
         else:
             check_roles(files)
             token = await asyncio.to_thread(case_token, self.secret, files)
+        return await self._keep(token, partial(self._make, token, params.example, files))
+
+    async def _keep(self, token: str, make: Callable[[], KeptCase]) -> KeptCase:
         kept = self.kept.get(token)
         if kept is None:
-            kept = await asyncio.to_thread(self._make, token, params.example, files)
+            kept = await asyncio.to_thread(make)
         if kept.held is None:
             kept.held = await self.backend.hold(kept.case)
         self.kept.put(kept)

@@ -71,6 +71,10 @@ def _serve(arguments: argparse.Namespace) -> dict[str, Any]:
         handle = deploy(read_config(arguments.model), certificate)
     else:
         handle = _start(arguments, certificate)
+    if arguments.model:
+        from clinfuse_platform.lineage import note_use
+
+        note_use(arguments.model, "serve", handle.url, {"members": arguments.members})
     with handle:
         say(f"serving at [bold]{handle.url}[/bold]  (Ctrl-C stops)\n{RESEARCH_USE}")
         sys.stdout.flush()

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from clinfuse_serve.limits import Limits
+from clinfuse_serve.study import Study
 from PIL import Image
 
 from clinfuse.case import Case
@@ -123,7 +124,12 @@ def local_service(model_dir: Path, pipeline: FusionPipeline) -> Iterator[Callabl
 
     servers: list[tuple[uvicorn.Server, threading.Thread]] = []
 
-    def start(limits: Limits | None = None, digest: str | None = None, **service_options: object) -> str:
+    def start(
+        limits: Limits | None = None,
+        digest: str | None = None,
+        study: Study | None = None,
+        **service_options: object,
+    ) -> str:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
@@ -135,7 +141,7 @@ def local_service(model_dir: Path, pipeline: FusionPipeline) -> Iterator[Callabl
                 service = FusionService(
                     read_model(model_dir), backend, limits or Limits(), secret=b"k", **service_options
                 )
-                app = build_application(service, digest=digest, loopback_only=digest is None)
+                app = build_application(service, digest=digest, loopback_only=digest is None, study=study)
                 server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error"))
                 servers.append((server, threading.current_thread()))
                 ready.set()

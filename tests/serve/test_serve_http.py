@@ -430,7 +430,7 @@ def test_demo_cases_come_from_the_service_and_are_marked_simulated(local_service
 
 def test_an_exported_preset_is_taken_as_it_is(local_service: Start) -> None:
     """The JSON beside the YAML of `clinfuse pareto --export` is the body of PUT /v1/presets/{name}."""
-    preset = replace(load_presets()["bone_tumor"], beta=3.217, description="Found. " + "x" * 390)
+    preset = replace(load_presets()["bone_tumor"], beta=3.217, description="Found. " + "x" * 393)
     body = {key: value for key, value in preset.as_dict().items() if key != "name"}
     url = local_service()
     reply = httpx.put(f"{url}/v1/presets/bone_tumor", content=json.dumps(body, indent=1), trust_env=False)

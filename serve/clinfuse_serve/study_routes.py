@@ -1,0 +1,163 @@
+"""HTTP of the reader study: next item, its pictures, its rating, the summary."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import numpy as np
+from fastapi import FastAPI, Path, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from clinfuse import RESEARCH_USE
+from clinfuse.case import Case
+from clinfuse.outputs import case_grid, nifti_bytes
+from clinfuse_serve.examples import Examples, StoreExamples
+from clinfuse_serve.problems import Problem, ProblemError
+from clinfuse_serve.schemas import FuseParams
+from clinfuse_serve.study import Answers, Item, Study, order_of
+
+if TYPE_CHECKING:
+    from clinfuse_serve.service import FusionService
+
+Picture = Literal["anatomy", "companion", "fused"]
+Reader = Annotated[str, Path(max_length=32, description="pseudonym of the reader: letters a-z and digits")]
+SEED = 0
+
+
+class StudyRow(BaseModel):
+    """What readers are told of the study."""
+
+    title: str
+    questions: list[str]
+    scale: int
+    items: int
+    research_use: str
+
+
+class NextItem(BaseModel):
+    """Where a reader is; `item` is None when all is rated."""
+
+    item: int | None
+    done: int
+    items: int
+    simulated: bool
+
+
+class Rating(BaseModel):
+    """One answer; no free text, so that no name can get in."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    ratings: list[int] = Field(max_length=12)
+    seconds: float = Field(ge=0, le=86_400)
+
+
+class Reading:
+    """The study on one replica."""
+
+    def __init__(self, study: Study, service: FusionService) -> None:
+        self.study, self.service, self.answers = study, service, Answers(study)
+        self.cases: Examples = StoreExamples(study.cases) if study.cases else service.examples
+        self._ids: list[str] = []
+
+    def case_ids(self) -> list[str]:
+        """Pseudonyms of all cases."""
+        if not self._ids:
+            self._ids = self.cases.names()
+        return self._ids
+
+    def item(self, reader: str, position: int) -> Item:
+        """The item at a place of a reader's order; ProblemError 404 if there is none."""
+        items = order_of(self.study, self.case_ids(), reader)
+        if not 0 <= position < len(items):
+            raise ProblemError(Problem(status=404, title="no such item", expected=f"0 to {len(items) - 1}"))
+        return items[position]
+
+    def next(self, reader: str) -> NextItem:
+        """The first item in order that is not rated."""
+        items, done = order_of(self.study, self.case_ids(), reader), self.answers.done(reader)
+        left = [item for item in items if item.position not in done]
+        simulated = bool(left) and bool(self.cases.case(left[0].case_id).attrs.get("simulated"))
+        return NextItem(
+            item=left[0].position if left else None, done=len(done), items=len(items), simulated=simulated
+        )
+
+    async def picture(self, item: Item, picture: Picture) -> bytes:
+        """One volume on the RAS+ grid, windowed to [0, 1]; nothing in it tells the arm."""
+        case = await asyncio.to_thread(self.cases.case, item.case_id)
+        volume = getattr(case, picture) if picture != "fused" else await self._fused(case, item)
+        array, affine = case_grid(np.asarray(volume, np.float32), case)
+        return await asyncio.to_thread(nifti_bytes, array, affine)
+
+    async def _fused(self, case: Case, item: Item) -> Any:
+        preset = self.service.presets.find(item.arm.preset)
+        if item.arm.method is not None:
+            from clinfuse.baselines import BASELINES
+
+            return await asyncio.to_thread(BASELINES[item.arm.method], case, preset)
+        params = FuseParams.model_validate({"preset": item.arm.preset, "seed": SEED})
+        answer = await self.service.fuse_case(params, f"study{item.case_id}", partial(_same, case))
+        return answer.result.fused
+
+
+def _same(case: Case) -> Case:
+    return case
+
+
+def add_routes(app: FastAPI, service: FusionService, study: Study | None) -> None:
+    """GET /v1/study and what is under it; 404 where no study is set up."""
+    from clinfuse_serve.application import PROBLEMS
+
+    reading = Reading(study, service) if study is not None else None
+    answers: dict[int | str, dict[str, Any]] = {k: PROBLEMS[k] for k in (401, 422)}
+    answers[404] = {"description": "no study here, or no such item", "content": PROBLEMS[422]["content"]}
+
+    def here() -> Reading:
+        if reading is None:
+            todo = "start the service with --study FILE"
+            raise ProblemError(Problem(status=404, title="no reader study here", todo=todo))
+        return reading
+
+    @app.get("/v1/study", tags=["Reader study"], responses=answers)
+    async def describe() -> StudyRow:
+        """Title, questions and scale."""
+        found = here().study
+        items = len(await asyncio.to_thread(here().case_ids)) * len(found.arms)
+        return StudyRow(
+            title=found.title,
+            questions=list(found.questions),
+            scale=found.scale,
+            items=items,
+            research_use=RESEARCH_USE,
+        )
+
+    @app.get("/v1/study/summary", tags=["Reader study"], responses=answers)
+    async def summary() -> list[dict[str, Any]]:
+        """Ratings by question and arm; this is what unblinds, so it is for those who run the study."""
+        return await asyncio.to_thread(here().answers.summary)
+
+    @app.get("/v1/study/readers/{reader}", tags=["Reader study"], responses=answers)
+    async def next_item(reader: Reader) -> NextItem:
+        """The next item of a reader; asked again after a break it is the same."""
+        return await asyncio.to_thread(here().next, reader)
+
+    @app.get(
+        "/v1/study/readers/{reader}/{item}/{picture}",
+        tags=["Reader study"],
+        response_class=Response,
+        responses={**answers, 200: {"content": {"application/octet-stream": {}}}, 503: PROBLEMS[503]},
+    )
+    async def picture(reader: Reader, item: int, picture: Picture) -> Response:
+        """One picture of an item as NIfTI."""
+        data = await here().picture(await asyncio.to_thread(here().item, reader, item), picture)
+        return Response(data, media_type="application/octet-stream")
+
+    @app.post("/v1/study/readers/{reader}/{item}", tags=["Reader study"], responses=answers)
+    async def rate(reader: Reader, item: int, body: Rating) -> NextItem:
+        """Keep one answer; says what is next."""
+        rated = await asyncio.to_thread(here().item, reader, item)
+        model_hash = service.model.model_hash
+        await asyncio.to_thread(here().answers.add, rated, reader, body.ratings, body.seconds, model_hash)
+        return await asyncio.to_thread(here().next, reader)
