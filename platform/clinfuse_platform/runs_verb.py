@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from clinfuse.errors import ConfigError
 from clinfuse.verbs import Verb
+from clinfuse_platform.lineage import KINDS, lineage
 
 if TYPE_CHECKING:
     from clinfuse_platform.runs import Run
 
-KINDS = ("model", "student", "ensemble")
 FEWEST_TO_COMPARE = 2
 
 
@@ -75,22 +75,6 @@ def last_losses(one: Run) -> dict[str, float]:
                 losses[str(phase)] = float(known[-1])
                 break
     return losses
-
-
-def lineage(one: Run) -> dict[str, Any]:
-    """From the data's hash to every model: code commit, weights' hash, what each was made from."""
-    config, environment = one.read_json("config.json"), one.read_json("environment.json")
-    models = {}
-    for kind in KINDS:
-        facts = one.read_json(f"{kind}/metadata.json")
-        if facts:
-            known = facts.get("facts", {})
-            models[kind] = {
-                "model_hash": facts.get("model_hash"),
-                "made_from": known.get("base") or known.get("teacher"),
-                "calibrated": (one.path / kind / "calibration.json").exists(),
-            }
-    return {"data_hash": config.get("data_hash"), "git": environment.get("git"), "models": models}
 
 
 def differences(found: list[Run]) -> list[dict[str, Any]]:

@@ -54,6 +54,7 @@ def _presets(names: Sequence[str], file: Path | None) -> dict[str, Preset]:
 
 
 def _run(args: argparse.Namespace) -> dict[str, Any]:
+    from clinfuse_platform.lineage import note_use
     from clinfuse_platform.runs import find_model
 
     from clinfuse_sweeps.fusion_evaluator import FusionRecipe, FusionSettings, check_cases, load_slabs
@@ -75,7 +76,9 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
         device="cuda" if args.gpus_per_trial > 0 else "cpu",
         pictures=str(out / "pictures"),
     )
-    return conclude(plan, FusionRecipe(settings, slabs), slabs, out, resume=args.resume, logs=args.log)
+    done = conclude(plan, FusionRecipe(settings, slabs), slabs, out, resume=args.resume, logs=args.log)
+    note_use(settings.model, "sweep", str(out), {"presets": list(presets), "trials": done["trials"]})
+    return done
 
 
 def _for_workers(name: str, storage: str, found: Path) -> str:
