@@ -1,7 +1,8 @@
-"""Every cluster file against Ray's own schema, the Kubernetes manifests against the fields KubeRay knows."""
+"""Every cluster file against Ray's own schema, the Kubernetes manifests against one of the fields KubeRay knows."""
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 from pathlib import Path
@@ -11,19 +12,9 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
-RAY_FILES = [ROOT / "cluster.yaml", *sorted((ROOT / "platform" / "clusters").glob("[!k]*.yaml"))]
+RAY_FILES = [ROOT / "cluster.yaml", *sorted((ROOT / "platform" / "clusters").glob("[!jk]*.yaml"))]
 KUBE_FILES = sorted((ROOT / "platform" / "clusters").glob("kuberay-*.yaml"))
-POD_FIELDS = {"containers", "volumes", "tolerations", "nodeSelector", "initContainers"}
-GROUP_FIELDS = {"groupName", "replicas", "minReplicas", "maxReplicas", "rayStartParams", "template"}
-HEAD_FIELDS = {"serviceType", "rayStartParams", "template"}
-CLUSTER_FIELDS = {
-    "rayVersion",
-    "enableInTreeAutoscaling",
-    "autoscalerOptions",
-    "headGroupSpec",
-    "workerGroupSpecs",
-}
-JOB_FIELDS = {"clusterSelector", "entrypoint", "backoffLimit", "submissionMode"}
+SCHEMA = json.loads(Path(__file__).with_name("kuberay.schema.json").read_text(encoding="utf-8"))
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -73,24 +64,69 @@ def test_torch_is_pinned_without_a_local_version() -> None:
 
 
 @pytest.mark.parametrize("path", KUBE_FILES, ids=lambda path: path.name)
-def test_manifests_use_fields_that_kuberay_knows(path: Path) -> None:
-    manifest = read(path)
-    assert manifest["apiVersion"] == "ray.io/v1"
-    assert manifest["kind"] in ("RayCluster", "RayJob", "RayService")
-    spec = manifest["spec"]
-    if manifest["kind"] == "RayJob":
-        assert set(spec) <= JOB_FIELDS
-        return
-    assert set(spec) <= CLUSTER_FIELDS and set(spec["headGroupSpec"]) <= HEAD_FIELDS
-    pods = [spec["headGroupSpec"]["template"]]
-    for group in spec["workerGroupSpecs"]:
-        assert (
-            set(group) <= GROUP_FIELDS and group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
-        )
-        pods.append(group["template"])
-    for pod in pods:
-        assert set(pod["spec"]) <= POD_FIELDS
-        for container in pod["spec"]["containers"]:
-            assert container["resources"]["requests"] and container["image"]
-            names = {volume["name"] for volume in pod["spec"]["volumes"]}
+def test_manifests_fit_kuberay_s_fields(path: Path) -> None:
+    import jsonschema
+
+    jsonschema.Draft202012Validator.check_schema(SCHEMA)
+    jsonschema.validate(read(path), SCHEMA)
+    for pod in pods(read(path)["spec"]):
+        names = {volume["name"] for volume in pod["volumes"]}
+        for container in pod["containers"]:
             assert {mount["name"] for mount in container["volumeMounts"]} <= names
+            assert {"name": "RAY_AUTH_MODE", "value": "token"} in container["env"]
+
+
+def pods(spec: dict[str, Any]) -> list[dict[str, Any]]:
+    """Pod specs of a manifest's cluster, if it has one."""
+    cluster = spec.get("rayClusterConfig", spec)
+    groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]] if "headGroupSpec" in cluster else []
+    return [group["template"]["spec"] for group in groups]
+
+
+def test_the_schema_refuses_what_kuberay_does_not_know() -> None:
+    import jsonschema
+
+    for change in ({"replica": 1}, {"replicas": "2"}, {"rayStartParams": {"num-cpus": 2}}):
+        manifest = read(ROOT / "platform" / "clusters" / "kuberay-cluster.yaml")
+        manifest["spec"]["workerGroupSpecs"][0] |= change
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(manifest, SCHEMA)
+
+
+def test_every_kind_of_manifest_is_there_and_the_service_s_config_is_serve_s() -> None:
+    from ray.serve.schema import ServeDeploySchema
+
+    manifests = {read(path)["kind"]: read(path) for path in KUBE_FILES}
+    assert set(manifests) == {"RayCluster", "RayJob", "RayService"}
+    config = yaml.safe_load(manifests["RayService"]["spec"]["serveConfigV2"])
+    (application,) = ServeDeploySchema.model_validate(config).applications
+    module, _, function = application.import_path.partition(":")
+    assert callable(getattr(importlib.import_module(module), function))
+    assert application.args["token_file"], "beyond loopback only with a token"
+
+
+def test_jobs_from_a_laptop_leave_data_and_secrets_there() -> None:
+    environment = read(ROOT / "platform" / "clusters" / "job.yaml")
+    assert {".git", ".venv", "*.zarr", "runs"} <= set(environment["excludes"])
+    rooms = [part.rpartition("}")[2].strip("/") for part in environment["env_vars"]["PYTHONPATH"].split(":")]
+    assert all((ROOT / room).is_dir() for room in rooms) and len(rooms) == 5
+
+
+PLACEHOLDERS = {
+    "onprem.yaml": ["head.clinfuse.invalid", "worker-1.clinfuse.invalid"],
+    "gcp.yaml": ["project.invalid"],
+}
+
+
+@pytest.mark.parametrize("name", PLACEHOLDERS)
+def test_what_must_be_filled_in_cannot_work_by_accident(name: str) -> None:
+    text = (ROOT / "platform" / "clusters" / name).read_text()
+    for word in PLACEHOLDERS[name]:
+        assert word in text and word.endswith(".invalid")  # a name that never resolves (RFC 2606)
+
+
+@pytest.mark.parametrize("path", RAY_FILES, ids=lambda path: path.name)
+def test_the_source_s_folder_cannot_be_imported_in_the_package_s_stead(path: Path) -> None:
+    """Jobs start in the home folder: one named `clinfuse` there would be found before the installed package."""
+    mounted = [Path(target).name for target, source in read(path)["file_mounts"].items() if source == "."]
+    assert mounted and not any(name.isidentifier() for name in mounted)
