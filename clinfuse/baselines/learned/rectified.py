@@ -9,15 +9,16 @@ from clinfuse.baselines.learned.base import DiffusionBaseline, LearnedConfig
 from clinfuse.method.filters import gaussian_blur
 from clinfuse.training.losses import Batch
 
-BALANCE, COUPLING, SMOOTH_SIGMA, FLOOR = 0.5, 1.0, 0.5, 0.05
+COUPLING, SMOOTH_SIGMA, FLOOR = 1.0, 0.5, 0.05
 
 
 class DDFM(DiffusionBaseline):
     """A diffusion model of single images; each step's estimate is moved to the likeliest image given both sources.
 
     Kept: an unconditional prior, x = f − v and y = i − v with Laplace-distributed y − x and x, one EM step per
-    reverse step. Left out: the natural-image network (ours is trained on the slices of both modalities) and the
-    total variation term, for which a slight blur of the estimate stands.
+    reverse step. Left out: the natural-image network (ours is trained on the slices of both modalities), the total
+    variation term, for which a slight blur of the estimate stands, and a weight of ½ on x, which on MRI and CT leaves
+    hardly more than the MRI: both sources weigh alike.
 
     Reference: Zhao et al. 2023, ICCV, DDFM, Eq. 9 to 21.
     """
@@ -39,11 +40,11 @@ class DDFM(DiffusionBaseline):
 
 
 def rectified(estimate: Tensor, anatomy: Tensor, companion: Tensor) -> Tensor:
-    """One EM step: f that balances ‖i − f‖₁ and ‖f − v‖₁ against the estimate; all (B, 1, H, W) in [−1, 1]."""
+    """One EM step: f between i and v by ‖i − f‖₁ + ‖f − v‖₁, and near the estimate; all (B, 1, H, W) in [−1, 1]."""
     y = anatomy - companion
     x = estimate - companion
     # E-step: expected inverse scales of both Laplace terms; M-step: the weighted quadratic's minimum
     m = 1 / (y - x).abs().clamp_min(FLOOR)
-    n = BALANCE / x.abs().clamp_min(FLOOR)
+    n = 1 / x.abs().clamp_min(FLOOR)
     u = gaussian_blur(estimate, SMOOTH_SIGMA, 1) - companion
     return (m * y + COUPLING * u) / (m + n + COUPLING) + companion
