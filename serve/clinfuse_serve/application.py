@@ -18,10 +18,11 @@ from clinfuse import RESEARCH_USE, __version__
 from clinfuse.errors import ClinfuseError
 from clinfuse.outputs import bundle
 from clinfuse_serve import metrics, monai_label, pages, problems, streaming, study_routes
+from clinfuse_serve.answer import Answer, Progress, reply_of, silent
 from clinfuse_serve.middleware import Guard
 from clinfuse_serve.problems import Problem, ProblemError
 from clinfuse_serve.schemas import ExampleRow, FuseParams, FuseReply, Health, ModelRow, PresetBody, PresetRow
-from clinfuse_serve.service import Answer, FusionService, Progress, silent
+from clinfuse_serve.service import FusionService
 from clinfuse_serve.study import Study
 from clinfuse_serve.uploads import received
 
@@ -159,10 +160,12 @@ def _add_fuse(app: FastAPI, service: FusionService) -> None:
         if wanted.output == "stream":
 
             async def work(tell: Progress) -> streaming.Final:
-                return await made_bundle(service, await fuse_uploads(service, wanted, uploads, tell), wanted)
+                answer = await fuse_uploads(service, wanted, uploads, tell)
+                request.state.facts = log_facts(answer)
+                return await made_bundle(service, answer, wanted)
 
             return await streaming.stream(work)
-        return await streaming.unless_gone(request, answer_fuse(service, wanted, uploads))
+        return await streaming.unless_gone(request, answer_fuse(request, service, wanted, uploads))
 
 
 async def fuse_uploads(
@@ -179,12 +182,13 @@ async def fuse_uploads(
 
 
 async def answer_fuse(
-    service: FusionService, params: FuseParams, uploads: Mapping[str, UploadFile | None]
+    request: Request, service: FusionService, params: FuseParams, uploads: Mapping[str, UploadFile | None]
 ) -> Response:
     """Fuse and make the reply that was asked for."""
     answer = await fuse_uploads(service, params, uploads)
+    request.state.facts = log_facts(answer)
     if params.output == "json":
-        body = service.reply(answer).model_dump_json().encode()
+        body = reply_of(answer).model_dump_json().encode()
         return Response(body, media_type="application/json", headers=reply_headers(answer))
     if params.output == "bundle":
         data, media, headers = await made_bundle(service, answer, params)
@@ -210,6 +214,12 @@ async def made_bundle(service: FusionService, answer: Answer, params: FuseParams
     data = bundle(await service.encode(answer, params))
     headers = {**reply_headers(answer), **attachment(f"{answer.kept.token}.zip")}
     return data, "application/zip", headers
+
+
+def log_facts(answer: Answer) -> dict[str, Any]:
+    """What the request's log line says of a fused pair: numbers only."""
+    shape, members = list(answer.part.shape), f"{answer.used}/{answer.asked}"
+    return {"shape": shape, "members": members, "degraded": answer.degraded, "phases": answer.seconds}
 
 
 def attachment(name: str) -> dict[str, str]:

@@ -109,8 +109,10 @@ class Aggregator:
 
     def __init__(self, settings: Settings, *members: DeploymentHandle) -> None:
         from clinfuse_serve.examples import open_examples
+        from clinfuse_serve.observe import RayMetrics, log_to_stderr
         from clinfuse_serve.service import FusionService
 
+        log_to_stderr()
         self._private = tempfile.TemporaryDirectory(prefix="clinfuse-serve-")
         tempfile.tempdir = self._private.name
         self.settings = settings
@@ -123,6 +125,7 @@ class Aggregator:
             secret=settings.secret,
             examples=open_examples(settings.examples),
             replica=f"{os.getpid()}-{time.time_ns()}",
+            sink=RayMetrics(),
         )
 
     def __serve_build_asgi_app__(self) -> FastAPI:

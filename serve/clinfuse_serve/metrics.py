@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 COUNTERS = {
@@ -26,17 +26,32 @@ GAUGES = {
     "clinfuse_members_up": "Members that are up",
     "clinfuse_members": "Members deployed",
     "clinfuse_unsure_share": "Share of head voxels above the uncertainty threshold, moving mean",
-    "clinfuse_input_mean": "Mean intensity of the images sent, moving mean, by image",
+    "clinfuse_input_mean": "Mean intensity of the head in the images sent, moving mean, by image",
+    "clinfuse_input_drift": "The same as standard deviations from the training cases' mean, moving mean",
 }
 HISTOGRAMS = {"clinfuse_seconds": "Seconds by phase"}
-MEANS = frozenset({"clinfuse_members_up", "clinfuse_members", "clinfuse_unsure_share", "clinfuse_input_mean"})
+MEANS = frozenset(GAUGES) - {"clinfuse_in_flight", "clinfuse_kept_cases", "clinfuse_kept_bytes"}
 Key = tuple[str, tuple[tuple[str, str], ...]]
+
+
+class Sink(Protocol):
+    """Hears of every number too."""
+
+    def count(self, name: str, amount: float, labels: dict[str, str]) -> None:
+        """Added to a counter."""
+
+    def set(self, name: str, value: float, labels: dict[str, str]) -> None:
+        """A gauge was set."""
+
+    def observe(self, name: str, value: float, labels: dict[str, str]) -> None:
+        """Added to a histogram."""
 
 
 class Metrics:
     """Counters, gauges and histograms of one replica; safe to use from several threads."""
 
-    def __init__(self) -> None:
+    def __init__(self, sink: Sink | None = None) -> None:
+        self._sink = sink
         self._lock = threading.Lock()
         self._values: dict[Key, float] = {}
         self._histograms: dict[Key, list[float]] = {}
@@ -46,18 +61,20 @@ class Metrics:
         key = _key(name, labels)
         with self._lock:
             self._values[key] = self._values.get(key, 0.0) + amount
+        if self._sink is not None:
+            self._sink.count(name, amount, labels)
 
     def set(self, name: str, value: float, **labels: str) -> None:
         """Set a gauge."""
         with self._lock:
             self._values[_key(name, labels)] = float(value)
+        if self._sink is not None:
+            self._sink.set(name, float(value), labels)
 
     def drift(self, name: str, value: float, rate: float = 0.05, **labels: str) -> None:
         """Move a gauge towards a value: exponential moving mean."""
-        key = _key(name, labels)
-        with self._lock:
-            old = self._values.get(key, value)
-            self._values[key] = old + rate * (value - old)
+        old = self._values.get(_key(name, labels), value)
+        self.set(name, old + rate * (value - old), **labels)
 
     def observe(self, name: str, seconds: float, **labels: str) -> None:
         """Add one observation to a histogram."""
@@ -66,6 +83,8 @@ class Metrics:
             row = self._histograms.setdefault(key, [0.0] * (len(BUCKETS) + 2))
             row[bisect_left(BUCKETS, seconds)] += 1
             row[-1] += seconds
+        if self._sink is not None:
+            self._sink.observe(name, seconds, labels)
 
     def quantile(self, name: str, share: float, default: float, **labels: str) -> float:
         """Upper bucket bound below which that share of the observations lies."""

@@ -76,7 +76,8 @@ class Guard:
             route = route_of(scope["path"])
             self.gate.metrics.count("clinfuse_requests_total", route=route, status=str(status))
             facts = {"request": request_id, "method": scope["method"], "route": route, "status": status}
-            LOG.info(json.dumps({**facts, "seconds": round(time.monotonic() - start, 4)}))
+            facts |= {"seconds": round(time.monotonic() - start, 4), **scope["state"].get("facts", {})}
+            LOG.info(json.dumps(facts))
 
     async def _checked(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> None:
         headers = {k.decode("latin-1").lower(): v.decode("latin-1") for k, v in scope["headers"]}

@@ -15,6 +15,7 @@ from fastapi import File, Form, Response, UploadFile
 
 from clinfuse import RESEARCH_USE, __version__
 from clinfuse.errors import InputError
+from clinfuse_serve.answer import reply_of
 from clinfuse_serve.problems import Problem, ProblemError
 from clinfuse_serve.schemas import FuseParams
 
@@ -69,7 +70,7 @@ def add_routes(app: FastAPI, service: FusionService) -> None:
         uploads = {"anatomy": file, "companion": companion or label, "brain": brain, "bone": bone}
         uploads["lesion"] = lesion
         answer = await fuse_uploads(service, wanted, uploads)
-        reply = service.reply(answer)
+        reply = reply_of(answer)
         facts = {
             "label_names": {},
             "description": RESEARCH_USE,

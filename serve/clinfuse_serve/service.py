@@ -6,88 +6,37 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from clinfuse import RESEARCH_USE, __version__
 from clinfuse.case import Case
-from clinfuse.errors import InputError
 from clinfuse.outputs import case_grid, encode_fused, jsonable
 from clinfuse.presets import Preset
+from clinfuse_serve.answer import Answer, Count, Progress, silent
 from clinfuse_serve.backend import Backend, Gathered, Order
 from clinfuse_serve.examples import Examples, SimulatedExamples
 from clinfuse_serve.fuse import came_as_picture
 from clinfuse_serve.kept import KeptCase, KeptCases, case_token, check_roles
 from clinfuse_serve.limits import Limits
-from clinfuse_serve.metrics import Metrics
+from clinfuse_serve.metrics import Metrics, Sink
 from clinfuse_serve.middleware import Gate
-from clinfuse_serve.parts import split
+from clinfuse_serve.observe import note_drift
+from clinfuse_serve.ordering import order_of, parts_of
 from clinfuse_serve.preset_table import PresetTable
-from clinfuse_serve.problems import Problem, ProblemError, case_gone, no_members
+from clinfuse_serve.problems import ProblemError, case_gone, no_members
 from clinfuse_serve.schemas import (
     ExampleRow,
     FuseParams,
-    FuseReply,
     Health,
-    MapStatistics,
     ModelRow,
     PresetRow,
 )
 from clinfuse_serve.served_model import ServedModel
 
 if TYPE_CHECKING:
-    from clinfuse.combine import FusionResult
-
-UNSURE = 0.5
-Progress = Callable[[int, int], None]
-
-
-def silent(_done: int, _all: int) -> None:
-    """Tell nobody."""
-
-
-class Count:
-    """Counts draws and tells."""
-
-    def __init__(self, total: int, tell: Progress) -> None:
-        self.done, self.total, self.tell = 0, total, tell
-        tell(0, total)
-
-    def one_more(self) -> None:
-        """A draw is done."""
-        self.done += 1
-        self.tell(self.done, self.total)
-
-
-@dataclass
-class Answer:
-    """What came of one request.
-
-    Attributes:
-        kept: the case, with its token.
-        part: what of it was fused: the case itself, or a slab of it.
-        result: maps and sidecar facts.
-        asked, used: members asked and members that answered.
-        missing: member → reason.
-        seconds: time per phase.
-    """
-
-    kept: KeptCase
-    part: Case
-    result: FusionResult
-    asked: int
-    used: int
-    missing: dict[int, str]
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def degraded(self) -> bool:
-        """Fewer members answered than were asked."""
-        return bool(self.missing)
+    pass
 
 
 class FusionService:
@@ -99,6 +48,8 @@ class FusionService:
         limits: bounds of this replica.
         secret: key of case tokens, equal on all replicas of one service.
         examples: cases offered for trying out.
+        replica: name of this replica, for stamps of changed presets.
+        sink: hears of every metric too.
     """
 
     def __init__(
@@ -110,12 +61,13 @@ class FusionService:
         secret: bytes,
         examples: Examples | None = None,
         replica: str = "0",
+        sink: Sink | None = None,
     ) -> None:
         self._model, self.backend, self.limits = model, backend, limits
         self.secret, self.examples = secret, examples or SimulatedExamples()
         self.presets = PresetTable(model.presets if model else {}, replica)
         self.kept = KeptCases(limits.kept_bytes, limits.kept_s)
-        self.metrics = Metrics()
+        self.metrics = Metrics(sink)
         self.gate = Gate(limits, self.metrics)
         self._at_once = asyncio.Semaphore(limits.at_once)
         self._learned = False
@@ -160,14 +112,15 @@ class FusionService:
     ) -> Answer:
         seconds: dict[str, float] = {}
         start, model = time.monotonic(), self.model
-        order, members = await self._order(params, model)
+        await self.learn()
+        order, members = order_of(params, self.presets, model, self.limits, self.backend.members)
         async with self._at_once:
             with self._phase("queue", seconds, start):
                 pass
             with self._phase("prepare", seconds):
                 kept = await case()
                 part = order.part_of(kept.case)
-            orders = self._parts(model, order, kept.case.shape[0])
+            orders = parts_of(model, order, kept.case.shape[0])
             done = Count(len(orders) * len(members), tell)
             with self._phase("sample", seconds):
                 deadline = min(params.deadline_s or self.limits.deadline_s, self.limits.deadline_s)
@@ -206,24 +159,6 @@ class FusionService:
                 inputs=params.inputs,
                 compress=params.compress,
             )
-
-    def reply(self, answer: Answer) -> FuseReply:
-        """The answer as facts."""
-        maps = {"fused": answer.result.fused, "uncertainty": answer.result.uncertainty}
-        if answer.result.interval is not None:
-            maps["interval"] = answer.result.interval
-        return FuseReply(
-            case=answer.kept.token,
-            shape=answer.part.shape,
-            members_asked=answer.asked,
-            members_used=answer.used,
-            missing=sorted(answer.missing),
-            degraded=answer.degraded,
-            maps={name: _statistics(volume) for name, volume in maps.items()},
-            info=jsonable(answer.result.info),
-            seconds={phase: round(value, 4) for phase, value in answer.seconds.items()},
-            research_use=RESEARCH_USE,
-        )
 
     async def change_preset(self, preset: Preset) -> Preset:
         """Set a preset here and on every other replica."""
@@ -295,47 +230,6 @@ class FusionService:
             self.metrics.count("clinfuse_cancelled_total")
             raise
 
-    @staticmethod
-    def _parts(model: ServedModel, order: Order, depth: int) -> list[Order]:
-        """Slab by slab where slices do not depend on each other: a 2D model without gradients or jitter."""
-        guided = model.kind == "teacher" if order.guided is None else order.guided
-        if model.spatial_dims != 2 or guided or any(jitter for _, jitter in order.draws):
-            return [order]
-        return split(order, depth)
-
-    async def _order(self, params: FuseParams, model: ServedModel) -> tuple[Order, list[int]]:
-        await self.learn()
-        preset = self.presets.find(params.preset)
-        if changes := params.weights.given():
-            preset = preset.changed(**changes)
-        members = self.backend.members if params.members is None else params.members
-        if members > self.backend.members:
-            raise InputError(
-                "more members asked than there are",
-                expected=f"at most {self.backend.members}",
-                found=str(members),
-            )
-        draws = tuple((s, j) for s in range(params.samples) for j in range(params.jitters + 1))
-        if members * len(draws) > self.limits.samples:
-            raise ProblemError(
-                Problem(
-                    status=422,
-                    title="too many samples asked",
-                    expected=f"members × samples × (jitters + 1) at most {self.limits.samples}",
-                    found=f"{members} × {params.samples} × {params.jitters + 1}",
-                )
-            )
-        order = Order(
-            preset=preset,
-            steps=params.steps,
-            seed=params.seed,
-            draws=draws,
-            guided=params.guided,
-            slab=params.slab,
-            model=model.model_hash,
-        )
-        return order, list(range(members))
-
     async def _case(self, params: FuseParams, files: Mapping[str, Path]) -> KeptCase:
         if params.case is not None and not files:
             kept = self.kept.get(params.case)
@@ -380,7 +274,7 @@ class FusionService:
     def _phase(self, name: str, seconds: dict[str, float], start: float | None = None) -> Iterator[None]:
         begun = time.monotonic() if start is None else start
         yield
-        seconds[name] = time.monotonic() - begun
+        seconds[name] = round(time.monotonic() - begun, 5)
         self.metrics.observe("clinfuse_seconds", seconds[name], phase=name)
 
     def _note(self, answer: Answer, seconds: float) -> None:
@@ -389,13 +283,4 @@ class FusionService:
         self.metrics.count("clinfuse_voxels_total", float(case.anatomy.size))
         if answer.degraded:
             self.metrics.count("clinfuse_degraded_replies_total")
-        head = (case.anatomy > 0.05) | (case.companion > 0.05)
-        unsure = result.uncertainty[head] > UNSURE
-        self.metrics.drift("clinfuse_unsure_share", float(unsure.mean()) if unsure.size else 0.0)
-        for name, image in (("anatomy", case.anatomy), ("companion", case.companion)):
-            self.metrics.drift("clinfuse_input_mean", float(image.mean()), image=name)
-
-
-def _statistics(volume: Any) -> MapStatistics:
-    p05, p50, p95 = (float(v) for v in np.percentile(volume, (5, 50, 95)))
-    return MapStatistics(mean=float(volume.mean()), p05=p05, p50=p50, p95=p95, maximum=float(volume.max()))
+        note_drift(self.metrics, case, result, self.model.metadata.get("intensity", {}))

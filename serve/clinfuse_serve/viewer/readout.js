@@ -14,7 +14,7 @@ export function readOut(images, info, mm, titles) {
   const raw = (key) => rawValue((info.scaling || {})[key], valueAt(images[key], mm));
   const [mri, ct] = [raw("anatomy"), raw("companion")];
   const [fused, half, doubt] = ["fused", "interval", "uncertainty"].map((key) => valueAt(images[key], mm));
-  const coverage = Number.isFinite(half) ? `${number(fused - half, 2)} to ${number(fused + half, 2)}` : "not calibrated";
+  const coverage = Number.isFinite(half) ? `${number(Math.max(0, fused - half), 2)} to ${number(Math.min(1, fused + half), 2)}` : "not calibrated";
   const rows = {
     place: placeText(mm),
     mri: mri ? `${number(mri.value, 0)} ${mri.unit}` : number(valueAt(images.anatomy, mm), 2),
