@@ -34,7 +34,7 @@ PACKAGES = (
 OPTIONAL = {
     "deepbet": "brain masks by a network (pip install 'clinfuse[brain]')",
     "tensorstore": "faster reads from shards (pip install tensorstore)",
-    "boto3": "stores and runs on S3 (pip install boto3 s3fs)",
+    "s3fs": "stores and runs on S3 (pip install 'clinfuse[s3]')",
 }
 LEAST_FREE_GB = 5.0
 

@@ -135,6 +135,8 @@ def test_a_service_on_the_cluster_fuses_over_http(cluster: Any, waiting: Any) ->
         with cluster.timed("fuse request over HTTP, from a laptop"):
             result = run_verb("fuse", words.split())
     assert Path(result["result"]).exists() and result["info"]["steps"] == 2
+    (told_of,) = run_verb("runs", ["show", "first", "--storage", f"{shared}/runs"])["runs"]
+    assert {one["use"] for one in told_of["lineage"]["models"]["model"]["uses"]} == {"sweep", "serve"}
 
 
 def answers(url: str) -> bool:
