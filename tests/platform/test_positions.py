@@ -13,6 +13,7 @@ from clinfuse_platform.plans import train_plan
 from clinfuse_platform.position import Position, Stretches, load_weights, remove_orphans
 from clinfuse_platform.runs import create_run
 from clinfuse_platform.targets import Targets
+from clinfuse_platform.validation import with_verdicts
 from clinfuse_platform.verbs import parse_settings
 from clinfuse_platform.worker import note_failure
 from clinfuse_prep.manifest import manifest_row
@@ -42,6 +43,35 @@ def test_a_checkpoint_gives_back_position_weights_and_optimiser() -> None:
     state.load(folder / "current")
     assert state.step == 7 and torch.equal(other.weight, current.weight)
     assert not [path for path in folder.rglob("*") if path.suffix in (".pt", ".pkl", ".bin")]
+
+
+def test_a_checkpoint_tells_the_phase_to_judge_with_its_average(tmp_path: Path) -> None:
+    done, current = nn.Linear(3, 2), nn.Linear(2, 2)
+    optimizer = torch.optim.AdamW(current.parameters(), lr=0.1)
+    state = TrainState(7, current, optimizer)
+    state.start_average()
+    start = current.weight.detach().clone()
+    with torch.no_grad():
+        current.weight.add_(1)
+    state.move_average(0.75)
+    history = [{"phase": "head", "step": 3}, {"phase": "head", "step": 5}]
+    between = Position(done=["head"], history=history)
+    phase, step, weights = between.under_way(between.save({"head": done}, None))
+    assert (phase, step) == ("head", 5) and torch.equal(weights["weight"], done.weight)
+    under_way = Position(done=["head"], phase="denoiser", step=7, history=history)
+    phase, step, weights = under_way.under_way(under_way.save({"head": done}, state))
+    assert (phase, step) == ("denoiser", 7)
+    torch.testing.assert_close(weights["weight"], start + 0.25)
+
+
+def test_verdicts_join_the_rows_of_their_steps(tmp_path: Path) -> None:
+    rows = [{"phase": "head", "step": 2}, {"phase": "denoiser", "step": 4}, {"phase": "denoiser", "step": 8}]
+    assert with_verdicts(rows, UPath(tmp_path / "none")) == rows
+    for step in (5, 9):
+        note = {"phase": "denoiser", "step": step, "val_score": float(step)}
+        (tmp_path / f"{step}.json").write_text(json.dumps(note))
+    joined = with_verdicts(rows, UPath(tmp_path))
+    assert joined == [*rows[:2], {**rows[2], "val_score": 5.0}]
 
 
 def test_history_keeps_every_step_of_a_short_phase_and_means_of_a_long_one() -> None:

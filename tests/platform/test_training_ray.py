@@ -258,7 +258,11 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_cases(trained: Namespace,
     ]
     with pytest.raises(TrainingError, match=r"not finite .*cases in the batch: [abc]{6}"):
         run_verb("train", words)
-    assert find_run("wild", place).state("train") == "failed"
+    run = find_run("wild", place)
+    assert run.state("train") == "failed"
+    kept = list(Path(str(run.path)).glob("checkpoints-*/checkpoint_2*/**/*.safetensors"))
+    assert kept, "no good checkpoint was kept"
+    assert all(np.isfinite(value).all() for file in kept for value in load_file(file).values())
 
 
 def test_checkpoints_are_judged_beside_the_training_and_the_best_stay(
