@@ -157,6 +157,17 @@ def test_targets_are_made_once_and_depend_on_the_seed(tmp_path: Path, tiny_store
     assert made.batch(5) is made.batches[1]
 
 
+def test_volumes_are_seen_as_cubes_and_as_slabs(tiny_store: Path) -> None:
+    changes = {"crop": (16, 16, 16), "slab_crop": (16, 32, 32), "slab_share": 0.5, "batch_size": 1}
+    config = recipe("gpu-3d", **changes)
+    settings = {"config": config.to_dict(), "data": str(tiny_store), "data_hash": "d"}
+    phase = train_plan(Work(job="train", settings=settings)).phases[0]
+    batches = phase.batches({})
+    shapes = [tuple(batches(step)["anatomy"].shape[2:]) for step in range(12)]
+    assert shapes == [config.crop_at(step) for step in range(12)] and len(set(shapes)) == 2
+    assert phase.effort is not None and phase.effort.checkpointing and phase.validations == 20
+
+
 def test_a_dataset_without_lesions_trains_no_lesion_head(tmp_path: Path, tiny_store: Path) -> None:
     bare = CaseStore(tmp_path / "bare.zarr")
     cases = [CaseStore(tiny_store).read(case_id) for case_id in CaseStore(tiny_store).case_ids()]
