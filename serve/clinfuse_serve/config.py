@@ -88,6 +88,7 @@ def config_for(model: str, args: ServiceArgs, host: str, port: int) -> dict[str,
                 "name": APP,
                 "route_prefix": "/",
                 "import_path": IMPORT_PATH,
+                "logging_config": {"log_level": "WARNING", "enable_access_log": False},
                 "args": args.model_dump(exclude_defaults=True),
                 "deployments": [{"name": name, "user_config": {"model": model}} for name in names],
             }

@@ -90,15 +90,15 @@ class Member:
         async with self._turn:
             return await asyncio.to_thread(draw_together, asks, self.member)
 
-    def versions(self) -> list[str]:
+    async def versions(self) -> list[str]:
         """Hashes of the model versions loaded here."""
         return self._versions.hashes()
 
-    def remember_presets(self, changes: Mapping[str, Any]) -> None:
+    async def remember_presets(self, changes: Mapping[str, Any]) -> None:
         """Keep changed presets."""
         self._changes.update(changes)
 
-    def known_presets(self) -> dict[str, Any]:
+    async def known_presets(self) -> dict[str, Any]:
         """Changed presets heard of."""
         return self._changes
 

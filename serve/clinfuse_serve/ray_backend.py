@@ -7,6 +7,7 @@ that replied count. A member that dies is reported missing at once instead of be
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 from ray import serve
+from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import ReplicaState
 
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 AGGREGATOR = "Aggregator"
 LOOK_S = 0.5
 CONTROL_S = 5.0
+LOG = logging.getLogger("clinfuse.serve")
 
 
 def member_name(member: int) -> str:
@@ -115,8 +118,10 @@ class RayBackend:
         """Answers of all replicas that gave one in time; control calls only."""
         try:
             response = handle.broadcast(method, *arguments)
-            return list(await asyncio.wait_for(response.results_async(return_exceptions=True), CONTROL_S))
-        except (TimeoutError, ray.exceptions.RayError, RuntimeError):
+            told = await asyncio.wait_for(response.results_async(return_exceptions=True), CONTROL_S)
+            return [answer for answer in told if not isinstance(answer, BaseException)]
+        except (TimeoutError, ray.exceptions.RayError, RayServeException, RuntimeError) as error:
+            LOG.warning("control call %s got no answer: %s %s", method, type(error).__name__, error)
             return []
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
 import pickle
@@ -14,6 +15,7 @@ import pytest
 from clinfuse_serve import metrics, pages, problems, security
 from clinfuse_serve.application import parse_params
 from clinfuse_serve.backend import Order, run_order
+from clinfuse_serve.config import ServiceArgs, config_for, read_config, with_model
 from clinfuse_serve.drawing import Ask, draw_together, fits_batch
 from clinfuse_serve.kept import KeptCase, KeptCases, case_token, check_roles
 from clinfuse_serve.limits import Limits
@@ -22,7 +24,7 @@ from clinfuse_serve.parts import join, split
 from clinfuse_serve.preset_table import PresetTable
 from clinfuse_serve.schemas import FuseParams, Weights
 from clinfuse_serve.uploads import PNG_SIGNATURE, received, suffix_of
-from clinfuse_serve.verbs import parse_weights
+from clinfuse_serve.verbs import SERVE, parse_weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -318,3 +320,41 @@ def test_slices_drawn_together_equal_those_drawn_alone(pipeline: FusionPipeline,
         alone = run_order(pipeline, tiny_case, 1, order)
         np.testing.assert_allclose(drawn[0].fused, alone[0].fused, atol=1e-5)
         assert (drawn[0].member, drawn[0].steps) == (1, order.steps)
+
+
+def test_config_file_is_the_one_that_is_deployed(tmp_path: Path) -> None:
+    file = Path(__file__).parents[2] / "serve" / "clinfuse.yaml"
+    config = read_config(file)
+    made = config_for("/srv/clinfuse/models/current", ServiceArgs(members=3), "0.0.0.0", 8000)
+    app, own = config["applications"][0], made["applications"][0]
+    assert {k: app[k] for k in ("name", "route_prefix", "import_path", "logging_config", "deployments")} == {
+        k: own[k] for k in ("name", "route_prefix", "import_path", "logging_config", "deployments")
+    }
+    assert with_model(made, "/other")["applications"][0]["deployments"][3]["user_config"] == {
+        "model": "/other"
+    }
+    text = file.read_text()
+    for before, after in (
+        ("members: 3", "members: 2"),
+        ("aggregators", "agregators"),
+        (
+            "user_config: *version}\n      - {name: Member1",
+            "user_config: {model: x}}\n      - {name: Member1",
+        ),
+        ("clinfuse_serve.config", "somebody.else"),
+        ("applications:", "apps:"),
+    ):
+        assert before in text
+        (tmp_path / "wrong.yaml").write_text(text.replace(before, after))
+        with pytest.raises(ConfigError, match="config file"):
+            read_config(tmp_path / "wrong.yaml")
+
+
+def test_deploying_needs_a_cluster_that_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--address")
+    SERVE.add_arguments(parser)
+    for words, problem in ((["deploy", "x.yaml"], "cluster that stays"), (["deploy"], "deploys a file")):
+        with pytest.raises(ConfigError, match=problem):
+            SERVE.run(parser.parse_args(words))
