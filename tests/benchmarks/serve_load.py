@@ -1,8 +1,9 @@
 """Saturation with accidents: `python tests/benchmarks/serve_load.py --seconds 120 --clients 6`.
 
 Clients ask without pause while a member is killed after a third of the time and an aggregator after two thirds
-(SIGKILL). Counts requests, degraded replies and lost ones, latency before, between and after, and the memory of all
-processes at both ends. Writes tests/benchmarks/results/serve_load.md; fails if a request was lost.
+(SIGKILL). Counts requests, degraded replies and lost ones, latency before, between and after. Then `--flat` quick
+requests, each a new pair, and the memory of all processes after a fifth of them and at the end. Writes
+tests/benchmarks/results/serve_load.md; fails if a request was lost or memory grew by more than 5 %.
 """
 
 from __future__ import annotations
@@ -94,6 +95,27 @@ def run(
     return log, lost, begun
 
 
+def flat(url: str, images: dict[str, bytes], requests: int) -> dict[str, float]:
+    """Memory after a fifth of many requests and after all; every one is a pair that the service has not seen."""
+    from clinfuse_serve.client import Client
+
+    facts = {"flat requests": float(requests)}
+    with Client(url) as client:
+        for index in range(requests):
+            fresh = {role: data + index.to_bytes(4, "big") for role, data in images.items()}
+            client.describe(
+                fresh["anatomy"], fresh["companion"], masks={"brain": fresh["brain"]}, members=1, steps=1
+            )
+            if index + 1 == requests // 5:
+                facts["memory early"] = memory()
+    return facts | {"memory late": memory()}
+
+
+def memory() -> float:
+    """MB of all processes, proportional set size."""
+    return float(sum(sibling("serve").memory_mb(psutil.Process()).values()))
+
+
 def report(log: list[Asked], lost: list[str], begun: float, seconds: float, facts: dict[str, float]) -> str:
     """Markdown."""
     lines = [
@@ -114,7 +136,8 @@ def report(log: list[Asked], lost: list[str], begun: float, seconds: float, fact
         lines.append(f"| {name} | {len(rows)} | {degraded} | {gone} | {figures} |")
     lines += [
         "",
-        f"Memory (PSS of all processes): {facts['memory before']:.0f} MB before, {facts['memory after']:.0f} MB after.",
+        f"Memory (PSS of all processes) over {facts['flat requests']:.0f} further requests, each a new 256² pair: "
+        f"{facts['memory early']:.0f} MB after a fifth of them, {facts['memory late']:.0f} MB after all.",
     ]
     return "\n".join([*lines, *sorted(set(lost))]) + "\n"
 
@@ -124,6 +147,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=90)
     parser.add_argument("--clients", type=int, default=4)
+    parser.add_argument("--flat", type=int, default=1000, help="requests over which memory must not grow")
     arguments = parser.parse_args()
     from clinfuse_platform.session import session
     from clinfuse_serve.deploy import start
@@ -134,17 +158,13 @@ def main() -> int:
         images = {role: path.read_bytes() for role, path in serve.slices(Path(name)).items()}
         with session(), start(model, port=0) as handle:
             ask_until(handle.url, images, time.monotonic() + 5, [], [])
-            facts = {
-                "clients": arguments.clients,
-                "memory before": sum(serve.memory_mb(psutil.Process()).values()),
-            }
             log, lost, begun = run(handle.url, images, arguments.seconds, arguments.clients)
-            facts["memory after"] = sum(serve.memory_mb(psutil.Process()).values())
+            facts = {"clients": arguments.clients, **flat(handle.url, images, arguments.flat)}
     text = report(log, lost, begun, arguments.seconds, facts)
     RESULT.parent.mkdir(exist_ok=True)
     RESULT.write_text(text, encoding="utf-8")
     sys.stdout.write(text)
-    return 1 if lost else 0
+    return 1 if lost or facts["memory late"] > 1.05 * facts["memory early"] else 0
 
 
 if __name__ == "__main__":
