@@ -15,7 +15,7 @@ export function addColours(nv) {
   const channel = (c) => STOPS.map((stop) => stop[c]);
   nv.addColormap("doubt", { R: channel(0), G: channel(1), B: channel(2), A: [0, 255, 255, 255, 255, 255], I: INDEX });
   const flat = (c) => [CYAN[c], CYAN[c], CYAN[c]]; // index 0 holds all that is below the threshold
-  nv.addColormap("flag", { R: flat(0), G: flat(1), B: flat(2), A: [0, 160, 160], I: [0, 1, 255] });
+  nv.addColormap("flag", { R: flat(0), G: flat(1), B: flat(2), A: [0, 255, 255], I: [0, 1, 255] });
 }
 
 export function drawLegend(canvas) {

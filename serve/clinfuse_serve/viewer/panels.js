@@ -4,7 +4,7 @@ import { addColours } from "./doubt.js";
 
 const LOOK = {
   isRadiologicalConvention: true, sagittalNoseLeft: true, dragAndDropEnabled: false, loadingText: "", logLevel: "error",
-  backColor: [0, 0, 0, 1], crosshairColor: [0.5, 0.78, 1, 0.75], crosshairWidth: 1, crosshairWidthUnit: "mm", crosshairGap: 4,
+  backColor: [0, 0, 0, 1], crosshairColor: [0.5, 0.78, 1, 0.75], crosshairWidth: 0.8, crosshairWidthUnit: "mm", crosshairGap: 4,
   fontColor: [1, 0.84, 0.47, 1], fontMinPx: 15, viewModeHotKey: "", clipPlaneHotKey: "", cycleClipPlaneHotKey: "",
   show3Dcrosshair: true, multiplanarEqualSize: false, tileMargin: 2, isSliceMM: false,
 };

@@ -10,6 +10,7 @@ import { Source } from "./source.js";
 const $ = (id) => document.getElementById(id);
 const SLICE_WAIT_MS = 80;
 const WHOLE_WAIT_MS = 900;
+const FLAG_OPACITY = 0.6;
 const WINDOWS = { whole: null, bone: [-770, 1730], brain: [0, 80], blood: [-20, 180] };
 const state = { session: null, images: {}, info: null, simulated: false, abort: null, timer: 0, mm: null, busy: false };
 
@@ -148,7 +149,7 @@ function setThreshold() {
   $("flagged").textContent = flagText(uncertainty, threshold());
   if (!flag) return;
   flag.cal_min = threshold();
-  flag.opacity = threshold() < 1 ? 1 : 0;
+  flag.opacity = threshold() < 1 ? FLAG_OPACITY : 0;
   doubt.opacity = $("opacity").value / 100;
 }
 
