@@ -72,6 +72,9 @@ class Cluster:
         config["file_mounts"] = {"~/clinfuse-source": str(ROOT), "~/.ray/auth_token": str(token)}
         config["rsync_exclude"] += ["**/shared", "**/scratch"]
         config["setup_commands"] = [f"ln -sfn {sys.prefix} ~/clinfuse-env", config["setup_commands"][1]]
+        for name in ("head_start_ray_commands", "worker_start_ray_commands"):
+            # two hosts share this machine's cores: threads that wait must sleep
+            config[name][-1] = f"export OMP_WAIT_POLICY=PASSIVE; {config[name][-1]}"
         return config
 
     @contextmanager

@@ -18,7 +18,7 @@ import pytest
 from clinfuse_platform.verb_table import run_verb
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
-STEPS = "--set crop=[24,24] --set lesion_steps=6 --set denoiser_steps=150"
+STEPS = "--set crop=[24,24] --set lesion_steps=6 --set denoiser_steps=60"
 SERVICE_PORT = 8100
 
 
@@ -36,13 +36,17 @@ def test_every_node_has_the_same_versions_and_sees_the_storage(cluster: Any) -> 
     assert states["node 1"] == states["node 2"] == states["versions"] == "ok"
 
 
-def test_without_the_token_nobody_gets_in_and_the_dashboard_is_on_loopback(cluster: Any) -> None:
-    said = cluster.on_head(
-        "RAY_AUTH_TOKEN=wrong timeout 60 ray job list --address http://127.0.0.1:8265 2>&1; echo EXIT $?"
-    )
-    assert "EXIT 0" not in said
-    places = cluster.head.ssh("ss -Hltn '( sport = :8265 )' | awk '{print $4}'").split()
-    assert places and all(place.removeprefix("[::ffff:").startswith("127.0.0.1") for place in places), places
+def test_without_the_token_nobody_gets_in_and_the_dashboard_is_on_loopback(
+    cluster: Any, waiting: Any
+) -> None:
+    def places() -> list[str]:
+        return list(cluster.head.ssh("ss -Hltn '( sport = :8265 )' | awk '{print $4}'").split())
+
+    waiting(lambda: bool(places()), 120, "the dashboard")
+    assert all(place.removeprefix("[::ffff:").startswith("127.0.0.1") for place in places()), places()
+    ask = "timeout 60 ray job list --address http://127.0.0.1:8265 2>&1; echo EXIT $?"
+    assert "EXIT 0" in cluster.on_head(ask)
+    assert "EXIT 0" not in cluster.on_head(f"export RAY_AUTH_TOKEN=wrong; {ask}")
 
 
 def test_a_laptop_s_code_prepares_the_data(cluster: Any) -> None:
@@ -85,7 +89,7 @@ def test_training_over_both_hosts_outlives_one(cluster: Any, waiting: Any) -> No
     last = before["step"]
     with cluster.timed("training goes on after the return"):
         waiting(lambda: progressed(run, last), 240, "progress")
-    waiting(lambda: told(run / "state.json")["train"]["state"] != "running", 400, "the end of training")
+    waiting(lambda: told(run / "state.json")["train"]["state"] != "running", 600, "the end of training")
     cluster.times["training over, since the host died"] = time.monotonic() - died
     assert told(run / "state.json")["train"]["state"] == "finished", told(run / "state.json")
     assert told(run / "model" / "metadata.json")["facts"]["workers"] == 2

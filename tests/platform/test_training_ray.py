@@ -59,13 +59,14 @@ def weights(run: Run, part: str = "denoiser") -> dict[str, np.ndarray[Any, Any]]
     return load_file(Path(str(run.path / "model" / part / "model.safetensors")))
 
 
-def workers_alive() -> list[psutil.Process]:
+def alive(name: str) -> list[psutil.Process]:
+    """Processes below this one with that word in their command line."""
     found = []
     for process in psutil.Process().children(recursive=True):
         try:
-            if "RayTrainWorker" in " ".join(process.cmdline()):
+            if name in " ".join(process.cmdline()):
                 found.append(process)
-        except psutil.Error:
+        except psutil.Error:  # it ended meanwhile
             continue
     return found
 
@@ -83,7 +84,7 @@ class KillOne(threading.Thread):
                 facts = json.loads(self.progress.read_text())
             except (OSError, ValueError):
                 facts = {}
-            if facts.get("phase") == self.phase and (workers := workers_alive()):
+            if facts.get("phase") == self.phase and (workers := alive("RayTrainWorker")):
                 os.kill(workers[-1].pid, signal.SIGKILL)
                 self.killed = workers[-1].pid
                 return
@@ -105,8 +106,7 @@ def test_a_finished_run_has_model_history_and_state(trained: Namespace) -> None:
 def test_a_finished_run_leaves_no_actor_and_no_interrupt_handler(trained: Namespace) -> None:
     assert "ray" not in getattr(signal.getsignal(signal.SIGINT), "__module__", "")
     for _ in range(40):
-        alive = [" ".join(process.cmdline()) for process in psutil.Process().children(recursive=True)]
-        if not any("TrainController" in line for line in alive):
+        if not alive("TrainController"):
             return
         time.sleep(0.25)
     raise AssertionError("the training's controller still lives")
