@@ -180,10 +180,10 @@ def test_a_dead_aggregator_loses_no_request_and_its_successor_knows_the_presets(
 def test_a_closed_connection_ends_the_work(service: ServeHandle, client: Client, nifti_pair: Pair) -> None:
     headers = {"Authorization": f"Bearer {TOKEN}"}
     files = {role: path.read_bytes() for role, path in nifti_pair.items()}
-    form = {"params": json.dumps({"steps": 1000, "output": "json"})}
+    form = {"params": json.dumps({"steps": 20, "samples": 7, "jitters": 2, "output": "json"})}
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(
-            f"{service.url}/v1/fuse", data=form, files=files, headers=headers, timeout=2, trust_env=False
+            f"{service.url}/v1/fuse", data=form, files=files, headers=headers, timeout=1, trust_env=False
         )
     deadline = time.monotonic() + 60
     while "clinfuse_cancelled_total 1" not in client.metrics():
@@ -225,8 +225,8 @@ def test_a_new_model_version_rolls_in_without_a_failed_request(
         asking = [pool.submit(ask) for _ in range(2)]
         time.sleep(1)
         service.roll(other_model_dir)
-        deadline = time.monotonic() + 120
-        while [row[0] for row in seen[-8:]].count(old) and time.monotonic() < deadline:
+        deadline = time.monotonic() + 240
+        while old in [row[0] for row in seen[-2:]] and time.monotonic() < deadline:
             time.sleep(0.2)
         stop.set()
         for future in asking:
