@@ -24,10 +24,12 @@ HALF_SATURATION = 0.05
 
 @dataclass(frozen=True, kw_only=True)
 class MemberSample:
-    """One member's answer: fused (D, H, W) in [0, 1], aleatoric variance (D, H, W), and which draw it was."""
+    """One member's answer: fused (D, H, W) in [0, 1], aleatoric variance and first-order registration variance
+    (D, H, W) in image units², and which draw it was."""
 
     fused: FloatArray
     variance: FloatArray
+    registration: FloatArray
     residual_energy: float
     member: int
     sample: int
@@ -80,7 +82,7 @@ def combine_samples(
         case: the case they belong to.
         preset: the preset they were drawn with.
         model: identity and calibration.
-        asked: members asked; fewer answering marks the result degraded.
+        asked: members asked; fewer answering marks the result degraded and widens uncertainty and interval.
         seed: of the request, for the record.
 
     Raises:
@@ -91,10 +93,10 @@ def combine_samples(
     samples = sorted(samples, key=lambda s: (s.member, s.sample, s.jitter))
     fused = np.mean([s.fused for s in samples], axis=0, dtype=np.float32)
     aleatoric = np.mean([s.variance for s in samples], axis=0, dtype=np.float32)
-    registration = _within(samples, lambda s: (s.member, s.sample))
+    registration = _registration(samples)
     aleatoric = aleatoric + _within([s for s in samples if s.jitter == 0], lambda s: (s.member,))
     epistemic = _between(samples, lambda s: s.member)
-    std = np.sqrt(aleatoric + epistemic + registration)
+    std = np.sqrt(aleatoric + epistemic + registration) * _widening(samples, asked)
     calibration = model.calibration
     return FusionResult(
         fused=np.clip(fused, 0, 1),
@@ -105,6 +107,19 @@ def combine_samples(
         registration=registration,
         info=_info(samples, case, preset, model, asked, seed),
     )
+
+
+def _widening(samples: Sequence[MemberSample], asked: int) -> np.float32:
+    """√(asked/answered): the error of an ensemble's mean grows so when members are missing; 1 when all answered."""
+    answered = len({s.member for s in samples})
+    return np.float32(np.sqrt(max(asked, answered) / answered))
+
+
+def _registration(samples: Sequence[MemberSample]) -> FloatArray:
+    """What misregistration may change: as the jittered draws differ, without such as it is to first order."""
+    if any(s.jitter for s in samples):
+        return _within(samples, lambda s: (s.member, s.sample))
+    return samples[0].registration
 
 
 def _uncertainty(std: FloatArray, case: Case, calibration: Calibration | None) -> FloatArray:
@@ -131,7 +146,9 @@ def _info(
         "members_answered": len(members),
         "members": members,
         "degraded": len(members) < asked,
+        "widened": float(_widening(samples, asked)),
         "residual_energy": float(np.mean([s.residual_energy for s in samples])),
+        **({"alignment": case.attrs["alignment"]} if "alignment" in case.attrs else {}),
         "lesion_reference": "present" if case.has_lesion else "absent",
         "units": _units(calibrated),
         **({} if model.calibration is None else {"error_tolerance": model.calibration.tolerance}),

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from clinfuse.alignment import aligned
 from clinfuse.case import Case, FloatArray
 from clinfuse.combine import FusionResult, MemberSample, ModelFacts, combine_samples
 from clinfuse.errors import ConfigError
@@ -26,7 +27,7 @@ from clinfuse.method.jitter import JitterConfig, apply, draw
 from clinfuse.method.lesion_head import LesionHead
 from clinfuse.method.roi_loss import roi_reference
 from clinfuse.method.sampler import sample
-from clinfuse.method.uncertainty import saturating
+from clinfuse.method.uncertainty import registration_variance, saturating
 from clinfuse.presets import Preset, find_preset, load_presets
 
 SLICE_BATCH = 16
@@ -114,6 +115,7 @@ class FusionPipeline:
         guided: bool | None = None,
         guidance: GuidanceConfig | None = None,
         jitter: JitterConfig | None = None,
+        align: bool = True,
         progress: Progress | None = None,
     ) -> FusionResult:
         """Fuse one case.
@@ -129,11 +131,13 @@ class FusionPipeline:
             guided: gradients on or off; default on for a teacher, off for a student.
             guidance: gradient kind, clip and start.
             jitter: amplitudes of those draws.
+            align: first undo a misregistration that can be told from the images (clinfuse.alignment).
             progress: called with (done, all) draws.
         """
         count = len(self.members) if members is None else members
         if not 1 <= count <= len(self.members):
             raise ConfigError("members", expected=f"1 to {len(self.members)}", found=str(members))
+        case = aligned(case) if align else case
         draws = [(m, s, j) for m in range(count) for s in range(samples) for j in range(jitters + 1)]
         done = []
         for m, s, j in draws:
@@ -169,20 +173,23 @@ class FusionPipeline:
         guidance: GuidanceConfig | None = None,
         jitter: JitterConfig | None = None,
     ) -> MemberSample:
-        """One member's draw; independent of every other draw, so that replicas can share the work."""
+        """One member's draw of the case as it is (see `aligned`); independent of every other draw, so that replicas
+        can share the work."""
         preset = self.resolve_preset(preset)
         guided = self.kind == "teacher" if guided is None else guided
         steps = steps or (preset.steps if self.kind == "teacher" else self.student_steps)
         warped = self._jittered(case, jitter_index, seed, jitter or JitterConfig())
         own = _seed(seed, member, sample_index)
-        batches = []
-        for batch in self._batches(case, warped, preset):
+        batches = self._batches(case, warped, preset)
+        maps = []
+        for batch in batches:
             guide = self._guide(batch, case, preset, guidance) if guided else None
-            batches.append(self._sample_batch(batch, member, steps, [own] * len(batch.anatomy), guide))
-        fused, variance, residual = (np.concatenate(parts) for parts in zip(*batches, strict=True))
+            maps.append(self._sample_batch(batch, member, steps, [own] * len(batch.anatomy), guide))
+        fused, variance, residual = (np.concatenate(parts) for parts in zip(*maps, strict=True))
         return MemberSample(
             fused=fused,
             variance=variance,
+            registration=self._registration(batches, case),
             residual_energy=float(np.mean(residual**2)),
             member=member,
             sample=sample_index,
@@ -209,11 +216,8 @@ class FusionPipeline:
         if self.spatial_dims != 2 or len({case.shape[1:] for case, _, _ in asks}) != 1:
             raise ConfigError("cannot be sampled together", expected="a 2D model and slices of one size")
         steps = steps or self.student_steps
-        parts = [
-            batch
-            for case, preset, _ in asks
-            for batch in self._batches(case, torch.from_numpy(case.companion), preset)
-        ]
+        own = [self._batches(case, torch.from_numpy(case.companion), preset) for case, preset, _ in asks]
+        parts = [batch for batches in own for batch in batches]
         whole = Inputs(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
         depths = [case.shape[0] for case, _, _ in asks]
         seeds = [
@@ -226,13 +230,14 @@ class FusionPipeline:
             MemberSample(
                 fused=fused,
                 variance=variance,
+                registration=self._registration(batches, case),
                 residual_energy=float(np.mean(residual**2)),
                 member=member,
                 sample=0,
                 jitter=0,
                 steps=steps,
             )
-            for fused, variance, residual in zip(*cut, strict=True)
+            for (case, _, _), batches, fused, variance, residual in zip(asks, own, *cut, strict=True)
         ]
 
     def combine(
@@ -283,10 +288,19 @@ class FusionPipeline:
             generators=[torch.Generator(self.device).manual_seed(seed) for seed in seeds],
             guide=guide,
         )
-        parts = (done.fused[undo], done.variance[undo], done.residual[undo])
-        drop = (0, 1) if self.spatial_dims == 3 else (1,)
-        fused, variance, residual = (p.squeeze(drop).cpu().numpy() for p in parts)
-        return fused, variance, residual
+        return (
+            self._as_volume(done.fused[undo]),
+            self._as_volume(done.variance[undo]),
+            self._as_volume(done.residual[undo]),
+        )
+
+    def _registration(self, batches: Sequence[Inputs], case: Case) -> FloatArray:
+        spacing = case.spacing[-self.spatial_dims :]
+        return np.concatenate([self._as_volume(registration_variance(batch, spacing)) for batch in batches])
+
+    def _as_volume(self, batch: Tensor) -> FloatArray:
+        """(B, 1, H, W) or (1, 1, D, H, W) → (D, H, W)."""
+        return np.asarray(batch.squeeze((0, 1) if self.spatial_dims == 3 else (1,)).cpu().numpy())
 
     def _padded(self, batch: Inputs) -> tuple[Inputs, tuple[slice, ...]]:
         padded: list[Tensor] = []

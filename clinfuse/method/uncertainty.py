@@ -8,9 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clinfuse.method.denoiser import Estimate, to_image, to_image_variance
+from clinfuse.method.denoiser import Estimate, Inputs, to_image, to_image_variance
+from clinfuse.method.prior import FINDING_GREY, companion_weight, findings
 
 HALF_SATURATION = 0.05
+REMAINING_MM = 0.75
 UncertaintyMap = Callable[[Tensor], Tensor]
 
 
@@ -30,6 +32,27 @@ def predicted_std(estimates: list[Estimate], levels: int) -> Tensor:
         images = torch.stack([to_image(e.x_0, levels) for e in estimates])
         variance = variance + images.var(dim=0, unbiased=False)
     return (variance + 1e-10).sqrt()
+
+
+def registration_variance(inputs: Inputs, spacing_mm: tuple[float, ...]) -> Tensor:
+    """Variance of F by the misregistration that is left, first order, (B, 1, *S) in image units² (Section 3.4).
+
+    The companion's content shifted by δ ~ N(0, σ²I), σ = 0.75 mm, changes F by what F shows of it:
+    w·∇C·δ, and where its findings are painted in (see clinfuse.method.prior) by their borders. A jitter ensemble
+    measures the same by drawing; this costs no draw.
+    """
+    brain, bone, lesion = inputs.masks.split(1, dim=1)
+    w = companion_weight(inputs.anatomy, inputs.companion, brain, bone, lesion, inputs.vector)
+    shown = findings(inputs.companion, brain, bone)
+    painted = (1 - w) * (FINDING_GREY - inputs.anatomy).clamp_min(0)
+    variance = torch.zeros_like(w)
+    for axis, step in enumerate(spacing_mm, start=2):
+        if w.shape[axis] > 1:
+            of_companion, of_findings = (
+                torch.gradient(image, spacing=step, dim=axis)[0] for image in (inputs.companion, shown)
+            )
+            variance = variance + (w * of_companion + painted * of_findings) ** 2
+    return REMAINING_MM**2 * variance
 
 
 def mean_uncertainty(std: Tensor, head: Tensor) -> Tensor:

@@ -64,7 +64,13 @@ class Variant:
         if self.masks == "auto":
             case = replace(case, **automatic_masks(case))
         if self.jitter_mm is not None:
-            case = replace(case, companion=jittered(case, self.jitter_mm, self.seed))
+            # the masks stay where they are true, whatever they were made from
+            provenance = {roi: "kept" for roi in case.masks}
+            case = replace(
+                case,
+                companion=jittered(case, self.jitter_mm, self.seed),
+                attrs={**case.attrs, "provenance": provenance},
+            )
         return case
 
     def fuse(self, seen: Case, pipeline: FusionPipeline | None) -> tuple[FloatArray, FusionResult | None]:

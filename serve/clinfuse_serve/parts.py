@@ -40,7 +40,16 @@ def join(parts: Sequence[Sequence[MemberSample]]) -> list[MemberSample]:
         energy = np.average([sample.residual_energy for sample in drawn], weights=weights)
         fused = np.concatenate([sample.fused for sample in drawn])
         variance = np.concatenate([sample.variance for sample in drawn])
-        whole.append(replace(drawn[0], fused=fused, variance=variance, residual_energy=float(energy)))
+        registration = np.concatenate([sample.registration for sample in drawn])
+        whole.append(
+            replace(
+                drawn[0],
+                fused=fused,
+                variance=variance,
+                registration=registration,
+                residual_energy=float(energy),
+            )
+        )
     return whole
 
 

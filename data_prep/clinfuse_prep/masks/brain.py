@@ -25,6 +25,7 @@ SOFT_HU = (-25.0, 110.0)
 WALL_HU = 85.0
 WALLED = 0.75
 NECK_MM = 5.0
+RIM_MM = 2.0
 
 
 def brain_from_ct(
@@ -39,9 +40,9 @@ def brain_from_ct(
         volume: (D, H, W) HU or 8-bit greys. bone: (D, H, W) from `bone_from_ct`. head: (D, H, W) if known.
 
     Returns:
-        (D, H, W) bool; empty when no walled-in space is found. It reaches to the bone: dura and the blurred inner
-        rim of the skull belong to the bone mask of an 8-bit CT and to neither where the CT is in HU, so a further
-        gap would cut cortex and fluid that the MR shows.
+        (D, H, W) bool; empty when no walled-in space is found. In an 8-bit CT it ends
+        2 mm before the bone: dura and the blurred inner rim of the skull, whose grey is neither, belong to no mask.
+        In HU the rim shows by its value.
     """
     head = head_ct(volume, spacing_mm, grey8=grey8) if head is None else head
     smooth = ndimage.gaussian_filter(volume, [0.0 if s > 3 else 1.0 / s for s in spacing_mm])
@@ -51,7 +52,7 @@ def brain_from_ct(
     core = largest(erode(space, NECK_MM, spacing_mm))
     grown = grow_within(core, space, NECK_MM + 1.0, spacing_mm)
     whole = fill_planes(closed(grown, 6.0, spacing_mm)) & ~bone & head
-    wall = bone if grey8 else bone | (volume >= BONE_HU)
+    wall = dilate(bone, RIM_MM, spacing_mm) if grey8 else bone | (volume >= BONE_HU)
     whole = fill_planes(whole & (smooth >= low)) & ~wall
     return opened(whole, 2.0, spacing_mm)
 

@@ -1,0 +1,120 @@
+"""Alignment against drawn motions, its gradient against finite differences, and what it must leave alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+
+from clinfuse.alignment import (
+    ARM_MM,
+    LEAST_MM,
+    _points,
+    _Seen,
+    aligned,
+    find_alignment,
+    moved_by,
+)
+from clinfuse.case import Case, FloatArray
+from clinfuse.method.jitter import Warp, apply
+
+SPACING = (2.5, 1.6, 1.4)
+THETA = np.array([1.2, -1.5, 1.0, 0.9, -1.2, 1.4])
+
+
+def pictures(shape: tuple[int, int, int] = (24, 60, 56)) -> tuple[FloatArray, FloatArray]:
+    """Two images of the same smooth content whose greys do not follow each other monotonically."""
+    noise = np.random.default_rng(3).random(shape)
+    content = ndimage.gaussian_filter(noise, [3.0 / s for s in SPACING])
+    content = (content - content.min()) / np.ptp(content)
+    other = 0.5 + 0.45 * np.sin(7 * content)
+    return content.astype(np.float32), other.astype(np.float32)
+
+
+def as_warp(theta: np.ndarray) -> Warp:
+    return Warp(
+        translation_mm=tuple(theta[:3]), rotation_deg=tuple(np.degrees(theta[3:] / ARM_MM)), elastic_mm=()
+    )
+
+
+def test_moves_as_the_jitter_does() -> None:
+    image, _ = pictures()
+    by_jitter = apply(as_warp(THETA), torch.from_numpy(image)[None], SPACING)[0].numpy()
+    np.testing.assert_allclose(moved_by(THETA, image, SPACING), by_jitter, atol=1e-5)
+
+
+def test_gradient_agrees_with_finite_differences() -> None:
+    a, b = pictures()
+    seen = _Seen(a, b, _points(a, b, 6000, SPACING), SPACING, 3.0)
+    _, gradient = seen.information(THETA)
+    steps = 1e-4 * np.eye(6)
+    differences = [(seen.information(THETA + e)[0] - seen.information(THETA - e)[0]) / 2e-4 for e in steps]
+    assert np.corrcoef(gradient, differences)[0, 1] > 0.995
+    np.testing.assert_allclose(gradient, differences, atol=0.1 * np.abs(differences).max())
+
+
+def test_a_drawn_motion_is_found() -> None:
+    a, b = pictures()
+    moved = apply(as_warp(THETA), torch.from_numpy(b)[None], SPACING)[0].numpy()
+    found = find_alignment(a, moved, SPACING)
+    points = _points(a, b, 4000, SPACING)
+    there = np.stack(
+        [ndimage.map_coordinates(moved_by(found.theta, moved, SPACING), _index(points, a), order=1)]
+    )
+    here = np.stack([ndimage.map_coordinates(b, _index(points, a), order=1)])
+    before = np.stack([ndimage.map_coordinates(moved, _index(points, a), order=1)])
+    assert found.used and found.doubt_mm < 0.3
+    assert np.abs(there - here).mean() < 0.35 * np.abs(before - here).mean()
+
+
+def _index(points: np.ndarray, image: FloatArray) -> np.ndarray:
+    return np.asarray((points / np.array(SPACING) + (np.array(image.shape) - 1) / 2).T)
+
+
+def test_a_slice_moves_in_its_plane_only() -> None:
+    a, b = (x[12:13] for x in pictures((24, 120, 110)))
+    theta = np.array([0, 1.8, -1.2, 1.0, 0, 0])
+    found = find_alignment(a, moved_by(theta, b, SPACING), SPACING)
+    assert found.used
+    assert found.theta[0] == found.theta[4] == found.theta[5] == 0
+    np.testing.assert_allclose(found.theta, -theta, atol=0.4)
+
+
+def test_aligned_pairs_and_strangers_stay(tiny_case: Case) -> None:
+    a, b = pictures()
+    assert not find_alignment(a, b, SPACING).used
+    assert find_alignment(a, b, SPACING).motion_mm < LEAST_MM
+    stranger = np.random.default_rng(8).random(a.shape).astype(np.float32)
+    assert not find_alignment(a, stranger, SPACING).used
+    flat = np.zeros_like(a)
+    assert not find_alignment(flat, flat, SPACING).used
+    nuclear = replace(tiny_case, modalities=("MR", "NM"))
+    assert aligned(nuclear) is nuclear
+
+
+@pytest.mark.parametrize("provenance", ["auto:ct-hu>=250", "curated"])
+def test_masks_move_with_the_ct_they_were_made_from(provenance: str) -> None:
+    a, b = pictures()
+    moved = moved_by(THETA, b, SPACING)
+    bone = (moved > 0.8).astype(np.uint8)
+    none = np.zeros_like(bone)
+    case = Case(
+        case_id="c1",
+        anatomy=a,
+        companion=np.clip(moved, 0, 1),
+        brain=none,
+        bone=bone,
+        lesion=none,
+        affine=np.diag([SPACING[2], SPACING[1], SPACING[0], 1.0]),
+        attrs={"provenance": {"bone": provenance}},
+    )
+    done = aligned(case)
+    assert done.attrs["alignment"]["used"]
+    assert aligned(done) is done
+    true = b > 0.8
+    before, after = (np.mean(m.astype(bool) != true) for m in (case.bone, done.bone))
+    assert after < 0.5 * before if provenance.startswith("auto") else after == before
+    assert np.abs(done.companion - b).mean() < 0.5 * np.abs(case.companion - b).mean()
