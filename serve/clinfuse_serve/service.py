@@ -259,6 +259,8 @@ class FusionService:
         from clinfuse_prep.config import PrepConfig
         from clinfuse_prep.prepare import prepare_pair
 
+        from clinfuse.alignment import aligned
+
         case = prepare_pair(
             files["anatomy"],
             files["companion"],
@@ -268,7 +270,7 @@ class FusionService:
             config=PrepConfig(max_voxels=self.limits.voxels),
             case_id=token,
         )
-        return KeptCase(token, case, "png" if came_as_picture(case) else "nifti")
+        return KeptCase(token, aligned(case), "png" if came_as_picture(case) else "nifti")
 
     @contextmanager
     def _phase(self, name: str, seconds: dict[str, float], start: float | None = None) -> Iterator[None]:
