@@ -36,7 +36,7 @@ class Job:
         picture: where the fused image and uncertainty go (compressed npz, float16), or "".
         slice_picture: where one axial slice of the fused image goes (PNG), or "".
         head: model folder whose lesion head measures all methods alike, or "" for none.
-        metrics: "roi", "all" or "field".
+        metrics: "roi", "all", "field", or "none" where only the pictures are wanted.
         slices: axial slab to work on, or None for the whole case.
     """
 
@@ -82,12 +82,14 @@ class Evaluator:
         started = time.perf_counter()
         seen = job.variant.seen(case)
         fused, result = job.variant.fuse(seen, pipeline)
-        seconds = time.perf_counter() - started
+        seconds, fused = time.perf_counter() - started, check_fused(case, fused)
         head = self._model(job.head)
         if job.picture:
             keep_picture(Path(job.picture), fused, None if result is None else result.uncertainty)
         if job.slice_picture:
-            keep_slice(job.slice_picture, check_fused(case, fused), case)
+            keep_slice(job.slice_picture, fused, case)
+        if job.metrics == "none":
+            return []
         options: dict[str, Any] = {
             "metrics": job.metrics,
             "seconds": seconds,

@@ -62,7 +62,7 @@ def measured(variants: Sequence[Variant], arguments: argparse.Namespace, out: Pa
     from clinfuse_platform.evaluate_verb import jobs_of
 
     train, test = split_cases(arguments)
-    asked = argparse.Namespace(**{**vars(arguments), "metrics": "roi"})
+    asked = argparse.Namespace(**{**vars(arguments), "metrics": "none"})
     folder = out / "downstream"
     jobs = [
         replace(job, picture=job.slice_picture.removesuffix(".png") + ".npz", slice_picture="")

@@ -22,7 +22,7 @@ import pandas as pd
 RESULTS = Path(__file__).parent / "results"
 WORK = Path("runs") / "benchmark-evaluation"
 RELEASED = Path(__file__).parents[2] / "clinfuse" / "released"
-BASELINE_STEPS, PROBE_STEPS = 1500, 1500
+BASELINE_STEPS, PROBE_STEPS = 1500, 1000
 SLICES = 8  # of each AANLIB patient: the learned methods take seconds a slice
 PATIENTS, SPACING_MM, SEED = 96, 3, 21  # another seed than the released model's patients
 TRAIN_SPLIT = "0.6,0.04,0.36"
