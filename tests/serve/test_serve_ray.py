@@ -209,30 +209,37 @@ def test_a_new_model_version_rolls_in_without_a_failed_request(
 ) -> None:
     """Impatient clients all the while: every reply is whole, of one version, and the new one takes over for good."""
     client.put_preset(Preset(name="kept", beta=6.0))
-    old = client.models()[0].model_hash
-    seen: list[tuple[str, bool, int]] = []
+    old = fuse(client, nifti_pair).info["model_hash"]
+    seen: list[tuple[float, str, bool, int]] = []
     stop = threading.Event()
 
     def ask() -> None:
         with Client(service.url, TOKEN, retries=0) as impatient:
             while not stop.is_set():
+                begun = time.monotonic()
                 facts = impatient.describe(
                     nifti_pair["anatomy"], nifti_pair["companion"], preset="kept", seed=len(seen)
                 )
-                seen.append((str(facts.info["model_hash"]), facts.degraded, facts.members_used))
+                seen.append((begun, str(facts.info["model_hash"]), facts.degraded, facts.members_used))
 
     with ThreadPoolExecutor(2) as pool:
         asking = [pool.submit(ask) for _ in range(2)]
-        time.sleep(1)
-        service.roll(other_model_dir)
         deadline = time.monotonic() + 240
-        while old in [row[0] for row in seen[-2:]] and time.monotonic() < deadline:
+        while len(seen) < 4 and time.monotonic() < deadline:
+            time.sleep(0.1)
+        service.roll(other_model_dir)
+        while old in {client.models()[0].model_hash for _ in range(12)} and time.monotonic() < deadline:
             time.sleep(0.2)
+        until = len(seen) + 4
+        while len(seen) < until and time.monotonic() < deadline:
+            time.sleep(0.1)
         stop.set()
         for future in asking:
             future.result()
-    assert {degraded for _, degraded, _ in seen} == {False} and {used for *_, used in seen} == {3}
-    hashes = [row[0] for row in seen]
+    assert {row[2:] for row in seen} == {(False, 3)}
+    hashes = [
+        row[1] for row in sorted(seen)
+    ]  # as they were asked: what began with the old version ends with it
     assert hashes[0] == old and hashes[-1] != old and len(set(hashes)) == 2
     for _ in range(6):
         assert client.models()[0].model_hash == hashes[-1]
