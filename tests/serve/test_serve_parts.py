@@ -358,3 +358,14 @@ def test_deploying_needs_a_cluster_that_stays(monkeypatch: pytest.MonkeyPatch) -
     for words, problem in ((["deploy", "x.yaml"], "cluster that stays"), (["deploy"], "deploys a file")):
         with pytest.raises(ConfigError, match=problem):
             SERVE.run(parser.parse_args(words))
+
+
+def test_a_degraded_answer_is_less_sure_everywhere(pipeline: FusionPipeline, tiny_case: Case) -> None:
+    order = Order(preset=pipeline.resolve_preset("balanced"), seed=3)
+    drawn = [sample for member in (0, 2) for sample in run_order(pipeline, tiny_case, member, order)]
+    whole, degraded = (pipeline.combine(drawn, tiny_case, "balanced", asked=n, seed=3) for n in (2, 3))
+    assert degraded.info["degraded"] and not whole.info["degraded"]
+    assert degraded.info["widened"] == pytest.approx(1.5**0.5) and whole.info["widened"] == 1.0
+    assert (degraded.uncertainty >= whole.uncertainty).all()
+    assert degraded.uncertainty.mean() > whole.uncertainty.mean()
+    np.testing.assert_array_equal(degraded.fused, whole.fused)
