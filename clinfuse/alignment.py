@@ -28,7 +28,7 @@ BINS = 32
 LEVELS_MM = ((4.0, 4_000), (2.0, 8_000), (1.0, 16_000))
 """Smoothing (standard deviation, mm) and number of points of each level, coarse to fine."""
 ROUNDS = 25
-LEAST_MM, LARGEST_MM = 1.5, 5.0
+LEAST_MM, LARGEST_MM = 1.0, 5.0
 LEAST_GAIN = 1.03
 HALVES_APART_MM = 1.0
 LEAST_PLANES, THICKEST_MM = 8, 3.0
@@ -55,7 +55,7 @@ class Alignment:
 
     @property
     def used(self) -> bool:
-        """Whether to act on it: 3 % more information, both halves agree, and 1.5 to 5 mm.
+        """Whether to act on it: 3 % more information, both halves agree, and 1 to 5 mm.
 
         More than that is for `clinfuse prep --register`. Less is within the tolerance of clinical registration
         (AAPM TG-132, Med Phys 44(7), 2017, asks for 1 to 2 mm): such a pair stays as the hospital registered it.

@@ -1,4 +1,4 @@
-"""`clinfuse ablate`: the proposal's six ablations of one model, as table and figures."""
+"""`clinfuse ablate`: ablations of one model, and of its training, as table and figures."""
 
 from __future__ import annotations
 
@@ -19,12 +19,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--preset", default="balanced", help="clinical preset to start from (%(default)s)")
     parser.add_argument("--only", default="", metavar="A,B", help="some of guidance, weights, masks, …")
     parser.add_argument("--steps", type=int, default=10, help="reverse steps but in 'steps' (%(default)s)")
+    parser.add_argument(
+        "--retrain",
+        metavar="RECIPE",
+        help="also train small models by this recipe, each without one part of the method, and compare them",
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="of that recipe, for all of them alike",
+    )
     add_common_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Run the ablations; `lost` counts cases that failed."""
     from clinfuse.console import say
+    from clinfuse_platform.ablate_parts import retrained
     from clinfuse_platform.ablate_report import write_ablations
     from clinfuse_platform.ablations import chosen, labelled
     from clinfuse_platform.evaluate import failed_cases, run_jobs
@@ -41,6 +54,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         steps=arguments.steps,
         seed=arguments.seed,
     )
+    if arguments.retrain:
+        ablations += retrained(base, arguments.retrain, arguments.set, arguments.data, out / "runs")
     variants = [variant for ablation in ablations for variant in labelled(ablation, base)]
     case_ids = cases_of(arguments)
     jobs = [replace(job, picture="", slice_picture="") for job in jobs_of(variants, case_ids, arguments, out)]
@@ -61,7 +76,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 ABLATE = Verb(
     name="ablate",
-    help="Run the six ablations of a model: guidance, weights, masks, modulation, steps, jitter.",
+    help="Ablate a model: guidance, weights, masks, modulation, steps, jitter, alignment, …; and its training.",
     add_arguments=add_arguments,
     run=run,
     needs_ray=True,

@@ -1,4 +1,7 @@
-"""The proposal's six ablations as variants of one model: what is changed, in which levels, everything else equal."""
+"""Ablations as variants of one model: what is changed, in which levels, everything else equal.
+
+The first six are the proposal's; the others ask the same of parts that it describes and does not vary.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from clinfuse_platform.variants import Variant
 
 STEPS = (1, 2, 4, 10, 20, 50, 100)
 JITTER_MM = (0.0, 1.0, 2.0, 4.0)
+MISREGISTERED_MM = 2.0
 WEIGHTS = {
     "1:1:1": (1.0, 1.0, 1.0),
     "3:1:1": (3.0, 1.0, 1.0),
@@ -92,12 +96,35 @@ ABLATIONS: dict[str, Ablation] = {
             ordered=True,
             variants=lambda base: {f"{mm:g}": replace(base, jitter_mm=mm) for mm in JITTER_MM},
         ),
+        Ablation(
+            name="alignment",
+            question=f"What does undoing a misregistration of {MISREGISTERED_MM:g} mm before sampling bring?",
+            ordered=False,
+            variants=lambda base: {
+                label: replace(base, jitter_mm=MISREGISTERED_MM, align=align)
+                for label, align in (("off", False), ("on", True))
+            },
+        ),
+        Ablation(
+            name="gradient",
+            question="What does the exact gradient through the denoiser add to the cheap one?",
+            ordered=False,
+            variants=lambda base: {
+                kind: replace(base, guided=True, gradient=kind) for kind in ("cheap", "exact")
+            },
+        ),
+        Ablation(
+            name="uncertainty",
+            question="What does the uncertainty term η_u of Eq. 1 add?",
+            ordered=False,
+            variants=lambda base: {"off (η_u = 0)": _with_preset(base, eta_u=0.0), "on": base},
+        ),
     )
 }
 
 
 def chosen(names: Sequence[str]) -> list[Ablation]:
-    """The ablations of those names, or all six.
+    """The ablations of those names, or all.
 
     Raises:
         ConfigError: an unknown name.

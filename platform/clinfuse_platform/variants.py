@@ -27,7 +27,8 @@ class Variant:
         model_hash: of its weights.
         baseline: name in clinfuse.baselines.BASELINES, or "".
         preset: Preset.as_dict().
-        steps, guided, members, samples, jitters: see FusionPipeline.__call__.
+        steps, guided, members, samples, jitters, align: see FusionPipeline.__call__.
+        gradient: of the guidance, "exact" or "cheap".
         masks: "stored", or "auto": brain and bone masks made anew from the images by clinfuse_prep.
         jitter_mm: the aligned companion warped by a rigid and elastic jitter of this amplitude before fusing; 0 is
             the aligned companion itself (the stored one where no other is known), None the case as it is stored.
@@ -44,6 +45,8 @@ class Variant:
     members: int | None = None
     samples: int = 1
     jitters: int = 0
+    align: bool = True
+    gradient: str = "exact"
     masks: str = "stored"
     jitter_mm: float | None = None
     seed: int = 0
@@ -65,7 +68,7 @@ class Variant:
             case = replace(case, **automatic_masks(case))
         if self.jitter_mm is not None:
             # the masks stay where they are true, whatever they were made from
-            provenance = {roi: "kept" for roi in case.masks}
+            provenance = dict.fromkeys(case.masks, "kept")
             case = replace(
                 case,
                 companion=jittered(case, self.jitter_mm, self.seed),
@@ -79,6 +82,8 @@ class Variant:
             from clinfuse.baselines import BASELINES
 
             return BASELINES[self.baseline](seen, self.named_preset()), None
+        from clinfuse.method.guidance import GuidanceConfig
+
         result = pipeline(
             seen,
             self.named_preset(),
@@ -88,6 +93,8 @@ class Variant:
             samples=self.samples,
             jitters=self.jitters,
             guided=self.guided,
+            guidance=GuidanceConfig(gradient=self.gradient),
+            align=self.align,
         )
         return result.fused, result
 

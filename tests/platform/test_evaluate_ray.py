@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from clinfuse_platform import ablate_parts
 from clinfuse_platform.ablate_report import jitter_area
 from clinfuse_platform.ablations import ABLATIONS, chosen, labelled
 from clinfuse_platform.evaluate import failed_cases
@@ -66,7 +67,7 @@ def test_a_damaged_case_is_a_row_and_the_others_go_on(
 
 
 @pytest.mark.ray
-def test_all_six_ablations(ray_session: None, model: Path, tiny_store: Path, tmp_path: Path) -> None:
+def test_all_ablations(ray_session: None, model: Path, tiny_store: Path, tmp_path: Path) -> None:
     words = [str(model), "--data", str(tiny_store), "--cases", "1", "--slices", "2", "--steps", "2"]
     result = run_verb("ablate", [*words, "--out", str(tmp_path)])
     assert result["lost"] == 0 and result["ablations"] == list(ABLATIONS)
@@ -109,6 +110,21 @@ def test_equal_settings_have_one_key_whatever_their_label() -> None:
     assert variants["guidance: on"].key() != variants["guidance: off"].key()
     assert variants["steps: 4"].key("data1") != variants["steps: 4"].key("data2")
     assert variants["modulation: off (κ = 0)"].named_preset().kappa == 0
+
+
+def test_models_without_one_part_are_trained_and_compared(
+    ray_session: None, model: Path, tiny_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = ("whole method", "free denoiser, no anchor")
+    monkeypatch.setattr(ablate_parts, "PARTS", {label: ablate_parts.PARTS[label] for label in kept})
+    words = [str(model), "--data", str(tiny_store), "--only", "uncertainty", "--steps", "2", "--slices", "2"]
+    words += ["--retrain", "cpu-debug", "--set", "lesion_steps=2", "--set", "denoiser_steps=3"]
+    result = run_verb("ablate", [*words, "--out", str(tmp_path)])
+    rows = pd.read_parquet(result["metrics"])
+    assert result["lost"] == 0 and result["ablations"] == ["uncertainty", "parts", "parts misregistered"]
+    assert set(rows.loc[rows["ablation"] == "parts", "level"]) == set(kept)
+    ssim = rows[(rows["metric"] == "ssim") & (rows["ablation"] == "parts")].groupby("level")["value"].mean()
+    assert ssim[kept[0]] > ssim[kept[1]], "a denoiser without anchor has learned nothing in three steps"
 
 
 def test_unknown_ablation_is_refused() -> None:

@@ -1,0 +1,64 @@
+"""Ablations of the training: small models that differ in one part of the method, trained alike on the same cases."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from clinfuse_platform.ablations import MISREGISTERED_MM, Ablation
+from clinfuse_platform.evaluate_methods import model_of
+from clinfuse_platform.variants import Variant
+from clinfuse_platform.verb_table import run_verb
+
+PARTS: dict[str, tuple[str, ...]] = {
+    "whole method": (),
+    "no L_ROI in training (Eq. 3)": ("roi_weight=0",),
+    "no seam penalty": ("seam_weight=0",),
+    "free denoiser, no anchor": ("denoiser.head=x0",),
+    "no residual": ("denoiser.residual_scale=0",),
+    "two Haar levels": ("denoiser.levels=2",),
+    "no jitter in training": ("jitter_share=0",),
+    "no contrast augmentation": ("contrast_share=0",),
+}
+"""What is left out, and the settings of the recipe that leave it out."""
+
+
+def retrained(
+    base: Variant, recipe: str, settings: Sequence[str], data: str, storage: Path
+) -> list[Ablation]:
+    """Train every model of PARTS and ask two questions of them: on pairs as they are stored, and misregistered.
+
+    A model whose run is finished is not trained again. All are sampled unguided, so that what is seen is the
+    training's.
+
+    Args:
+        base: gives preset, steps and seed.
+        recipe, settings: of all of them, as for `clinfuse train`; the part's own settings come last.
+        data: the dataset; its training cases.
+        storage: where their runs are kept.
+    """
+    models: dict[str, Variant] = {}
+    for number, (label, changes) in enumerate(PARTS.items()):
+        words = [word for change in (*settings, *changes) for word in ("--set", change)]
+        run = f"part-{number}"
+        run_verb("train", [data, "--recipe", recipe, "--run", run, "--storage", str(storage), *words])
+        folder, model_hash = model_of(run, str(storage))
+        models[label] = replace(base, model=str(folder), model_hash=model_hash, guided=False)
+    trained_apart = {
+        label: replace(model, jitter_mm=MISREGISTERED_MM, align=False) for label, model in models.items()
+    }
+    return [
+        Ablation(
+            name="parts",
+            question=f"What does each part of the method bring, in models trained alike by {recipe}?",
+            ordered=False,
+            variants=lambda _: models,
+        ),
+        Ablation(
+            name="parts misregistered",
+            question=f"The same under a misregistration of {MISREGISTERED_MM:g} mm, not undone before sampling.",
+            ordered=False,
+            variants=lambda _: trained_apart,
+        ),
+    ]
