@@ -27,7 +27,8 @@ class Variant:
         model_hash: of its weights.
         baseline: name in clinfuse.baselines.BASELINES, or "".
         preset: Preset.as_dict().
-        steps, guided, members, samples, jitters, align: see FusionPipeline.__call__.
+        steps, guided, members, samples, jitters: see FusionPipeline.__call__.
+        align: the same; pairs whose true alignment is not known stay as they are, for F is measured against them.
         gradient: of the guidance, "exact" or "cheap".
         masks: "stored", or "auto": brain and bone masks made anew from the images by clinfuse_prep.
         jitter_mm: the aligned companion warped by a rigid and elastic jitter of this amplitude before fusing; 0 is
@@ -84,6 +85,7 @@ class Variant:
             return BASELINES[self.baseline](seen, self.named_preset()), None
         from clinfuse.method.guidance import GuidanceConfig
 
+        judged = seen.aligned_companion is not None or self.jitter_mm is not None
         result = pipeline(
             seen,
             self.named_preset(),
@@ -94,7 +96,7 @@ class Variant:
             jitters=self.jitters,
             guided=self.guided,
             guidance=GuidanceConfig(gradient=self.gradient),
-            align=self.align,
+            align=self.align and judged,
         )
         return result.fused, result
 
