@@ -31,6 +31,7 @@ from clinfuse.training import fit, recipe
 
 RESULT = Path(__file__).parent / "results" / "ray_train.md"
 FIRST = 6
+WORKER = Workers(count=1, cpus=1)  # one thread on both sides: two would wait for each other on a busy machine
 
 
 def make_store(path: Path) -> None:
@@ -77,7 +78,7 @@ def bare(settings: dict[str, object], steps: int) -> float:
 
 def on_ray(settings: dict[str, object], run: Run, start: int, steps: int) -> float:
     """The same through Ray Train with one worker: the run goes on from `start` for that many steps."""
-    launch("train", "model", run, {**settings, "until": {"denoiser": start + steps}}, Workers(count=1))
+    launch("train", "model", run, {**settings, "until": {"denoiser": start + steps}}, WORKER)
     rows = run.metrics().query(f"phase == 'denoiser' and step > {start}").set_index("step")["elapsed"]
     return float((rows.iloc[-1] - rows.iloc[FIRST - 1]) / (rows.index[-1] - rows.index[FIRST - 1]))
 
@@ -92,7 +93,7 @@ def main() -> int:
     os.environ.setdefault(
         "RAY_worker_niceness", "0"
     )  # as this process, or Ray's side would yield to all others
-    torch.set_num_threads(Workers(count=1).cpus_each)
+    torch.set_num_threads(WORKER.cpus_each)
     with tempfile.TemporaryDirectory() as text, session():
         make_store(Path(text) / "bench.zarr")
         data = str(Path(text) / "bench.zarr")

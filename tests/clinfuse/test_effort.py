@@ -1,4 +1,4 @@
-"""What saves time or memory changes nothing else: accumulation, averaging, precision, checkpointing, layout, compile."""
+"""What saves time or memory changes nothing else: accumulation, averaging, precision, checkpointing, layout."""
 
 from __future__ import annotations
 
