@@ -13,7 +13,7 @@ RELEASE ?= release_out
 help:
 	@echo "make demo    the whole job on the embedded cohort; ends with OUT=$(OUT)/report.html"
 	@echo "make test    all tests (real Ray, the demo included)"
-	@echo "make test-cluster   ray up of two hosts made here, over ssh (root; openssh-server, iproute2, rsync)"
+	@echo "make test-cluster   eight simulated nodes; ray up of two hosts made here, over ssh (root, openssh-server, iproute2, rsync)"
 	@echo "make released       train the model in clinfuse/released anew on the embedded cohort (about 40 minutes)"
 	@echo "make lint    ruff and mypy over all packages"
 	@echo "make bench   the measured ratios"
@@ -47,7 +47,7 @@ test: $(STAMP)
 	$(BIN)/python -m pytest
 
 test-cluster: $(STAMP)
-	CLINFUSE_TEST_CLUSTER=1 $(BIN)/python -m pytest tests/cluster -s
+	CLINFUSE_TEST_CLUSTER=1 $(BIN)/python -m pytest tests/cluster tests/platform/test_many_nodes.py -s
 
 lint: $(STAMP)
 	$(BIN)/ruff check $(SOURCES) tests

@@ -19,7 +19,13 @@ from clinfuse_platform.runs import find_run
 from clinfuse_platform.session import prepare_environment
 from clinfuse_platform.verb_table import run_verb
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(
+        not os.environ.get("CLINFUSE_TEST_CLUSTER"), reason="minutes long: part of `make test-cluster`"
+    ),
+]
 NODES, TASKS, MIB = 8, 400, 2**20
 RESULT = Path(__file__).parents[1] / "benchmarks" / "results" / "many_nodes.md"
 
