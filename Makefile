@@ -8,12 +8,13 @@ SOURCES := clinfuse data_prep/clinfuse_prep platform/clinfuse_platform sweeps/cl
 
 RELEASE ?= release_out
 
-.PHONY: help venv demo released test test-cluster lint bench clean
+.PHONY: help venv demo released test test-cluster test-hosts lint bench clean
 
 help:
 	@echo "make demo    the whole job on the embedded cohort; ends with OUT=$(OUT)/report.html"
 	@echo "make test    all tests (real Ray, the demo included)"
-	@echo "make test-cluster   eight simulated nodes; ray up of two hosts made here, over ssh (root, openssh-server, iproute2, rsync)"
+	@echo "make test-cluster   test-hosts: ray up of two hosts made here, over ssh (root, openssh-server, iproute2, rsync);"
+	@echo "                    then eight simulated nodes"
 	@echo "make released       train the model in clinfuse/released anew on the embedded cohort (about 40 minutes)"
 	@echo "make lint    ruff and mypy over all packages"
 	@echo "make bench   the measured ratios"
@@ -46,8 +47,11 @@ released: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest
 
-test-cluster: $(STAMP)
-	CLINFUSE_TEST_CLUSTER=1 $(BIN)/python -m pytest tests/cluster tests/platform/test_many_nodes.py -s
+test-cluster: test-hosts
+	CLINFUSE_TEST_CLUSTER=1 $(BIN)/python -m pytest tests/platform/test_many_nodes.py
+
+test-hosts: $(STAMP)
+	CLINFUSE_TEST_CLUSTER=1 $(BIN)/python -m pytest tests/cluster -s
 
 lint: $(STAMP)
 	$(BIN)/ruff check $(SOURCES) tests
