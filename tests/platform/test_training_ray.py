@@ -105,7 +105,7 @@ def test_a_finished_run_has_model_history_and_state(trained: Namespace) -> None:
 
 def test_a_finished_run_leaves_no_actor_and_no_interrupt_handler(trained: Namespace) -> None:
     assert "ray" not in getattr(signal.getsignal(signal.SIGINT), "__module__", "")
-    for _ in range(40):
+    for _ in range(120):
         if not alive("TrainController"):
             return
         time.sleep(0.25)
