@@ -189,8 +189,8 @@ def fit_on_ray(
 def own_interrupt_handler() -> Iterator[None]:
     """Give the interrupt key back after the block.
 
-    Ray Train leaves its own handler in place after `fit`; it would abort a job that ended long ago, and it keeps the
-    controller and its actors (0.6 GB) alive as long as this process lives.
+    Ray Train and Ray Tune leave their own handlers in place after `fit`; they would abort a job that ended long ago,
+    and Train's keeps the controller and its actors (0.6 GB) alive as long as this process lives.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -129,6 +129,7 @@ def _tune(
 ) -> None:
     for name, value in TUNE_SETTINGS.items():
         os.environ.setdefault(name, value)
+    from clinfuse_platform.launch import own_interrupt_handler
     from ray import tune
 
     scheduler = _scheduler(plan, search)
@@ -155,7 +156,8 @@ def _tune(
             verbose=0,
         ),
     )
-    tuner.fit()
+    with own_interrupt_handler():
+        tuner.fit()
 
 
 def _scheduler(plan: Plan, search: PresetSearch) -> ResidentWorkers:
