@@ -21,7 +21,8 @@ TENSORBOARD_WRITES_TO = ("", "file", "s3", "gs")
 
 
 class Curves:
-    """TensorBoard's file of one phase: `RUN/tensorboard/<job>/<phase>`; a resumed phase replaces what it repeats.
+    """TensorBoard's file of one phase: `RUN/tensorboard/<job>/<phase>`; a phase that goes on, or begins
+    anew, replaces what it repeats.
 
     `tensorboard --logdir RUNS` shows all runs side by side.
     """
@@ -31,7 +32,7 @@ class Curves:
         self._writer: Any = None
         if folder.protocol in TENSORBOARD_WRITES_TO:
             make = import_module("tensorboardX").SummaryWriter
-            self._writer = make(str(folder), purge_step=since + 1 if since else None, flush_secs=10)
+            self._writer = make(str(folder), purge_step=since + 1, flush_secs=10)
 
     def add(self, row: Mapping[str, Any]) -> None:
         """One row of the history."""

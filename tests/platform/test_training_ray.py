@@ -18,12 +18,14 @@ import pandas as pd
 import psutil
 import pytest
 import torch
+from clinfuse_platform.curves import Curves
 from clinfuse_platform.launch import TrainingError, Workers, check_resources
 from clinfuse_platform.phases import Work
 from clinfuse_platform.plans import train_plan
 from clinfuse_platform.runs import Run, find_run
 from clinfuse_platform.verb_table import run_verb
 from safetensors.numpy import load_file
+from upath import UPath
 
 from clinfuse.errors import ConfigError
 from clinfuse.pipeline import FusionPipeline
@@ -145,6 +147,16 @@ def events(run: Path, phase: str) -> dict[str, list[int]]:
 
     shown = EventAccumulator(str(run / "tensorboard" / "train" / phase)).Reload()
     return {name: [point.step for point in shown.Scalars(name)] for name in shown.Tags()["scalars"]}
+
+
+def test_a_phase_that_goes_on_or_begins_anew_replaces_what_it_repeats(tmp_path: Path) -> None:
+    for since, until in ((0, 5), (0, 9), (7, 12)):
+        curves = Curves(UPath(tmp_path), "train", "denoiser", since)
+        for step in range(since + 1, until + 1):
+            curves.add({"phase": "denoiser", "step": step, "loss": 0.5})
+        curves.close()
+        time.sleep(1.1)  # the files' names tell whole seconds
+    assert events(tmp_path, "denoiser")["loss"] == list(range(1, 13))
 
 
 def bare_weights(run: Run, config: dict[str, Any], data: str) -> dict[str, dict[str, np.ndarray[Any, Any]]]:
