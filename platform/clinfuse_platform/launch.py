@@ -19,7 +19,7 @@ from upath import UPath
 from clinfuse.console import CONSOLE, say
 from clinfuse.errors import ClinfuseError, ConfigError, InputError
 from clinfuse_platform.curves import check_mlflow, tell_mlflow
-from clinfuse_platform.position import Position, remove_orphans
+from clinfuse_platform.position import Position, remove_orphans, rescue
 from clinfuse_platform.reporter import progress_file
 from clinfuse_platform.runs import Run
 from clinfuse_platform.session import can_grow
@@ -149,6 +149,8 @@ def fit_on_ray(
     whole = {**settings, "job": job, "kind": kind, "run": str(run.path), "threads": workers.cpus_each}
     each = {"CPU": float(workers.cpus_each)} | ({"GPU": workers.gpus} if workers.gpus else {})
     experiment = run.path / name
+    rescued = rescue(Path(str(experiment))) if run.is_local else None
+    whole["rescued"] = str(rescued) if rescued else None
     remove_orphans(experiment)
     scaling: dict[str, Any] = {"num_workers": workers.count, "use_gpu": workers.gpus > 0}
     if sum(bool(node["Alive"]) for node in ray.nodes()) > 1:

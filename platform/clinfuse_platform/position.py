@@ -3,6 +3,7 @@
 position.json            phases done, current phase and step, history
 <phase>.safetensors      each finished network
 current/                 TrainState of the phase under way (safetensors and JSON, never pickle)
+files.json               size in bytes of each of these, which tells a whole checkpoint from a torn one
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from clinfuse.training import TrainState
 
 HISTORY_POINTS = 500
+SIZES = "files.json"
+SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's list of the checkpoints it knows
 
 
 @dataclass
@@ -52,6 +55,7 @@ class Position:
             (folder / "current").mkdir()
             state.save(folder / "current")
         (folder / "position.json").write_text(json.dumps(asdict(self)), encoding="utf-8")
+        (folder / SIZES).write_text(json.dumps(sizes(folder)), encoding="utf-8")
         return folder
 
     @classmethod
@@ -79,14 +83,53 @@ def load_weights(module: nn.Module, folder: Path, name: str) -> None:
     module.load_state_dict(load_file(folder / f"{name}.safetensors"))
 
 
+def sizes(folder: Path) -> dict[str, int]:
+    """Size in bytes of each file below a checkpoint folder, without the list of sizes itself."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != SIZES)
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a checkpoint folder holds all that was to be written into it."""
+    try:
+        expected = json.loads((folder / SIZES).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return bool(expected == sizes(folder))
+
+
+def rescue(experiment: Path) -> Path | None:
+    """The newest whole checkpoint where Ray Train's list of them was torn by a kill in the middle of writing it.
+
+    Ray refuses to begin with a torn list, so that is removed. A list at a URL is written at once and cannot tear.
+
+    Args:
+        experiment: Ray Train's local experiment folder; nothing may be training in it.
+
+    Returns:
+        A folder for `Position.load`; None if the list is sound, or absent, or no checkpoint is whole.
+    """
+    snapshot = experiment / SNAPSHOT
+    if not snapshot.exists():
+        return None
+    try:
+        json.loads(snapshot.read_text(encoding="utf-8"))
+    except ValueError:
+        snapshot.unlink()
+        return next(
+            (path for path in sorted(experiment.glob("checkpoint_2*"), reverse=True) if is_whole(path)), None
+        )
+    return None
+
+
 def remove_orphans(experiment: UPath) -> int:
     """Delete checkpoint folders that a killed worker left behind unregistered; returns how many.
 
     Args:
-        experiment: Ray Train's experiment folder, local or at a URL, which holds `checkpoint_manager_snapshot.json`;
+        experiment: Ray Train's experiment folder, local or at a URL, which holds its `SNAPSHOT`;
             nothing may be training in it.
     """
-    snapshot = experiment / "checkpoint_manager_snapshot.json"
+    snapshot = experiment / SNAPSHOT
     if not snapshot.exists():
         return 0
     registered = snapshot.read_text(encoding="utf-8")

@@ -30,6 +30,9 @@ SINGLE_NODE_SETTINGS = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0", "RAY_TRAIN_M
 # Makes Ray bind a local session to 127.0.0.1 instead of the machine's outer address (the default on macOS and
 # Windows, hence the name). Ray reads it when it is imported.
 LOOPBACK_SWITCH = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+# A local session has no dashboard. Ray's processes look for one for 12 s at the end of every training, unless they are
+# told an address; nothing listens at the discard port, so they know at once.
+NO_DASHBOARD = ("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:9")
 # Read by Ray Train in the driver: how often reports are gathered (default 2 s makes every report wait 1 s).
 TRAIN_SETTINGS = {
     "RAY_TRAIN_V2_ENABLED": "1",
@@ -120,6 +123,18 @@ def knock(address: str) -> None:
 
 
 def _start(cpus: int | None) -> None:
+    name, nowhere = NO_DASHBOARD
+    before = os.environ.get(name)
+    os.environ[name] = nowhere  # for the processes that Ray starts, not for this one
+    try:
+        _init(cpus)
+    finally:
+        os.environ.pop(name)
+        if before is not None:
+            os.environ[name] = before
+
+
+def _init(cpus: int | None) -> None:
     import ray
 
     ray.init(

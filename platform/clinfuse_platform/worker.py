@@ -103,7 +103,9 @@ def _any_worker(flag: bool, work: Work) -> bool:
 def _run_phases(plan: Plan, work: Work, run: UPath) -> None:
     import ray.train
 
-    checkpoint = ray.train.get_checkpoint()
+    checkpoint, rescued = ray.train.get_checkpoint(), work.settings.get("rescued")
+    if checkpoint is None and rescued:
+        checkpoint = ray.train.Checkpoint.from_directory(rescued)
     if checkpoint is None:
         position, modules = Position(), dict[str, "nn.Module"]()
         _go_on(plan, work, run, position, modules, None)

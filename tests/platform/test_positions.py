@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from clinfuse_platform.launch import TrainingError, Workers, noted_failure, settings_key
 from clinfuse_platform.phases import Work
 from clinfuse_platform.plans import train_plan
-from clinfuse_platform.position import Position, Stretches, load_weights, remove_orphans
+from clinfuse_platform.position import SNAPSHOT, Position, Stretches, load_weights, remove_orphans, rescue
 from clinfuse_platform.runs import create_run
 from clinfuse_platform.targets import Targets
 from clinfuse_platform.validation import with_verdicts
@@ -43,6 +44,24 @@ def test_a_checkpoint_gives_back_position_weights_and_optimiser() -> None:
     state.load(folder / "current")
     assert state.step == 7 and torch.equal(other.weight, current.weight)
     assert not [path for path in folder.rglob("*") if path.suffix in (".pt", ".pkl", ".bin")]
+
+
+def test_a_torn_list_of_checkpoints_is_replaced_by_the_newest_whole_one(tmp_path: Path) -> None:
+    for name in ("checkpoint_2026-01", "checkpoint_2026-02", "checkpoint_2026-03"):
+        shutil.move(Position(done=["head"]).save({"head": nn.Linear(3, 2)}, None), tmp_path / name)
+    torn = tmp_path / "checkpoint_2026-03" / "head.safetensors"
+    torn.write_bytes(torn.read_bytes()[:-4])
+    assert rescue(tmp_path) is None, "nothing was torn"
+    snapshot = tmp_path / SNAPSHOT
+    snapshot.write_text('{"checkpoint_results": []}')
+    assert rescue(tmp_path) is None and snapshot.exists(), "the list is sound"
+    snapshot.write_text('{"checkpoint_results": [')
+    assert rescue(tmp_path) == tmp_path / "checkpoint_2026-02"
+    assert not snapshot.exists()
+    snapshot.touch()
+    (tmp_path / "checkpoint_2026-02" / "position.json").unlink()
+    (tmp_path / "checkpoint_2026-01" / "files.json").unlink()
+    assert rescue(tmp_path) is None
 
 
 def test_a_checkpoint_tells_the_phase_to_judge_with_its_average(tmp_path: Path) -> None:
