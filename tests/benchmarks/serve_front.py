@@ -8,7 +8,6 @@ tests/benchmarks/results/serve_front.md.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
 import statistics
@@ -18,22 +17,14 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+
+from serve import slices, untrained
 
 RESULT = Path(__file__).parent / "results" / "serve_front.md"
 FRONTS = {
     "Ray Serve's proxy": {},
     "HAProxy": {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_HAPROXY_MAXCONN": "4000"},
 }
-
-
-def sibling(name: str) -> ModuleType:
-    """A benchmark of this folder as a module."""
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def timed(call: Callable[[], object], repeats: int) -> float:
@@ -52,9 +43,8 @@ def one_front(repeats: int) -> dict[str, float]:
     from clinfuse_serve.client import Client
     from clinfuse_serve.deploy import start
 
-    serve = sibling("serve")
     with tempfile.TemporaryDirectory() as name:
-        model, pair = serve.untrained(Path(name)), serve.slices(Path(name))
+        model, pair = untrained(Path(name)), slices(Path(name))
         with session(), start(model, 1, port=0, aggregators=1) as handle, Client(handle.url) as client:
             case = client.describe(pair["anatomy"], pair["companion"], masks={"brain": pair["brain"]}).case
             return {

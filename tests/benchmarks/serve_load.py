@@ -9,7 +9,6 @@ tests/benchmarks/results/serve_load.md; fails if a request was lost or memory gr
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import os
 import signal
 import statistics
@@ -19,11 +18,11 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 
 import psutil
 
 from clinfuse.errors import ClinfuseError
+from serve import memory_mb, slices, untrained
 
 RESULT = Path(__file__).parent / "results" / "serve_load.md"
 PERIODS = ("before", "a member killed", "an aggregator killed")
@@ -36,15 +35,6 @@ class Asked:
     begun: float
     seconds: float
     degraded: bool | None
-
-
-def sibling(name: str) -> ModuleType:
-    """A benchmark of this folder as a module."""
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def ask_until(url: str, images: dict[str, bytes], end: float, log: list[Asked], lost: list[str]) -> None:
@@ -115,7 +105,7 @@ def flat(url: str, images: dict[str, bytes], requests: int) -> dict[str, float]:
 
 def memory() -> float:
     """MB of all processes, proportional set size."""
-    return float(sum(sibling("serve").memory_mb(psutil.Process()).values()))
+    return float(sum(memory_mb(psutil.Process()).values()))
 
 
 def report(log: list[Asked], lost: list[str], begun: float, seconds: float, facts: dict[str, float]) -> str:
@@ -154,10 +144,9 @@ def main() -> int:
     from clinfuse_platform.session import session
     from clinfuse_serve.deploy import start
 
-    serve = sibling("serve")
     with tempfile.TemporaryDirectory() as name:
-        model = serve.untrained(Path(name))
-        images = {role: path.read_bytes() for role, path in serve.slices(Path(name)).items()}
+        model = untrained(Path(name))
+        images = {role: path.read_bytes() for role, path in slices(Path(name)).items()}
         with session(), start(model, port=0) as handle:
             ask_until(handle.url, images, time.monotonic() + 5, [], [])
             log, lost, begun = run(handle.url, images, arguments.seconds, arguments.clients)

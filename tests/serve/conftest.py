@@ -24,6 +24,8 @@ from clinfuse.case import Case
 from clinfuse.presets import load_presets
 
 if TYPE_CHECKING:
+    from chromium import Browser
+
     from clinfuse.pipeline import FusionPipeline
 
 sys.path.append(str(Path(__file__).parent))  # helpers of these tests, e.g. chromium.py
@@ -164,3 +166,16 @@ def local_service(model_dir: Path, pipeline: FusionPipeline) -> Iterator[Callabl
     for server, thread in servers:
         server.should_exit = True
         thread.join(10)
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Iterator[Browser]:
+    """A browser, or skip."""
+    from chromium import Browser, find_browser
+
+    program = find_browser()
+    if program is None:
+        pytest.skip("no Chromium here")
+    made = Browser(program, tmp_path / "profile")
+    yield made
+    made.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import httpx
 import numpy as np
 import pandas as pd
 import pytest
-from chromium import Browser, find_browser
+from chromium import Browser
 from clinfuse_serve.schemas import ExampleRow
 from clinfuse_serve.study import Answers, Arm, Study, interval, order_of, read_study
 
@@ -145,17 +145,6 @@ def get(url: str, path: str) -> httpx.Response:
 
 def test_no_study_no_route(local_service: Start) -> None:
     assert get(local_service(), "/v1/study").status_code == 404
-
-
-@pytest.fixture
-def browser(tmp_path: Path) -> Iterator[Browser]:
-    """A browser, or skip."""
-    program = find_browser()
-    if program is None:
-        pytest.skip("no Chromium here")
-    made = Browser(program, tmp_path / "profile")
-    yield made
-    made.close()
 
 
 def test_a_reader_rates_on_the_page(

@@ -3,26 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pytest
-from chromium import Browser, find_browser
+from chromium import Browser
 
 Start = Callable[..., str]
 Pair = dict[str, Path]
-
-
-@pytest.fixture
-def browser(tmp_path: Path) -> Iterator[Browser]:
-    """A browser, or skip."""
-    program = find_browser()
-    if program is None:
-        pytest.skip("no Chromium here")
-    made = Browser(program, tmp_path / "profile")
-    yield made
-    made.close()
 
 
 def opened(browser: Browser, url: str) -> None:

@@ -1,0 +1,37 @@
+"""What several tests of the HTTP contract use: one request by hand, and what every refusal looks like."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+Start = Callable[..., str]
+Pair = dict[str, Path]
+
+
+def post(
+    url: str, files: dict[str, Any], params: dict[str, Any] | str = "{}", **options: Any
+) -> httpx.Response:
+    text = params if isinstance(params, str) else json.dumps(params)
+    opened = {k: (v.name, v.read_bytes()) if isinstance(v, Path) else ("x", v) for k, v in files.items()}
+    form = {"data": {"params": text}, "files": opened or None}
+    return httpx.post(f"{url}/v1/fuse", timeout=120, trust_env=False, **form, **options)
+
+
+def masks_of(pair: Pair) -> dict[str, Any]:
+    return {roi: pair[roi] for roi in ("brain", "bone", "lesion") if roi in pair}
+
+
+def refused(reply: httpx.Response, status: int, *words: str) -> dict[str, Any]:
+    assert reply.status_code == status, reply.text
+    assert reply.headers["content-type"] == "application/problem+json"
+    problem: dict[str, Any] = reply.json()
+    text = json.dumps(problem)
+    for word in words:
+        assert word in text, text
+    assert "Smith" not in text and "/tmp" not in text and reply.headers["x-request-id"] in problem["instance"]
+    return problem
