@@ -29,7 +29,7 @@ from clinfuse.errors import ConfigError
 from clinfuse.method.diffusion import DiffusionConfig, alphas_cumprod, estimate_from, noise_ratio
 from clinfuse.method.filters import gaussian_blur
 from clinfuse.method.haar import haar, inverse_haar, inverse_haar_variance
-from clinfuse.method.prior import fusion_prior, with_findings
+from clinfuse.method.prior import Sources, compose, look
 from clinfuse.presets import VECTOR_SIZE
 
 LOG_VARIANCE_RANGE = (-10.0, 2.0)
@@ -91,6 +91,17 @@ class Inputs(NamedTuple):
     companion: Tensor
     masks: Tensor
     vector: Tensor
+
+
+class Seen(NamedTuple):
+    """The part of c that depends on neither x_t nor the preset, so that a changed preset need not see again.
+
+    sources (B, ·, *S); images: φ(I_M), φ(I_C) and both images, masks, in the Haar domain (B, ·, *Z).
+    """
+
+    sources: Sources
+    images: tuple[Tensor, ...]
+    masks: Tensor
 
 
 class Encoded(NamedTuple):
@@ -164,18 +175,24 @@ class Denoiser(nn.Module):
         self.unet.add_module("class_embedding", nn.Sequential(*preset))
         self.register_buffer("alpha_bar", alphas_cumprod(diffusion), persistent=False)
 
+    def see(self, inputs: Inputs) -> Seen:
+        """What the member sees of the images, the preset aside."""
+        levels = self.config.levels
+        sources = look(inputs.anatomy, inputs.companion, *inputs.masks.split(1, dim=1))
+        z_m, z_c = (to_latent(image, levels) for image in (sources.painted, sources.companion))
+        images = (self.encode_anatomy(z_m), self.encode_companion(z_c), z_m, z_c)
+        return Seen(sources, images, haar(inputs.masks, levels))
+
+    def condition(self, seen: Seen, vector: Tensor) -> Encoded:
+        """c for preset vectors (B, 6)."""
+        sources, prior = seen.sources, compose(seen.sources, vector)
+        z_p = to_latent(prior, self.config.levels)
+        features = torch.cat([*seen.images, z_p, seen.masks], dim=1)
+        return Encoded(features, z_p, 2 * (sources.painted - prior), 2 * (sources.companion - prior), vector)
+
     def encode(self, inputs: Inputs) -> Encoded:
         """The part of c that does not depend on x_t; compute it once per image."""
-        levels = self.config.levels
-        brain, bone, lesion = inputs.masks.split(1, dim=1)
-        prior = fusion_prior(inputs.anatomy, inputs.companion, brain, bone, lesion, inputs.vector)
-        painted = with_findings(inputs.anatomy, inputs.companion, brain, bone)
-        z_p, z_m, z_c = (to_latent(image, levels) for image in (prior, painted, inputs.companion))
-        masks = haar(inputs.masks, levels)
-        features = torch.cat(
-            [self.encode_anatomy(z_m), self.encode_companion(z_c), z_m, z_c, z_p, masks], dim=1
-        )
-        return Encoded(features, z_p, 2 * (painted - prior), 2 * (inputs.companion - prior), inputs.vector)
+        return self.condition(self.see(inputs), inputs.vector)
 
     def forward(self, x_t: Tensor, timesteps: Tensor, inputs: Inputs) -> Estimate:
         """Training entry: x_t (B, n, *Z), timesteps (B,) int64, inputs as images."""

@@ -7,6 +7,8 @@ the lesion. Blending each band with weights smoothed at that band's scale leaves
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -19,6 +21,32 @@ SHARPNESS = 3
 FINDING_SIGMAS = (4.0, 9.0)
 FINDING_MIN_CONTRAST = 0.006
 FINDING_GREY = 0.85
+
+
+class Sources(NamedTuple):
+    """What the composition takes from one batch of pairs whatever the preset; look once, compose as often as wanted.
+
+    Attributes:
+        companion: (B, 1, *S) as given.
+        painted: (B, 1, *S) the anatomy image with the companion's findings painted in at grey 0.85. In a bone window
+            blood differs from brain by two grey levels in a hundred, so that no mixture of the two sources could show
+            it; what is bright already stays as it is.
+        findings: (B, 1, *S) in [0, 1], see `findings`.
+        room: (B, 1, *S) how far the anatomy image is below that grey, at least 0.
+        soft: (B, 3, *S) smoothed masks of brain, bone, lesion.
+        salient_anatomy, salient_companion: (B, 1, *S).
+        details, rest: Laplacian pyramid of (painted, companion), (B, 2, *S) and coarser.
+    """
+
+    companion: Tensor
+    painted: Tensor
+    findings: Tensor
+    room: Tensor
+    soft: Tensor
+    salient_anatomy: Tensor
+    salient_companion: Tensor
+    details: tuple[Tensor, ...]
+    rest: Tensor
 
 
 def fusion_prior(
@@ -34,36 +62,59 @@ def fusion_prior(
     Returns:
         (B, 1, *S) in [0, 1].
     """
-    weight = companion_weight(anatomy, companion, brain, bone, lesion, vector)
-    return _blend(with_findings(anatomy, companion, brain, bone), companion, weight).clamp(0, 1)
+    return compose(look(anatomy, companion, brain, bone, lesion), vector)
 
 
-def with_findings(anatomy: Tensor, companion: Tensor, brain: Tensor, bone: Tensor) -> Tensor:
-    """The anatomy image with the companion's findings painted in at grey 0.85, (B, 1, *S) in [0, 1].
-
-    In a bone window blood differs from brain by two grey levels in a hundred, so that no mixture of the two sources
-    could show it; and what is bright already stays as it is.
-    """
+def look(anatomy: Tensor, companion: Tensor, brain: Tensor, bone: Tensor, lesion: Tensor) -> Sources:
+    """The part of `fusion_prior` that does not depend on the preset; arguments as there."""
     shown = findings(companion, brain, bone)
-    return anatomy + shown * (FINDING_GREY - anatomy).clamp_min(0)
+    room = (FINDING_GREY - anatomy).clamp_min(0)
+    painted = anatomy + shown * room
+    details, rest = _pyramid(torch.cat([painted, companion], dim=1))
+    return Sources(
+        companion=companion,
+        painted=painted,
+        findings=shown,
+        room=room,
+        soft=gaussian_blur(torch.cat([brain, bone, lesion], dim=1), 0.8),
+        salient_anatomy=_saliency(anatomy),
+        salient_companion=_saliency(companion),
+        details=details,
+        rest=rest,
+    )
+
+
+def compose(sources: Sources, vector: Tensor) -> Tensor:
+    """The prior (B, 1, *S) in [0, 1] for preset vectors (B, 6): a Laplacian-pyramid blend under one weight map."""
+    weight = weight_of(sources, vector)
+    weights = [weight]
+    for _ in sources.details:
+        weights.append(_down(weights[-1]))
+    fused = _mix(sources.rest, weights.pop())
+    for detail, weight in zip(reversed(sources.details), reversed(weights), strict=True):
+        fused = _up(fused, detail.shape[2:]) + _mix(detail, weight)
+    return fused.clamp(0, 1)
 
 
 def companion_weight(
     anatomy: Tensor, companion: Tensor, brain: Tensor, bone: Tensor, lesion: Tensor, vector: Tensor
 ) -> Tensor:
+    """`weight_of` a batch; arguments as of `fusion_prior`."""
+    return weight_of(look(anatomy, companion, brain, bone, lesion), vector)
+
+
+def weight_of(sources: Sources, vector: Tensor) -> Tensor:
     """How much of the companion each voxel shows, (B, 1, *S) in [0, 1].
 
     α and β weigh the soft brain and bone masks against each other where they meet, and the two sources' saliency
     (the brighter and more structured one wins smoothly) outside both and in the lesion.
     """
-    share = vector[:, :3].reshape(-1, 3, *[1] * (anatomy.ndim - 2))
+    share = vector[:, :3].reshape(-1, 3, *[1] * (sources.soft.ndim - 2))
     alpha, beta, gamma = share[:, 0:1], share[:, 1:2], share[:, 2:3]
-    soft = gaussian_blur(torch.cat([brain, bone, lesion], dim=1), 0.8)
-    in_brain, in_bone, in_lesion = soft[:, 0:1], soft[:, 1:2], soft[:, 2:3]
-    salient_m, salient_c = _saliency(anatomy), _saliency(companion)
+    in_brain, in_bone, in_lesion = sources.soft[:, 0:1], sources.soft[:, 1:2], sources.soft[:, 2:3]
     open_share = SALIENCY_SHARE + 0.5 * gamma * in_lesion
-    for_c = (beta + 0.02) * (in_bone**2 + open_share * salient_c)
-    for_m = (alpha + 0.02) * (in_brain**2 + open_share * salient_m)
+    for_c = (beta + 0.02) * (in_bone**2 + open_share * sources.salient_companion)
+    for_m = (alpha + 0.02) * (in_brain**2 + open_share * sources.salient_anatomy)
     return for_c / (for_c + for_m + 1e-6)
 
 
@@ -94,18 +145,14 @@ def findings(companion: Tensor, brain: Tensor, bone: Tensor) -> Tensor:
     return gaussian_blur(score.clamp(0, 1) * core, 0.7).clamp(0, 1) * (brain > 0.5)
 
 
-def _blend(anatomy: Tensor, companion: Tensor, weight: Tensor) -> Tensor:
-    """Laplacian-pyramid blend of two images under one weight map."""
-    pair, levels = torch.cat([anatomy, companion], dim=1), []
+def _pyramid(pair: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+    """Details of the pair (B, 2, *S) per level, fine to coarse, and what rests."""
+    details = []
     for _ in range(min(LEVELS, _usable_levels(pair))):
         coarse = _down(pair)
-        detail = pair - _up(coarse, pair.shape[2:])
-        levels.append(_mix(detail, weight))
-        pair, weight = coarse, _down(weight)
-    fused = _mix(pair, weight)
-    for detail in reversed(levels):
-        fused = _up(fused, detail.shape[2:]) + detail
-    return fused
+        details.append(pair - _up(coarse, pair.shape[2:]))
+        pair = coarse
+    return tuple(details), pair
 
 
 def _mix(pair: Tensor, weight: Tensor) -> Tensor:

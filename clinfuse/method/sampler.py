@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clinfuse.method.denoiser import Denoiser, Estimate, Inputs, to_image, to_image_variance
+from clinfuse.method.denoiser import Denoiser, Encoded, Estimate, Inputs, to_image, to_image_variance
 from clinfuse.method.diffusion import DiffusionConfig, make_scheduler, noise_like
 from clinfuse.method.guidance import Guide, GuidedStep, guided_step, mean_estimate
 
@@ -56,10 +56,33 @@ def sample(
 
     Reference: proposal, Eq. 1 and Algorithm 1.
     """
+    with torch.no_grad():
+        encoded = [d.encode(inputs) for d in denoisers]
+    return sample_encoded(
+        denoisers,
+        encoded,
+        diffusion=diffusion,
+        steps=steps,
+        generators=generators,
+        guide=guide,
+        callback=callback,
+    )
+
+
+def sample_encoded(
+    denoisers: list[Denoiser],
+    encoded: list[Encoded],
+    *,
+    diffusion: DiffusionConfig,
+    steps: int,
+    generators: list[torch.Generator],
+    guide: Guide | None = None,
+    callback: Callback | None = None,
+) -> Sampled:
+    """As `sample`, from what each denoiser has encoded already."""
     scheduler = make_scheduler(diffusion, steps)
     levels = denoisers[0].config.levels
     with torch.no_grad():
-        encoded = [d.encode(inputs) for d in denoisers]
         x_t = noise_like(tuple(encoded[0].z_prior.shape), generators)
         for index, t in enumerate(scheduler.timesteps):
             timesteps = torch.full((x_t.shape[0],), int(t), device=x_t.device)

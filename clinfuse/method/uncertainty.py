@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from clinfuse.method.denoiser import Estimate, Inputs, to_image, to_image_variance
-from clinfuse.method.prior import FINDING_GREY, companion_weight, findings
+from clinfuse.method.prior import Sources, look, weight_of
 
 HALF_SATURATION = 0.05
 REMAINING_MM = 0.75
@@ -34,6 +35,27 @@ def predicted_std(estimates: list[Estimate], levels: int) -> Tensor:
     return (variance + 1e-10).sqrt()
 
 
+class Slopes(NamedTuple):
+    """What registration variance takes from a batch whatever the preset: its sources, and the slopes (per mm) of the
+    companion and of its findings along every axis longer than one voxel, (B, 1, *S) each."""
+
+    sources: Sources
+    of_companion: tuple[Tensor, ...]
+    of_findings: tuple[Tensor, ...]
+
+
+def slopes(sources: Sources, spacing_mm: tuple[float, ...]) -> Slopes:
+    """Slopes of a batch with that voxel spacing along *S."""
+    axes = [
+        (axis, step) for axis, step in enumerate(spacing_mm, start=2) if sources.companion.shape[axis] > 1
+    ]
+    of_companion, of_findings = (
+        tuple(torch.gradient(image, spacing=step, dim=axis)[0] for axis, step in axes)
+        for image in (sources.companion, sources.findings)
+    )
+    return Slopes(sources, of_companion, of_findings)
+
+
 def registration_variance(inputs: Inputs, spacing_mm: tuple[float, ...]) -> Tensor:
     """Variance of F by the misregistration that is left, first order, (B, 1, *S) in image units² (Section 3.4).
 
@@ -42,16 +64,17 @@ def registration_variance(inputs: Inputs, spacing_mm: tuple[float, ...]) -> Tens
     measures the same by drawing; this costs no draw.
     """
     brain, bone, lesion = inputs.masks.split(1, dim=1)
-    w = companion_weight(inputs.anatomy, inputs.companion, brain, bone, lesion, inputs.vector)
-    shown = findings(inputs.companion, brain, bone)
-    painted = (1 - w) * (FINDING_GREY - inputs.anatomy).clamp_min(0)
+    sources = look(inputs.anatomy, inputs.companion, brain, bone, lesion)
+    return variance_of(slopes(sources, spacing_mm), inputs.vector)
+
+
+def variance_of(slopes: Slopes, vector: Tensor) -> Tensor:
+    """`registration_variance` from the slopes, for preset vectors (B, 6)."""
+    w = weight_of(slopes.sources, vector)
+    painted = (1 - w) * slopes.sources.room
     variance = torch.zeros_like(w)
-    for axis, step in enumerate(spacing_mm, start=2):
-        if w.shape[axis] > 1:
-            of_companion, of_findings = (
-                torch.gradient(image, spacing=step, dim=axis)[0] for image in (inputs.companion, shown)
-            )
-            variance = variance + (w * of_companion + painted * of_findings) ** 2
+    for of_companion, of_findings in zip(slopes.of_companion, slopes.of_findings, strict=True):
+        variance = variance + (w * of_companion + painted * of_findings) ** 2
     return REMAINING_MM**2 * variance
 
 
