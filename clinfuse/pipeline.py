@@ -1,11 +1,10 @@
 """FusionPipeline: from a case to the fused image with its uncertainty; the one way to use a model.
 
-Legend: D, H, W as in clinfuse.case. A 2D model treats the axial slices as its batch, a 3D model the whole volume.
+D, H, W as in clinfuse.case.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,24 +12,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from clinfuse.alignment import aligned
 from clinfuse.case import Case, FloatArray
 from clinfuse.combine import FusionResult, MemberSample, ModelFacts, combine_samples
 from clinfuse.errors import ConfigError
+from clinfuse.features import Features, Part, as_sample, as_tensor, draw_part, see, seed_of, together
 from clinfuse.method.calibration import Calibration
-from clinfuse.method.denoiser import Denoiser, Inputs, pad_to_multiple
+from clinfuse.method.denoiser import Denoiser
 from clinfuse.method.diffusion import DiffusionConfig
 from clinfuse.method.guidance import GuidanceConfig, Guide
 from clinfuse.method.jitter import JitterConfig, apply, draw
 from clinfuse.method.lesion_head import LesionHead
 from clinfuse.method.roi_loss import roi_reference
-from clinfuse.method.sampler import sample
-from clinfuse.method.uncertainty import registration_variance, saturating
+from clinfuse.method.uncertainty import saturating
 from clinfuse.presets import Preset, find_preset, load_presets
 
-SLICE_BATCH = 16
 HEAD_LEVEL = 0.03
 Progress = Callable[[int, int], None]
 
@@ -159,6 +156,26 @@ class FusionPipeline:
                 progress(len(done), len(draws))
         return self.combine(done, case, preset, asked=count, seed=seed)
 
+    def encode(
+        self,
+        case: Case,
+        member: int,
+        *,
+        seed: int = 0,
+        jitter_index: int = 0,
+        jitter: JitterConfig | None = None,
+    ) -> Features:
+        """What a member sees of the case as it is (see `aligned`), whatever the preset: encoders' features, the parts
+        of fusion prior and registration variance. Given to `sample_member`, a changed preset costs only the steps.
+        """
+        companion = as_tensor(case.companion)
+        if jitter_index:
+            generator = torch.Generator().manual_seed(seed_of(seed, jitter_index, -1))
+            motion = draw(jitter or JitterConfig(), generator, 3)
+            companion = apply(motion, companion[None, None], case.spacing)[0, 0]
+        parts = see(self.members[member], case, companion, self.device)
+        return Features(member=member, jitter=jitter_index, shape=case.shape, parts=parts)
+
     def sample_member(
         self,
         case: Case,
@@ -172,33 +189,39 @@ class FusionPipeline:
         guided: bool | None = None,
         guidance: GuidanceConfig | None = None,
         jitter: JitterConfig | None = None,
+        features: Features | None = None,
     ) -> MemberSample:
         """One member's draw of the case as it is (see `aligned`); independent of every other draw, so that replicas
-        can share the work."""
+        can share the work.
+
+        Args:
+            features: of this case, member and jitter by `encode`, or None to make them; the result is the same.
+
+        Raises:
+            ConfigError: no such preset, or features of something else.
+        """
         preset = self.resolve_preset(preset)
         guided = self.kind == "teacher" if guided is None else guided
         steps = steps or (preset.steps if self.kind == "teacher" else self.student_steps)
-        warped = self._jittered(case, jitter_index, seed, jitter or JitterConfig())
-        own = _seed(seed, member, sample_index)
-        batches = self._batches(case, warped, preset)
+        if features is None:
+            features = self.encode(case, member, seed=seed, jitter_index=jitter_index, jitter=jitter)
+        features.check(case, member, jitter_index)
+        own = seed_of(seed, member, sample_index)
         maps = []
-        for batch in batches:
-            guide = self._guide(batch, case, preset, guidance) if guided else None
-            maps.append(self._sample_batch(batch, member, steps, [own] * len(batch.anatomy), guide))
-        fused, variance, residual = (np.concatenate(parts) for parts in zip(*maps, strict=True))
-        return MemberSample(
-            fused=fused,
-            variance=variance,
-            registration=self._registration(batches, case),
-            residual_energy=float(np.mean(residual**2)),
-            member=member,
-            sample=sample_index,
-            jitter=jitter_index,
-            steps=steps,
-        )
+        for part in features.parts:
+            batch = len(part.inputs.anatomy)
+            guide = self._guide(part, case, preset, guidance) if guided else None
+            maps.append(self._drawn(part, [preset] * batch, member, steps, [own] * batch, guide))
+        volumes = [np.concatenate(parts) for parts in zip(*maps, strict=True)]
+        return as_sample(volumes, member=member, steps=steps, sample=sample_index, jitter=jitter_index)
 
     def sample_together(
-        self, asks: Sequence[tuple[Case, Preset, int]], member: int, *, steps: int | None = None
+        self,
+        asks: Sequence[tuple[Case, Preset, int]],
+        member: int,
+        *,
+        steps: int | None = None,
+        features: Sequence[Features | None] = (),
     ) -> list[MemberSample]:
         """Unguided first draws of one member of a 2D model for several small cases in one batch.
 
@@ -206,39 +229,30 @@ class FusionPipeline:
             asks: (case, preset, seed) each; slices of all cases have one size (H, W).
             member: whose draws.
             steps: reverse steps for all; default `student_steps`.
+            features: of every ask by `encode`, or None for those to be made; empty for none.
 
         Returns:
             One sample per ask, equal to what `sample_member` gives for it alone: every slice has its own noise.
 
         Raises:
-            ConfigError: a 3D model, or slices of different sizes.
+            ConfigError: a 3D model, slices of different sizes, or features of something else.
         """
         if self.spatial_dims != 2 or len({case.shape[1:] for case, _, _ in asks}) != 1:
             raise ConfigError("cannot be sampled together", expected="a 2D model and slices of one size")
         steps = steps or self.student_steps
-        own = [self._batches(case, torch.from_numpy(case.companion), preset) for case, preset, _ in asks]
-        parts = [batch for batches in own for batch in batches]
-        whole = Inputs(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
+        parts: list[Part] = []
+        for (case, _, _), known in zip(asks, features or [None] * len(asks), strict=True):
+            seen = known or self.encode(case, member)
+            seen.check(case, member, 0)
+            parts += seen.parts
         depths = [case.shape[0] for case, _, _ in asks]
+        presets = [preset for (_, preset, _), d in zip(asks, depths, strict=True) for _ in range(d)]
         seeds = [
-            _seed(seed, member, 0) for (_, _, seed), d in zip(asks, depths, strict=True) for _ in range(d)
+            seed_of(seed, member, 0) for (_, _, seed), d in zip(asks, depths, strict=True) for _ in range(d)
         ]
-        maps = self._sample_batch(whole, member, steps, seeds, None)
-        ends = np.cumsum(depths)[:-1]
-        cut = [np.split(volume, ends) for volume in maps]
-        return [
-            MemberSample(
-                fused=fused,
-                variance=variance,
-                registration=self._registration(batches, case),
-                residual_energy=float(np.mean(residual**2)),
-                member=member,
-                sample=0,
-                jitter=0,
-                steps=steps,
-            )
-            for (case, _, _), batches, fused, variance, residual in zip(asks, own, *cut, strict=True)
-        ]
+        maps = self._drawn(together(parts), presets, member, steps, seeds)
+        cut = zip(*(np.split(volume, np.cumsum(depths)[:-1]) for volume in maps), strict=True)
+        return [as_sample(volumes, member=member, steps=steps) for volumes in cut]
 
     def combine(
         self, samples: Sequence[MemberSample], case: Case, preset: str | Preset, *, asked: int, seed: int
@@ -252,69 +266,30 @@ class FusionPipeline:
         facts = ModelFacts(kind=self.kind, model_hash=self.model_hash, calibration=self.calibration)
         return combine_samples(samples, case, self.resolve_preset(preset), facts, asked=asked, seed=seed)
 
-    def _jittered(self, case: Case, index: int, seed: int, config: JitterConfig) -> Tensor:
-        companion = torch.from_numpy(case.companion)[None, None]
-        if index == 0:
-            return companion[0, 0]
-        generator = torch.Generator().manual_seed(_seed(seed, index, -1))
-        return apply(draw(config, generator, 3), companion, case.spacing)[0, 0]
-
-    def _batches(self, case: Case, companion: Tensor, preset: Preset) -> list[Inputs]:
-        """The case as model inputs: axial slices in batches of 16 (2D), or the volume (3D)."""
-        images = [torch.from_numpy(case.anatomy), companion.float()]
-        masks = torch.stack([torch.from_numpy(m.astype(np.float32)) for m in case.masks.values()])
-        if self.spatial_dims == 3:
-            stacked = [i[None, None] for i in images] + [masks[None]]
-        else:
-            stacked = [i[:, None] for i in images] + [masks.transpose(0, 1)]
-        batches = []
-        for start in range(0, len(stacked[0]), SLICE_BATCH):
-            anatomy, other, rois = (s[start : start + SLICE_BATCH].to(self.device) for s in stacked)
-            vector = torch.tensor([preset.vector], device=self.device).expand(len(anatomy), -1)
-            batches.append(Inputs(anatomy, other, rois, vector))
-        return batches
-
-    def _sample_batch(
-        self, batch: Inputs, member: int, steps: int, seeds: Sequence[int], guide: Guide | None
-    ) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """Fused, variance and residual, (D, H, W) each, of one batch with a seed per item."""
-        denoiser = self.members[member]
-        inputs, undo = self._padded(batch)
-        done = sample(
-            [denoiser],
-            inputs,
+    def _drawn(
+        self,
+        part: Part,
+        presets: Sequence[Preset],
+        member: int,
+        steps: int,
+        seeds: Sequence[int],
+        guide: Guide | None = None,
+    ) -> tuple[FloatArray, ...]:
+        return draw_part(
+            self.members[member],
+            part,
+            torch.tensor([preset.vector for preset in presets], device=self.device),
             diffusion=self.diffusion,
             steps=steps,
             generators=[torch.Generator(self.device).manual_seed(seed) for seed in seeds],
             guide=guide,
         )
-        return (
-            self._as_volume(done.fused[undo]),
-            self._as_volume(done.variance[undo]),
-            self._as_volume(done.residual[undo]),
-        )
 
-    def _registration(self, batches: Sequence[Inputs], case: Case) -> FloatArray:
+    def _guide(self, part: Part, case: Case, preset: Preset, config: GuidanceConfig | None) -> Guide:
+        anatomy, companion, masks, _ = part.inputs
         spacing = case.spacing[-self.spatial_dims :]
-        return np.concatenate([self._as_volume(registration_variance(batch, spacing)) for batch in batches])
-
-    def _as_volume(self, batch: Tensor) -> FloatArray:
-        """(B, 1, H, W) or (1, 1, D, H, W) → (D, H, W)."""
-        return np.asarray(batch.squeeze((0, 1) if self.spatial_dims == 3 else (1,)).cpu().numpy())
-
-    def _padded(self, batch: Inputs) -> tuple[Inputs, tuple[slice, ...]]:
-        padded: list[Tensor] = []
-        undo: tuple[slice, ...] = ()
-        for part in batch[:3]:
-            grown, undo = pad_to_multiple(part, self.members[0].config.multiple)
-            padded.append(grown)
-        return Inputs(padded[0], padded[1], padded[2], batch.vector), undo
-
-    def _guide(self, batch: Inputs, case: Case, preset: Preset, config: GuidanceConfig | None) -> Guide:
-        inputs, _ = self._padded(batch)
-        spacing = case.spacing[-self.spatial_dims :]
-        reference = roi_reference(inputs.anatomy, inputs.companion, inputs.masks, spacing, preset.tau_mm)
-        head = ((inputs.anatomy > HEAD_LEVEL) | (inputs.companion > HEAD_LEVEL)).float()
+        reference = roi_reference(anatomy, companion, masks, spacing, preset.tau_mm)
+        head = ((anatomy > HEAD_LEVEL) | (companion > HEAD_LEVEL)).float()
         return Guide(
             reference=reference,
             lesion_head=self.lesion_head,
@@ -323,9 +298,3 @@ class FusionPipeline:
             config=config or GuidanceConfig(),
             uncertainty_map=saturating if self.calibration is None else self.calibration.uncertainty_torch,
         )
-
-
-def _seed(*parts: int) -> int:
-    """A 63-bit seed from integers, the same on every machine."""
-    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1

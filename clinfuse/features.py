@@ -1,0 +1,187 @@
+"""What one member sees of a case whatever the preset, and draws from it: seen once, drawn for every preset.
+
+Legend: D, H, W as in clinfuse.case; *S spatial axes. A 2D model treats the axial slices as its batch, a 3D model the
+whole volume.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from clinfuse.case import Case, FloatArray
+from clinfuse.combine import MemberSample
+from clinfuse.errors import ConfigError
+from clinfuse.method.denoiser import Denoiser, Inputs, Seen, pad_to_multiple
+from clinfuse.method.diffusion import DiffusionConfig
+from clinfuse.method.guidance import Guide
+from clinfuse.method.prior import look
+from clinfuse.method.sampler import sample_encoded
+from clinfuse.method.uncertainty import Slopes, slopes, variance_of
+
+SLICE_BATCH = 16
+
+
+class Part(NamedTuple):
+    """One batch of a case.
+
+    Attributes:
+        inputs: padded to what the network divides; the vector is empty (B, 0).
+        undo: slices that take a padded (B, C, *S) back.
+        seen: what the network's encoders and the fusion prior make of it.
+        slopes: what registration variance takes from it, not padded.
+    """
+
+    inputs: Inputs
+    undo: tuple[slice, ...]
+    seen: Seen
+    slopes: Slopes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Features:
+    """What `FusionPipeline.encode` makes of a case for one member, and `sample_member` takes.
+
+    Attributes:
+        member: whose encoders made it.
+        jitter: index of the draw that warped the companion, 0 for none.
+        shape: (D, H, W) of the case.
+        parts: its batches in order.
+    """
+
+    member: int
+    jitter: int
+    shape: tuple[int, int, int]
+    parts: tuple[Part, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of all tensors; what several share counts once."""
+        storages = {
+            t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in _tensors(self.parts)
+        }
+        return sum(storages.values())
+
+    def check(self, case: Case, member: int, jitter: int) -> None:
+        """Raises ConfigError unless these are of that member and jitter, and of a case of that shape."""
+        found = (self.member, self.jitter, self.shape)
+        if found != (member, jitter, case.shape):
+            raise ConfigError(
+                "features of something else",
+                expected=f"member {member}, jitter {jitter}, shape {case.shape}",
+                found=f"member {found[0]}, jitter {found[1]}, shape {found[2]}",
+            )
+
+
+def see(denoiser: Denoiser, case: Case, companion: Tensor, device: torch.device) -> tuple[Part, ...]:
+    """The parts of a case with its companion image (D, H, W) as it is or warped."""
+    spatial_dims = denoiser.config.spatial_dims
+    with torch.no_grad():
+        return tuple(
+            _part(denoiser, inputs, case.spacing[-spatial_dims:])
+            for inputs in _batches(case, companion, spatial_dims, device)
+        )
+
+
+def draw_part(
+    denoiser: Denoiser,
+    part: Part,
+    vectors: Tensor,
+    *,
+    diffusion: DiffusionConfig,
+    steps: int,
+    generators: list[torch.Generator],
+    guide: Guide | None = None,
+) -> tuple[FloatArray, ...]:
+    """Fused, variance, residual and registration variance, (D, H, W) each, for preset vectors (B, 6)."""
+    with torch.no_grad():
+        encoded = denoiser.condition(part.seen, vectors)
+        registration = variance_of(part.slopes, vectors)
+    done = sample_encoded(
+        [denoiser], [encoded], diffusion=diffusion, steps=steps, generators=generators, guide=guide
+    )
+    maps = [*(volume[part.undo] for volume in (done.fused, done.variance, done.residual)), registration]
+    outer = (0, 1) if denoiser.config.spatial_dims == 3 else (1,)
+    return tuple(np.asarray(volume.squeeze(outer).cpu().numpy()) for volume in maps)
+
+
+def as_sample(
+    volumes: Sequence[FloatArray], *, member: int, steps: int, sample: int = 0, jitter: int = 0
+) -> MemberSample:
+    """What `draw_part` gave, as one draw."""
+    fused, variance, residual, registration = volumes
+    return MemberSample(
+        fused=fused,
+        variance=variance,
+        registration=registration,
+        residual_energy=float(np.mean(residual**2)),
+        member=member,
+        sample=sample,
+        jitter=jitter,
+        steps=steps,
+    )
+
+
+def seed_of(*parts: int) -> int:
+    """A 63-bit seed from integers, the same on every machine."""
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def together(parts: Sequence[Part]) -> Part:
+    """Parts of equal spatial shape as one batch."""
+    if len(parts) == 1:
+        return parts[0]
+    inputs, seen, steep = (_concatenated([part[k] for part in parts]) for k in (0, 2, 3))
+    return Part(inputs, parts[0].undo, seen, steep)
+
+
+def as_tensor(array: NDArray[Any]) -> Tensor:
+    """The array's memory as a tensor; a copy if it may not be written to (an array in Ray's object store)."""
+    return torch.from_numpy(array if array.flags.writeable else array.copy())
+
+
+def _batches(case: Case, companion: Tensor, spatial_dims: int, device: torch.device) -> Iterator[Inputs]:
+    """Axial slices in batches of 16 (2D), or the volume (3D)."""
+    images = [as_tensor(case.anatomy), companion.float()]
+    masks = torch.stack([torch.from_numpy(m.astype(np.float32)) for m in case.masks.values()])
+    if spatial_dims == 3:
+        stacked = [i[None, None] for i in images] + [masks[None]]
+    else:
+        stacked = [i[:, None] for i in images] + [masks.transpose(0, 1)]
+    for start in range(0, len(stacked[0]), SLICE_BATCH):
+        anatomy, other, rois = (s[start : start + SLICE_BATCH].to(device) for s in stacked)
+        yield Inputs(anatomy, other, rois, anatomy.new_empty(len(anatomy), 0))
+
+
+def _part(denoiser: Denoiser, inputs: Inputs, spacing_mm: tuple[float, ...]) -> Part:
+    grown = [pad_to_multiple(image, denoiser.config.multiple) for image in inputs[:3]]
+    padded = Inputs(grown[0][0], grown[1][0], grown[2][0], inputs.vector)
+    seen = denoiser.see(padded)
+    unpadded = padded.anatomy.shape == inputs.anatomy.shape
+    sources = seen.sources if unpadded else look(*inputs[:2], *inputs.masks.split(1, dim=1))
+    return Part(padded, grown[0][1], seen, slopes(sources, spacing_mm))
+
+
+def _concatenated(trees: Sequence[Any]) -> Any:
+    """Nested tuples of tensors of equal form, joined along the batch."""
+    first = trees[0]
+    if isinstance(first, Tensor):
+        return torch.cat(list(trees))
+    joined = [_concatenated(branch) for branch in zip(*trees, strict=True)]
+    return type(first)(*joined) if hasattr(first, "_fields") else tuple(joined)
+
+
+def _tensors(tree: Any) -> Iterator[Tensor]:
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, tuple):
+        for branch in tree:
+            yield from _tensors(branch)
