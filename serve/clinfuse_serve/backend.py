@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from clinfuse.case import Case
 from clinfuse.presets import Preset
+from clinfuse_serve.kept_features import KeptFeatures
+from clinfuse_serve.limits import Limits
 from clinfuse_serve.parts import Tell, draw_in_turn
 
 if TYPE_CHECKING:
     from clinfuse.combine import MemberSample
     from clinfuse.pipeline import FusionPipeline
+    from clinfuse_serve.kept import KeptCase
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +33,7 @@ class Order:
         guided: gradient guidance on, off, or as the model's kind has it (None).
         slab: only the axial slices [start, stop), None for all.
         model: hash of the model version that is meant; "" for whichever is there.
+        case: token of the case, under which a member keeps what it saw of it; "" keeps nothing.
     """
 
     preset: Preset
@@ -39,6 +43,7 @@ class Order:
     guided: bool | None = None
     slab: tuple[int, int] | None = None
     model: str = ""
+    case: str = ""
 
     def part_of(self, case: Case) -> Case:
         """What of the case is asked: the slab or all of it."""
@@ -63,6 +68,9 @@ class Backend(Protocol):
     async def hold(self, case: Case) -> Any:
         """A reference to the case that `sample` takes; cheap to use often."""
 
+    async def find_case(self, token: str) -> KeptCase | None:
+        """A case that another replica keeps."""
+
     async def sample(
         self, held: Any, orders: Sequence[Order], members: Sequence[int], deadline_s: float, tell: Tell
     ) -> Gathered:
@@ -83,10 +91,17 @@ class Backend(Protocol):
 
 
 def run_order(
-    pipeline: FusionPipeline, case: Case, member: int, order: Order, stop: threading.Event | None = None
+    pipeline: FusionPipeline,
+    case: Case,
+    member: int,
+    order: Order,
+    stop: threading.Event | None = None,
+    kept: KeptFeatures | None = None,
 ) -> list[MemberSample]:
-    """All draws of one member, one after another; none is begun once `stop` is set."""
+    """All draws of one member, one after another, from what it saw before if that is kept; none is begun once `stop`
+    is set."""
     part, samples = order.part_of(case), []
+    seen = (kept or KeptFeatures(0, 0)).features(pipeline, part, member, order, case.shape[0])
     for sample, jitter in order.draws:
         if stop is not None and stop.is_set():
             break
@@ -100,18 +115,19 @@ def run_order(
                 sample_index=sample,
                 jitter_index=jitter,
                 guided=order.guided,
+                features=None if jitter else seen,
             )
         )
     return samples
 
 
 async def run_in_turn(
-    turn: asyncio.Lock, pipeline: FusionPipeline, case: Case, member: int, order: Order
+    turn: asyncio.Lock, pipeline: FusionPipeline, case: Case, member: int, order: Order, kept: KeptFeatures
 ) -> list[MemberSample]:
     """`run_order` in a thread when it is its turn; a cancelled request keeps its turn until its draw has ended."""
     stop = threading.Event()
     async with turn:
-        work = asyncio.ensure_future(asyncio.to_thread(run_order, pipeline, case, member, order, stop))
+        work = asyncio.ensure_future(asyncio.to_thread(run_order, pipeline, case, member, order, stop, kept))
         try:
             return await asyncio.shield(work)
         except asyncio.CancelledError:
@@ -142,13 +158,19 @@ async def gather(calls: Mapping[int, Awaitable[list[MemberSample]]], deadline_s:
 class LocalBackend:
     """Members in this process, one after another in a thread: no Ray, no failover."""
 
-    def __init__(self, pipeline: FusionPipeline) -> None:
+    def __init__(self, pipeline: FusionPipeline, limits: Limits | None = None) -> None:
         self.pipeline, self.members = pipeline, len(pipeline.members)
+        limits = limits or Limits()
+        self.kept = KeptFeatures(limits.features_bytes, limits.kept_s)
         self._turn = asyncio.Lock()
 
     async def hold(self, case: Case) -> Case:
         """The case itself."""
         return case
+
+    async def find_case(self, token: str) -> KeptCase | None:
+        """Nobody else to ask."""
+        return None
 
     async def sample(
         self, held: Case, orders: Sequence[Order], members: Sequence[int], deadline_s: float, tell: Tell
@@ -156,7 +178,7 @@ class LocalBackend:
         """Run the members in turn."""
 
         async def draw(member: int, order: Order) -> list[MemberSample]:
-            return await run_in_turn(self._turn, self.pipeline, held, member, order)
+            return await run_in_turn(self._turn, self.pipeline, held, member, order, self.kept)
 
         return await gather({m: draw_in_turn(partial(draw, m), orders, tell) for m in members}, deadline_s)
 

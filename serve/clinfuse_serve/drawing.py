@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from clinfuse.case import Case
 from clinfuse_serve.backend import Order
+from clinfuse_serve.kept_features import KeptFeatures
 
 if TYPE_CHECKING:
     from clinfuse.combine import MemberSample
@@ -14,11 +15,12 @@ if TYPE_CHECKING:
 
 
 class Ask(NamedTuple):
-    """One slice that waits to be drawn."""
+    """One slice that waits to be drawn, of a case of so many slices."""
 
     pipeline: FusionPipeline
     part: Case
     order: Order
+    depth: int = 1
 
     @property
     def likeness(self) -> tuple[object, ...]:
@@ -32,8 +34,11 @@ def fits_batch(pipeline: FusionPipeline, part: Case, order: Order) -> bool:
     return pipeline.spatial_dims == 2 and not guided and part.shape[0] == 1 and order.draws == ((0, 0),)
 
 
-def draw_together(asks: Sequence[Ask], member: int) -> list[list[MemberSample]]:
+def draw_together(
+    asks: Sequence[Ask], member: int, kept: KeptFeatures | None = None
+) -> list[list[MemberSample]]:
     """Samples of every ask, those of like shape in one batch; each as if drawn alone."""
+    kept = kept or KeptFeatures(0, 0)
     results: list[list[MemberSample]] = [[] for _ in asks]
     groups: dict[tuple[object, ...], list[int]] = {}
     for index, ask in enumerate(asks):
@@ -41,7 +46,10 @@ def draw_together(asks: Sequence[Ask], member: int) -> list[list[MemberSample]]:
     for indices in groups.values():
         first = asks[indices[0]]
         wanted = [(asks[i].part, asks[i].order.preset, asks[i].order.seed) for i in indices]
-        drawn = first.pipeline.sample_together(wanted, member, steps=first.order.steps)
+        seen = [
+            kept.features(a.pipeline, a.part, member, a.order, a.depth) for a in (asks[i] for i in indices)
+        ]
+        drawn = first.pipeline.sample_together(wanted, member, steps=first.order.steps, features=seen)
         for index, sample in zip(indices, drawn, strict=True):
             results[index] = [sample]
     return results

@@ -9,14 +9,14 @@ from __future__ import annotations
 import hashlib
 import hmac
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from clinfuse.case import Case
 from clinfuse.errors import InputError
+from clinfuse_serve.recent import Clock, Recent
 
 
 @dataclass
@@ -34,7 +34,6 @@ class KeptCase:
     case: Case
     kind: str = "nifti"
     held: Any = None
-    used: float = field(default_factory=time.monotonic)
 
     @property
     def bytes(self) -> int:
@@ -56,42 +55,24 @@ def case_token(secret: bytes, files: Mapping[str, Path]) -> str:
 class KeptCases:
     """The most recently used cases within a bound of bytes and of idle seconds."""
 
-    def __init__(
-        self, max_bytes: int, max_idle_s: float, clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        self.max_bytes, self.max_idle_s, self.clock = max_bytes, max_idle_s, clock
-        self._cases: OrderedDict[str, KeptCase] = OrderedDict()
+    def __init__(self, max_bytes: int, max_idle_s: float, clock: Clock = time.monotonic) -> None:
+        self._recent: Recent[KeptCase] = Recent(max_bytes, max_idle_s, clock)
 
     def get(self, token: str) -> KeptCase | None:
         """The case of that token, which is then the last to go; None if it is not kept."""
-        self._forget_idle()
-        kept = self._cases.get(token)
-        if kept is not None:
-            kept.used = self.clock()
-            self._cases.move_to_end(token)
-        return kept
+        return self._recent.get(token)
 
     def put(self, kept: KeptCase) -> None:
-        """Keep a case; the least recently used go until all fit (one too large for all is not kept)."""
-        kept.used = self.clock()
-        self._cases[kept.token] = kept
-        self._cases.move_to_end(kept.token)
-        self._forget_idle()
-        while self._cases and self.bytes > self.max_bytes:
-            self._cases.popitem(last=False)
+        """Keep a case; the least recently used go until all fit."""
+        self._recent.put(kept.token, kept, kept.bytes)
 
     @property
     def bytes(self) -> int:
         """Memory of all kept cases."""
-        return sum(kept.bytes for kept in self._cases.values())
+        return self._recent.bytes
 
     def __len__(self) -> int:
-        return len(self._cases)
-
-    def _forget_idle(self) -> None:
-        limit = self.clock() - self.max_idle_s
-        for token in [t for t, kept in self._cases.items() if kept.used < limit]:
-            del self._cases[token]
+        return len(self._recent)
 
 
 def check_roles(files: Mapping[str, Any]) -> None:

@@ -13,6 +13,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "at_once": (1, 256),
     "deadline_s": (1, 86_400),
     "kept_bytes": (0, 1 << 36),
+    "features_bytes": (0, 1 << 36),
     "kept_s": (0, 86_400),
     "samples": (1, 1024),
 }
@@ -29,7 +30,8 @@ class Limits:
         at_once: requests of one aggregator replica that work at the same time.
         deadline_s: longest time for one request; members that have not answered by then are left out.
         kept_bytes: memory for prepared cases that a page may fuse again without sending them, per replica.
-        kept_s: how long an unused prepared case is kept.
+        features_bytes: memory for what a member saw of those cases, per member replica; 0 keeps nothing.
+        kept_s: how long an unused prepared case, or what was seen of it, is kept.
         samples: most sampler runs (members × samples × jitters) of one request.
 
     Raises:
@@ -42,6 +44,7 @@ class Limits:
     at_once: int = 4
     deadline_s: float = 300.0
     kept_bytes: int = 64 << 20
+    features_bytes: int = 128 << 20
     kept_s: float = 900.0
     samples: int = 64
 

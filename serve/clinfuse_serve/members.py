@@ -7,7 +7,7 @@ import os
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ray import serve
@@ -16,6 +16,8 @@ from ray.serve.handle import DeploymentHandle
 from clinfuse.case import Case
 from clinfuse_serve.backend import Order, run_in_turn
 from clinfuse_serve.drawing import Ask, draw_together, fits_batch
+from clinfuse_serve.kept import KeptCase
+from clinfuse_serve.kept_features import KeptFeatures
 from clinfuse_serve.limits import Limits
 from clinfuse_serve.parts import SLAB
 from clinfuse_serve.ray_backend import AGGREGATOR, RayBackend, member_name
@@ -72,6 +74,7 @@ class Member:
         self._versions = LoadedVersions(settings.device)
         self._changes: dict[str, Any] = {}
         self._turn = asyncio.Lock()
+        self._kept = KeptFeatures(settings.limits.features_bytes, settings.limits.kept_s)
         self._draw_together.set_max_batch_size(settings.batch)  # type: ignore[attr-defined]
 
     async def reconfigure(self, user_config: Mapping[str, Any]) -> None:
@@ -82,13 +85,13 @@ class Member:
         """This member's samples; orders take turns, slices of like shape share one."""
         pipeline, part = self._versions.get(order.model), order.part_of(case)
         if fits_batch(pipeline, part, order):
-            return list(await self._draw_together(Ask(pipeline, part, order)))
-        return await run_in_turn(self._turn, pipeline, case, self.member, order)
+            return list(await self._draw_together(Ask(pipeline, part, order, case.shape[0])))
+        return await run_in_turn(self._turn, pipeline, case, self.member, order, self._kept)
 
     @serve.batch(max_batch_size=SLAB, batch_wait_timeout_s=0.0)
     async def _draw_together(self, asks: list[Ask]) -> list[list[MemberSample]]:
         async with self._turn:
-            return await asyncio.to_thread(draw_together, asks, self.member)
+            return await asyncio.to_thread(draw_together, asks, self.member, self._kept)
 
     async def versions(self) -> list[str]:
         """Hashes of the model versions loaded here."""
@@ -153,6 +156,11 @@ class Aggregator:
     async def merge_presets(self, changes: Mapping[str, Any]) -> None:
         """Hear of presets changed on another replica."""
         self.service.presets.merge(changes)
+
+    async def kept_case(self, token: str) -> KeptCase | None:
+        """A case that is kept here, for another replica to keep too."""
+        kept = self.service.kept.get(token)
+        return None if kept is None else replace(kept, held=None)
 
     async def metrics_snapshot(self) -> dict[str, Any]:
         """This replica's numbers."""

@@ -25,6 +25,7 @@ from clinfuse_serve.parts import Tell, draw_in_turn
 
 if TYPE_CHECKING:
     from clinfuse.combine import MemberSample
+    from clinfuse_serve.kept import KeptCase
 
 AGGREGATOR = "Aggregator"
 LOOK_S = 0.5
@@ -51,6 +52,11 @@ class RayBackend:
     async def hold(self, case: Case) -> Any:
         """Put the case into the object store once; members read it there."""
         return await asyncio.to_thread(ray.put, case)
+
+    async def find_case(self, token: str) -> KeptCase | None:
+        """Ask the other aggregators: they share the requests of one page."""
+        told = await self._broadcast(self._peers(), "kept_case", token)
+        return next((kept for kept in told if kept is not None), None)
 
     async def sample(
         self, held: Any, orders: Sequence[Order], members: Sequence[int], deadline_s: float, tell: Tell

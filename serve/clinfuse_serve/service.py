@@ -6,9 +6,10 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from clinfuse import RESEARCH_USE, __version__
 from clinfuse.case import Case
@@ -34,9 +35,6 @@ from clinfuse_serve.schemas import (
     PresetRow,
 )
 from clinfuse_serve.served_model import ServedModel
-
-if TYPE_CHECKING:
-    pass
 
 
 class FusionService:
@@ -119,6 +117,7 @@ class FusionService:
                 pass
             with self._phase("prepare", seconds):
                 kept = await case()
+                order = replace(order, case=kept.token)
                 part = order.part_of(kept.case)
             orders = parts_of(model, order, kept.case.shape[0])
             done = Count(len(orders) * len(members), tell)
@@ -232,7 +231,7 @@ class FusionService:
 
     async def _case(self, params: FuseParams, files: Mapping[str, Path]) -> KeptCase:
         if params.case is not None and not files:
-            kept = self.kept.get(params.case)
+            kept = self.kept.get(params.case) or await self._from_peer(params.case)
             if kept is None:
                 raise ProblemError(case_gone())
             self.metrics.count("clinfuse_kept_case_hits_total")
@@ -247,7 +246,14 @@ class FusionService:
     async def _keep(self, token: str, make: Callable[[], KeptCase]) -> KeptCase:
         kept = self.kept.get(token)
         if kept is None:
-            kept = await asyncio.to_thread(make)
+            kept = await asyncio.to_thread(_made_aligned, make)
+        return await self._held(kept)
+
+    async def _from_peer(self, token: str) -> KeptCase | None:
+        found = await self.backend.find_case(token)
+        return None if found is None else await self._held(found)
+
+    async def _held(self, kept: KeptCase) -> KeptCase:
         if kept.held is None:
             kept.held = await self.backend.hold(kept.case)
         self.kept.put(kept)
@@ -259,8 +265,6 @@ class FusionService:
         from clinfuse_prep.config import PrepConfig
         from clinfuse_prep.prepare import prepare_pair
 
-        from clinfuse.alignment import aligned
-
         case = prepare_pair(
             files["anatomy"],
             files["companion"],
@@ -270,7 +274,7 @@ class FusionService:
             config=PrepConfig(max_voxels=self.limits.voxels),
             case_id=token,
         )
-        return KeptCase(token, aligned(case), "png" if came_as_picture(case) else "nifti")
+        return KeptCase(token, case, "png" if came_as_picture(case) else "nifti")
 
     @contextmanager
     def _phase(self, name: str, seconds: dict[str, float], start: float | None = None) -> Iterator[None]:
@@ -286,3 +290,11 @@ class FusionService:
         if answer.degraded:
             self.metrics.count("clinfuse_degraded_replies_total")
         note_drift(self.metrics, case, result, self.model.metadata.get("intensity", {}))
+
+
+def _made_aligned(make: Callable[[], KeptCase]) -> KeptCase:
+    """A new case as `FusionPipeline` itself would take it: aligned once for all members and presets."""
+    from clinfuse.alignment import aligned
+
+    kept = make()
+    return replace(kept, case=aligned(kept.case))

@@ -139,7 +139,7 @@ def local_service(model_dir: Path, pipeline: FusionPipeline) -> Iterator[Callabl
 
         def run() -> None:
             async def serve() -> None:
-                backend = LocalBackend(pipeline)
+                backend = LocalBackend(pipeline, limits)
                 service = FusionService(
                     read_model(model_dir), backend, limits or Limits(), secret=b"k", **service_options
                 )

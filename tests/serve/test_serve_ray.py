@@ -125,6 +125,20 @@ def test_a_full_queue_answers_429_and_the_client_waits(client: Client, nifti_pai
     assert set(statuses) == {200, 429} and polite.members_used == 3
 
 
+def test_a_kept_case_is_known_to_every_aggregator(service: ServeHandle, nifti_pair: Pair) -> None:
+    """The images go to one of two aggregators; asked by its token, the other takes the case over from there."""
+    images = {
+        roi: nifti_pair[roi] for roi in ("brain", "bone")
+    }  # no other test sends only these: a new token
+    with Client(service.url, TOKEN, retries=0) as impatient:
+        sent = impatient.fuse(nifti_pair["anatomy"], nifti_pair["companion"], masks=images, seed=9)
+        for turn in range(8):
+            again = impatient.fuse(case=sent.case, preset=("balanced", "stroke")[turn % 2], seed=9)
+            assert again.members_used == 3
+            same = again.files[again.info["Files"]["fused"]] == sent.files[sent.info["Files"]["fused"]]
+            assert same is (turn % 2 == 0)
+
+
 def test_presets_change_on_every_replica(client: Client, nifti_pair: Pair) -> None:
     client.put_preset(Preset(name="ours", description="A test.", beta=7.0))
     for _ in range(8):
