@@ -30,7 +30,7 @@ def calibrate_model(
     """Calibrate a model folder on the dataset's validation cases.
 
     Args:
-        model: model folder or run, see clinfuse_platform.runs.find_model.
+        model: model folder or run, see clinfuse_platform.runs.model_folder.
         data: the dataset; only cases of split "val" are read.
         preset: used for all of them.
         storage: where runs are kept.
@@ -49,10 +49,10 @@ def calibrate_model(
 
     from clinfuse.console import progress
     from clinfuse.pipeline import FusionPipeline
-    from clinfuse_platform.runs import find_model
+    from clinfuse_platform.runs import local_copy, model_folder, put_model
     from clinfuse_platform.variants import slab
 
-    folder, store = find_model(model, storage), CaseStore(data)
+    folder, store = model_folder(model, storage), CaseStore(data)
     case_ids = store.case_ids("val")
     if not case_ids:
         raise InputError(
@@ -62,7 +62,7 @@ def calibrate_model(
             todo="prepare more patients, or another --split share",
         )
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    pipeline = FusionPipeline.from_pretrained(folder, device=device)
+    pipeline = FusionPipeline.from_pretrained(local_copy(folder), device=device)
     pipeline.calibration = None
     chosen = pipeline.resolve_preset(preset)
     cases = (slab(store.read(case_id), slices) for case_id in case_ids)
@@ -72,7 +72,7 @@ def calibrate_model(
     ]
     calibration = fit(observed, seed)
     pipeline.calibration = calibration
-    pipeline.save_pretrained(folder)
+    put_model(pipeline.save_pretrained, folder)
     return {
         "result": folder,
         "calibration": folder / "calibration.json",

@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from clinfuse_platform.worker import failure_file, train_worker
 
 KEPT_CHECKPOINTS = 2
 RESTARTS = 5
+_TELLING = threading.Lock()  # MLflow makes its database at the first call
 
 
 class TrainingError(ClinfuseError):
@@ -85,36 +86,36 @@ def launch(
     workers: Workers,
     *,
     mlflow: bool = False,
+    shown: bool = True,
 ) -> UPath:
     """Do a job of a run, or go on with it, or find it done; the path of its model folder.
 
     Args:
-        job: which plan ("train", "distill", "ensemble").
-        kind: name of the model folder to appear in the run ("model", "student", "ensemble").
+        job: its name ("train", "distill", "member_1" …), and its plan's unless the settings have a "plan".
+        kind: name of the model folder to appear in the run ("model", "student", "members/1" …).
         run: the run folder.
         settings: the job's own settings; "config", "data" and "data_hash" among them. The same job with other
             settings is done anew and replaces the model folder. "until" (phase name to step) stops a phase early
             and exports the model so far; the same job with a later "until", or none, goes on from there.
         workers: how many and how large.
         mlflow: tell MLflow too when it is done.
+        shown: show its progress; False where somebody else does (`watched`), since there is one live line only.
 
     Raises:
         ClinfuseError: what a worker refused, or that the cluster lacks the resources, or that workers kept dying.
     """
     target, key = run.path / kind, settings_key(settings)
-    known = run.read_json("state.json").get(job, {})
-    if known.get("state") == "finished" and known.get("key") == key and run.has_model(kind):
+    if run.is_finished(job, key, kind):
         say(f"  {job} of run {run.name} is finished; nothing is trained again")
         return target
     if mlflow:
         check_mlflow()
     check_resources(workers)
     failure_file(run.path, job).unlink(missing_ok=True)
-    progress_file(run.path, job).unlink(missing_ok=True)
     started = time.monotonic()
     run.set_state(job, "running", key=key, workers=workers.count, error=None)
     try:
-        with watched(run, job):
+        with watched(run, job) if shown else nullcontext():
             whole = settings_key({name: value for name, value in settings.items() if name != "until"})
             rows = fit_on_ray(job, kind, run, settings, workers, f"checkpoints-{job}-{whole}")
     except BaseException as error:
@@ -127,7 +128,8 @@ def launch(
             "data_hash": settings.get("data_hash"),
             "model": run.read_json(f"{kind}/metadata.json").get("model_hash"),
         }
-        tell_mlflow(run, job, rows, tags)
+        with _TELLING:
+            tell_mlflow(run, job, rows, tags)
     return target
 
 
@@ -248,10 +250,12 @@ def check_resources(workers: Workers) -> None:
 
 
 @contextmanager
-def watched(run: Run, job: str) -> Iterator[None]:
-    """Show the job's progress while it goes on: a live line on a terminal, else one line per phase."""
+def watched(run: Run, *jobs: str) -> Iterator[None]:
+    """Show the jobs' progress while they go on: a live line on a terminal, else one line per phase."""
+    for job in jobs:
+        progress_file(run.path, job).unlink(missing_ok=True)
     over = threading.Event()
-    thread = threading.Thread(target=_show_progress, args=(run, job, over), daemon=True)
+    thread = threading.Thread(target=_show_progress, args=(run, jobs, over), daemon=True)
     thread.start()
     try:
         yield
@@ -260,18 +264,22 @@ def watched(run: Run, job: str) -> Iterator[None]:
         thread.join(timeout=5)
 
 
-def _show_progress(run: Run, job: str, over: threading.Event) -> None:
-    file, phase = progress_file(run.path, job), ""
-    with CONSOLE.status(f"  {job}: workers are starting") as status:
+def _show_progress(run: Run, jobs: tuple[str, ...], over: threading.Event) -> None:
+    phases, lines = dict[str, str](), dict[str, str]()
+    with CONSOLE.status(f"  {', '.join(jobs)}: workers are starting") as status:
         while not over.wait(0.5 if run.is_local else 5.0):
-            try:
-                facts = json.loads(file.read_text(encoding="utf-8"))
-            except (OSError, ValueError):
-                continue
-            numbers = ", ".join(
-                f"{k} {v:.3g}" for k, v in facts.items() if isinstance(v, float) and k != "step"
-            )
-            status.update(f"  {facts['phase']}: step {facts['step']:g}; {numbers}")
-            if facts["phase"] != phase and not CONSOLE.is_terminal:
-                phase = facts["phase"]
-                say(f"  {phase} is training")
+            for job in jobs:
+                try:
+                    facts = json.loads(progress_file(run.path, job).read_text(encoding="utf-8"))
+                except (OSError, ValueError):
+                    continue
+                lines[job] = _progress_line(facts)
+                status.update("  " + " | ".join(lines.values()))
+                if facts["phase"] != phases.get(job) and not CONSOLE.is_terminal:
+                    phases[job] = facts["phase"]
+                    say(f"  {facts['phase']} is training")
+
+
+def _progress_line(facts: Mapping[str, Any]) -> str:
+    numbers = ", ".join(f"{k} {v:.3g}" for k, v in facts.items() if isinstance(v, float) and k != "step")
+    return f"{facts['phase']}: step {facts['step']:g}; {numbers}"

@@ -21,7 +21,7 @@ class Work:
     """One worker's part of a job.
 
     Attributes:
-        job: "train", "distill" or "ensemble".
+        job: "train", "distill", "ensemble" or "member_1" and so on.
         settings: the job's JSON-able settings, the same for all workers; key "config" is TrainConfig.to_dict().
         rank, world_size: this worker's place among the workers.
         device: torch's name of its device.
@@ -32,6 +32,11 @@ class Work:
     rank: int = 0
     world_size: int = 1
     device: str = "cpu"
+
+    @property
+    def plan(self) -> str:
+        """Name of the plan: settings["plan"], else as the job."""
+        return str(self.settings.get("plan", self.job))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +54,8 @@ class Phase:
         cases: step → ids of the cases in that batch (pseudonyms), for messages.
         effort: see clinfuse.training.Effort; None for its defaults.
         validations: how often a checkpoint of this phase is judged on validation cases.
+        kind: model folder of the run that appears when this phase is done, or "" for none.
+        export: writes it, given the finished networks and the folder (called on rank 0 only).
     """
 
     name: str
@@ -61,14 +68,17 @@ class Phase:
     cases: Callable[[int], list[str]]
     effort: Effort | None = None
     validations: int = 0
+    kind: str = ""
+    export: Callable[[Modules, Path], None] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A job's phases, and how the finished networks become a model folder (called on rank 0 only)."""
+    """A job's phases, and how the finished networks become the job's model folder (called on rank 0 only); None where
+    the phases have their own."""
 
     phases: tuple[Phase, ...]
-    export: Callable[[Modules, Path], None]
+    export: Callable[[Modules, Path], None] | None
 
 
 def stop_at(phase: Phase, work: Work) -> int | None:

@@ -1,8 +1,10 @@
-"""The three training jobs: lesion head and denoiser, the distilled student, the ensemble's further members."""
+"""The three sorts of training job: lesion head and denoiser, the distilled student, further members of an ensemble."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,37 +89,38 @@ def distill_plan(work: Work) -> Plan:
     return Plan(phases=(student,), export=export)
 
 
-def ensemble_plan(work: Work) -> Plan:
-    """Further members beside the base model's own, each from its own initial weights and noise.
+def members_plan(work: Work) -> Plan:
+    """Members beside the base model's own (settings["members"]: their numbers, from 1), one after the other, each from
+    its own initial weights and noise and with a model folder of its own.
 
-    Members of a student learn the same guided teacher's results as it did; members of a teacher learn Eq. 3.
+    Members of a student learn the same guided teacher's results as it did; those of a teacher learn Eq. 3.
     """
-    from clinfuse.pipeline import FusionPipeline
-
     config, teacher, base = _config(work), _pipeline(work, "teacher"), _pipeline(work, "base")
-    numbers = range(1, int(work.settings["members"]))
-    phases = tuple(
-        _student_phase(
-            work, config, teacher, name=f"member_{number}", member=number, steps=config.member_steps
-        )
-        if base.kind == "student"
-        else _teacher_member(work, config, teacher, number)
-        for number in numbers
-    )
+    phases = []
+    for number in work.settings["members"]:
+        name = member_name(number)
+        if base.kind == "student":
+            phase = _student_phase(work, config, teacher, name=name, member=number, steps=config.member_steps)
+        else:
+            phase = _teacher_member(work, config, teacher, number)
+        export = partial(_export_member, work, base, name)
+        phases.append(replace(phase, kind=member_kind(number), export=export))
+    return Plan(phases=tuple(phases), export=None)
 
-    def export(done: Modules, folder: Path) -> None:
-        members = [*_on_cpu(base).members, *(done[f"member_{number}"].cpu() for number in numbers)]
-        FusionPipeline(
-            members=members,
-            lesion_head=base.lesion_head,
-            diffusion=base.diffusion,
-            kind=base.kind,
-            student_steps=base.student_steps,
-            presets=base.presets,
-            metadata=base.metadata | _facts(work) | {"base": base.model_hash},
-        ).save_pretrained(folder)
 
-    return Plan(phases=phases, export=export)
+def member_name(number: int) -> str:
+    """Name of a member's phase, and of its job where it has one of its own."""
+    return f"member_{number}"
+
+
+def member_kind(number: int) -> str:
+    """Its model folder in the run: the base model with this member in its own one's stead."""
+    return f"members/{number}"
+
+
+def _export_member(work: Work, base: FusionPipeline, name: str, done: Modules, folder: Path) -> None:
+    metadata = base.metadata | _facts(work) | {"base": base.model_hash}
+    replace(base, members=[done[name]], metadata=metadata, calibration=None).save_pretrained(folder)
 
 
 def _student_phase(
@@ -158,7 +161,7 @@ def _teacher_member(work: Work, config: TrainConfig, teacher: FusionPipeline, nu
 
     reader = _reader(work, config)
     return Phase(
-        name=f"member_{number}",
+        name=member_name(number),
         steps=config.member_steps,
         learning_rate=config.learning_rate,
         seed=config.seed * 10 + 3 + number,
@@ -220,21 +223,18 @@ def _on_cpu(pipeline: FusionPipeline) -> FusionPipeline:
 def _facts(work: Work) -> dict[str, Any]:
     config = work.settings["config"]
     facts = {"recipe": config["recipe"], "seed": config["seed"], "workers": work.world_size}
-    return facts | {"data_hash": work.settings["data_hash"], f"{work.job}_steps": _steps(work)}
+    return facts | {"data_hash": work.settings["data_hash"], **_steps(work)}
 
 
-def _steps(work: Work) -> int:
-    config = work.settings["config"]
-    return int(
-        {"train": config["denoiser_steps"], "distill": config["distill_iterations"]}.get(
-            work.job, config["member_steps"]
-        )
-    )
+def _steps(work: Work) -> dict[str, int]:
+    names = {"train": ("train", "denoiser_steps"), "distill": ("distill", "distill_iterations")}
+    name, key = names.get(work.plan, ("ensemble", "member_steps"))
+    return {f"{name}_steps": int(work.settings["config"][key])}
 
 
 PLANS: dict[str, Callable[[Work], Plan]] = {
     "train": train_plan,
     "distill": distill_plan,
-    "ensemble": ensemble_plan,
+    "ensemble": members_plan,
     BASELINES_JOB: baseline_plan,
 }

@@ -6,11 +6,11 @@ A run is a folder `STORAGE/NAME` (local path or any fsspec URL):
     environment.json   versions, git commit, devices
     state.json         created | running | failed | finished, with times; of each job of the run
     metrics.parquet    a row per report: job, phase, step, metric values
-    model/ student/ ensemble/   model folders, each complete or absent
+    model/ student/ ensemble/   model folders, each complete or absent; members/1 …: the ensemble's further members
 
 Promises: a JSON or Parquet file is either the old or the new one, never half of it (local: written aside and
-renamed; object stores: one put). One writer per run at a time; any number of readers. A model folder appears by one
-rename.
+renamed; object stores: one put). One writing process per run at a time (its threads may write at once); any number of
+readers. A model folder appears by one rename.
 """
 
 from __future__ import annotations
@@ -21,9 +21,11 @@ import json
 import os
 import re
 import shutil
+import tempfile
+import threading
 import time
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,7 @@ from clinfuse.errors import ConfigError, InputError
 STATES = ("created", "running", "failed", "finished")
 MODEL_INDEX = "model_index.json"
 DEFAULT_STORAGE = "runs"
+_WRITING = threading.Lock()  # around reading and replacing a file that several jobs share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,9 +80,15 @@ class Run:
         """Note a job's state with the time and any JSON-able facts (seconds, steps, workers, error)."""
         if state not in STATES:
             raise ValueError(f"{state=} must be one of {STATES}")
-        states = self.read_json("state.json")
-        states[job] = {**states.get(job, {}), **facts, "state": state, "updated": utc_now()}
-        self.write_json("state.json", states)
+        with _WRITING:
+            states = self.read_json("state.json")
+            states[job] = {**states.get(job, {}), **facts, "state": state, "updated": utc_now()}
+            self.write_json("state.json", states)
+
+    def is_finished(self, job: str, key: str, kind: str) -> bool:
+        """Whether the job is over with settings of that key and its model folder is there."""
+        known = self.read_json("state.json").get(job, {})
+        return known.get("state") == "finished" and known.get("key") == key and self.has_model(kind)
 
     def metrics(self) -> pd.DataFrame:
         """Rows reported so far (columns job, phase, step, and one per metric); empty if none."""
@@ -88,17 +97,18 @@ class Run:
 
     def put_metrics(self, job: str, rows: Iterable[Mapping[str, Any]]) -> None:
         """Replace this job's rows; those of the run's other jobs stay."""
-        old = self.metrics()
         new = pd.DataFrame([{"job": job, **row} for row in rows])
-        kept = old[old["job"] != job] if "job" in old else old
-        parts = [part for part in (kept, new) if len(part)]
-        table = pd.concat(parts, ignore_index=True) if parts else new
-        buffer = io.BytesIO()
-        table.to_parquet(buffer, index=False)
-        write_atomic(self.path / "metrics.parquet", buffer.getvalue())
+        with _WRITING:
+            old = self.metrics()
+            kept = old[old["job"] != job] if "job" in old else old
+            parts = [part for part in (kept, new) if len(part)]
+            table = pd.concat(parts, ignore_index=True) if parts else new
+            buffer = io.BytesIO()
+            table.to_parquet(buffer, index=False)
+            write_atomic(self.path / "metrics.parquet", buffer.getvalue())
 
     def has_model(self, kind: str = "model") -> bool:
-        """Whether a complete model folder of that kind ("model", "student", "ensemble") is there."""
+        """Whether a complete model folder of that kind ("model", "student", "ensemble", "members/1") is there."""
         return (self.path / kind / MODEL_INDEX).exists()
 
 
@@ -173,8 +183,13 @@ def list_runs(storage: str | Path = DEFAULT_STORAGE) -> list[Run]:
     return [Run(path=path) for path in sorted(root.iterdir()) if (path / "config.json").exists()]
 
 
-def find_model(name: str | Path, storage: str | Path = DEFAULT_STORAGE) -> Path:
-    """The model folder meant by a path, a run's name (its teacher), or `RUN/student`, `RUN/ensemble`.
+def find_model(name: str | Path | UPath, storage: str | Path = DEFAULT_STORAGE) -> Path:
+    """The model folder meant by a name (see `model_folder`), or a copy of it here where it is at a URL."""
+    return local_copy(model_folder(name, storage))
+
+
+def model_folder(name: str | Path | UPath, storage: str | Path = DEFAULT_STORAGE) -> UPath:
+    """The model folder meant by a path or URL, a run's name (its teacher), or `RUN/student`, `RUN/ensemble`.
 
     Raises:
         InputError: none of these; the message lists the models there are.
@@ -182,7 +197,7 @@ def find_model(name: str | Path, storage: str | Path = DEFAULT_STORAGE) -> Path:
     for path in (storage_path(name), storage_path(storage) / str(name)):
         for folder in (path, path / "model"):
             if (folder / MODEL_INDEX).exists():
-                return local_copy(folder)
+                return folder
     known = [
         run.name if kind == "model" else f"{run.name}/{kind}"
         for run in list_runs(storage)
@@ -197,7 +212,7 @@ def find_model(name: str | Path, storage: str | Path = DEFAULT_STORAGE) -> Path:
     )
 
 
-def storage_path(path: str | Path) -> UPath:
+def storage_path(path: str | Path | UPath) -> UPath:
     """The path, absolute when local, so that workers started elsewhere see the same folder.
 
     At a URL nothing is remembered of earlier looks: others write there meanwhile.
@@ -208,11 +223,11 @@ def storage_path(path: str | Path) -> UPath:
 
 
 def local_copy(folder: UPath) -> Path:
-    """The folder itself if local, else a copy of it in the user's cache, keyed by its index."""
+    """The folder itself if local, else a copy of it in the user's cache, keyed by its list of files with hashes."""
     if folder.protocol in ("", "file"):
         return Path(str(folder))
-    index = (folder / MODEL_INDEX).read_bytes()
-    key = hashlib.sha256(str(folder).encode() + index).hexdigest()[:16]
+    facts = (folder / "metadata.json").read_bytes()
+    key = hashlib.sha256(str(folder).encode() + facts).hexdigest()[:16]
     target = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "clinfuse" / "models" / key
     if not (target / MODEL_INDEX).exists():
         aside = target.with_name(f"{key}.{uuid.uuid4().hex}")
@@ -235,9 +250,13 @@ def write_atomic(path: UPath, content: bytes) -> None:
 def publish_folder(source: Path, target: UPath) -> None:
     """Make a finished local folder appear under its final name; an older one there is replaced.
 
-    Local: two renames. Object stores: the files are put with the model index last, which marks it complete.
+    Local: two renames. Object stores: the older one's files go, its model index first, and the files are put with the
+    model index last, which marks the folder complete.
     """
     if target.protocol not in ("", "file"):
+        if (target / MODEL_INDEX).exists():
+            (target / MODEL_INDEX).unlink()
+            target.fs.rm(target.path, recursive=True)
         files = sorted(file for file in source.rglob("*") if file.is_file())
         for file in sorted(files, key=lambda file: file.name == MODEL_INDEX):
             (target / file.relative_to(source).as_posix()).write_bytes(file.read_bytes())
@@ -250,6 +269,16 @@ def publish_folder(source: Path, target: UPath) -> None:
         final.rename(old)
     source.rename(final)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def put_model(write: Callable[[Path], object], target: UPath) -> None:
+    """Have a model folder written under its final name; `write` does so in one step, at a URL into a local folder."""
+    if target.protocol in ("", "file"):
+        write(Path(str(target)))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        write(Path(folder) / "model")
+        publish_folder(Path(folder) / "model", target)
 
 
 def utc_now() -> str:

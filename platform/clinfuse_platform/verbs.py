@@ -85,8 +85,9 @@ def add_ensemble_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_ensemble(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Train further members beside the run's student (or teacher)."""
-    from clinfuse_platform.launch import launch
+    """Train further members beside the run's student (or teacher), together where there is room."""
+    from clinfuse_platform.members import JOB, train_members
+    from clinfuse_platform.plans import member_name
 
     if arguments.members < 2:
         raise ConfigError("too few members", expected="--members 2 or more", found=str(arguments.members))
@@ -94,16 +95,11 @@ def run_ensemble(arguments: argparse.Namespace) -> dict[str, Any]:
     base = arguments.base or ("student" if run.has_model("student") else "model")
     if not run.has_model(base):
         raise InputError(f"run {run.name} has no {base}", todo=f"make it first (clinfuse distill {run.name})")
-    settings |= {"base": str(run.path / base), "members": arguments.members, "base_key": _key_of(run, base)}
-    model = launch(
-        "ensemble",
-        "ensemble",
-        run,
-        settings,
-        _workers(arguments, settings["config"]["recipe"]),
-        mlflow=arguments.mlflow,
-    )
-    return _result(run, model, "ensemble") | {"members": arguments.members}
+    settings |= {"base": str(run.path / base), "base_key": _key_of(run, base)}
+    workers = _workers(arguments, settings["config"]["recipe"])
+    model = train_members(run, settings, arguments.members, workers, mlflow=arguments.mlflow)
+    jobs = map(member_name, range(1, arguments.members))
+    return _result(run, model, JOB, *jobs) | {"members": arguments.members}
 
 
 def add_calibrate_arguments(parser: argparse.ArgumentParser) -> None:
@@ -204,9 +200,9 @@ def _key_of(run: Run, kind: str) -> str:
     return str(run.read_json(f"{kind}/metadata.json").get("model_hash", ""))
 
 
-def _result(run: Run, model: UPath, job: str) -> dict[str, Any]:
+def _result(run: Run, model: UPath, job: str, *parts: str) -> dict[str, Any]:
     rows = run.metrics()
-    rows = rows[rows["job"] == job] if len(rows) else rows
+    rows = rows[rows["job"].isin((job, *parts))] if len(rows) else rows
     last = {}
     for phase, part in rows.groupby("phase") if len(rows) else ():
         last[str(phase)] = {k: v for k, v in part.iloc[-1].items() if k not in ("job", "phase")}

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
-import tempfile
 import traceback
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from upath import UPath
 
 from clinfuse.errors import ClinfuseError, InputError
-from clinfuse_platform.phases import Phase, Plan, Work, stop_at
+from clinfuse_platform.phases import Modules, Phase, Plan, Work, stop_at
 from clinfuse_platform.position import Position, load_weights
 from clinfuse_platform.reporter import Reporter, report
-from clinfuse_platform.runs import publish_folder, storage_path, write_atomic
+from clinfuse_platform.runs import put_model, storage_path, write_atomic
 from clinfuse_platform.telemetry import TimedBatches
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def _plan_of(work: Work, run: UPath) -> Plan | None:
     try:
         from clinfuse_platform.plans import PLANS
 
-        plan = PLANS[work.job](work)
+        plan = PLANS[work.plan](work)
     except Exception as error:
         note_failure(run, work.job, error)
         failed = True
@@ -135,6 +136,7 @@ def _go_on(
         modules[phase.name] = _train_phase(phase, work, run, position, modules, resume)
         if stop_at(phase, work) is not None:
             break  # the model so far; a later run of the job goes on from the checkpoint
+        _export(phase.export, modules, work, run / phase.kind)
         position.done.append(phase.name)
         position.phase, position.step = None, 0
         report(
@@ -146,17 +148,14 @@ def _go_on(
             {"phase": phase.name, "step": phase.steps},
             judge=phase.validations > 0,
         )
-    if work.rank == 0:
-        _export(plan, modules, run / str(work.settings["kind"]))
+    _export(plan.export, modules, work, run / str(work.settings["kind"]))
 
 
-def _export(plan: Plan, modules: dict[str, nn.Module], target: UPath) -> None:
-    if target.protocol in ("", "file"):
-        plan.export(modules, Path(str(target)))
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        plan.export(modules, Path(folder) / "model")
-        publish_folder(Path(folder) / "model", target)
+def _export(
+    export: Callable[[Modules, Path], None] | None, modules: Modules, work: Work, target: UPath
+) -> None:
+    if export is not None and work.rank == 0:
+        put_model(partial(export, modules), target)
 
 
 def _train_phase(

@@ -1,0 +1,137 @@
+"""An ensemble's members: jobs of their own, at the same time where there is room, each kept whatever others do."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from clinfuse_platform.launch import TrainingError, Workers
+from clinfuse_platform.members import room, shared_out, together
+from clinfuse_platform.phases import Work
+from clinfuse_platform.plans import members_plan
+from clinfuse_platform.provenance import data_hash
+from clinfuse_platform.runs import Run, create_run
+from clinfuse_platform.session import gpus_present
+from clinfuse_platform.verb_table import run_verb
+
+from clinfuse.pipeline import FusionPipeline
+from clinfuse.training import build_denoiser, build_lesion_head, fit, recipe
+
+ONE = ["--cpus-per-worker", "1"]  # one thread each: several fit on any machine of two cores
+COMMAND = "import sys; from clinfuse_platform.cli import main; sys.exit(main(sys.argv[1:]))"
+severally = pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs room for two members: two cores")
+
+
+def test_as_many_run_at_once_as_asked_and_a_failure_stops_no_other() -> None:
+    met, done, now, most = threading.Barrier(2), list[int](), list[int](), list[int]()
+
+    def do(number: int) -> None:
+        now.append(number)
+        most.append(len(now))
+        met.wait(timeout=30)  # passed only by two at the same time
+        now.remove(number)
+        if number == 2:
+            raise ValueError("the second")
+        done.append(number)
+
+    failed = together(do, [1, 2, 3, 4], 2)
+    assert sorted(done) == [1, 3, 4] and max(most) == 2
+    assert {number: str(error) for number, error in failed.items()} == {2: "the second"}
+
+
+@pytest.mark.ray
+def test_only_cores_are_room(ray_session: None) -> None:
+    cores = os.cpu_count() or 1
+    assert room(Workers(count=1, cpus=1)) == cores
+    assert room(Workers(count=2, cpus=cores)) == 1
+    places = max(1, gpus_present())
+    assert room(Workers(count=1, gpus=1, cpus=1)) == min(cores, places)
+    assert shared_out(Workers(count=1, gpus=1), 3).cpus_each == max(1, cores // min(3, places))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, tiny_store: Path) -> Run:
+    """A run that has a model, with weights as they begin."""
+    return made(tmp_path_factory.mktemp("members"), "whole", tiny_store, member_steps=60)
+
+
+def made(place: Path, name: str, data: Path, **changes: Any) -> Run:
+    config = recipe("cpu-debug", crop=(24, 24), **changes)
+    facts = {"data": str(data), "data_hash": data_hash(str(data)), "config": config.to_dict()}
+    run = create_run(name, place, {"verb": "train", **facts})
+    FusionPipeline(
+        members=[build_denoiser(config)], lesion_head=build_lesion_head(config), diffusion=config.diffusion
+    ).save_pretrained(Path(str(run.path / "model")))
+    return run
+
+
+def bare(run: Run, number: int) -> dict[str, torch.Tensor]:
+    """A member trained in this process without Ray."""
+    settings = run.read_json("config.json") | {"teacher": str(run.path / "model"), "members": [number]}
+    (phase,) = members_plan(Work(job="ensemble", settings={**settings, "base": settings["teacher"]})).phases
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    module = phase.build({})
+    how = {"steps": phase.steps, "learning_rate": phase.learning_rate, "effort": phase.effort}
+    fit(module, phase.loss({}), phase.batches({}), seed=phase.seed * 1000, **how)
+    torch.set_num_threads(threads)
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def kept(run: Run, number: int) -> bool:
+    """Whether a checkpoint of the member's own is there."""
+    return any(Path(str(run.path)).glob(f"checkpoints-member_{number}-*/checkpoint_manager_snapshot.json"))
+
+
+@severally
+@pytest.mark.ray
+def test_members_train_at_once_and_go_on_after_a_kill(ray_session: None, run: Run) -> None:
+    words = [str(run.path), "--members", "3", *ONE]
+    process = subprocess.Popen([sys.executable, "-c", COMMAND, "ensemble", *words])
+    while not (kept(run, 1) and kept(run, 2)):
+        assert process.poll() is None, "the command ended before it could be killed"
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    assert {run.state(job) for job in ("member_1", "member_2", "ensemble")} == {"running"}
+    result = run_verb("ensemble", words)
+    whole = FusionPipeline.from_pretrained(result["result"])
+    base = FusionPipeline.from_pretrained(Path(str(run.path / "model")))
+    assert whole.metadata["base"] == base.model_hash and whole.metadata["ensemble_steps"] == 60
+    for number, member in enumerate(whole.members):
+        expected = bare(run, number) if number else base.members[0].state_dict()
+        assert all(torch.equal(value, expected[name]) for name, value in member.state_dict().items())
+    rows = run.metrics()
+    assert {job: part["step"].tolist() for job, part in rows.groupby("job")} == {
+        f"member_{number}": list(range(1, 61)) for number in (1, 2)
+    }
+    assert set(result["last"]) == {"member_1", "member_2"} and result["last"]["member_2"]["step"] == 60
+
+
+@severally
+@pytest.mark.ray
+def test_more_members_later_train_only_the_new_ones(ray_session: None, run: Run) -> None:
+    before = {n: run.read_json("state.json")[f"member_{n}"] for n in (1, 2)}
+    result = run_verb("ensemble", [str(run.path), "--members", "4", *ONE])
+    assert len(FusionPipeline.from_pretrained(result["result"]).members) == 4
+    assert before == {n: run.read_json("state.json")[f"member_{n}"] for n in (1, 2)}
+
+
+@severally
+@pytest.mark.ray
+def test_members_that_failed_are_named(ray_session: None, tiny_store: Path, tmp_path: Path) -> None:
+    run = made(tmp_path, "wild", tiny_store, member_steps=20)
+    words = [str(run.path), "--members", "3", *ONE, "--set", "learning_rate=1e30"]
+    with pytest.raises(
+        TrainingError, match=r"member_1: .*not finite.*; member_2: .*not finite.*; kept: none"
+    ):
+        run_verb("ensemble", words)
+    assert {run.state(job) for job in ("member_1", "member_2", "ensemble")} == {"failed"}
+    assert not run.has_model("ensemble")
