@@ -16,7 +16,7 @@ from clinfuse_prep.prepare import prepare_case, source_notes
 from clinfuse_prep.sources.case import SourceCase
 from clinfuse_prep.store import CaseStore
 
-PER_CPU_IN_FLIGHT = 2
+IN_FLIGHT_PER_PLACE = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,9 +70,14 @@ def lost_row(job: Job, findings: Sequence[Finding]) -> dict[str, Any]:
     }
 
 
-def run_jobs(jobs: Sequence[Job]) -> Iterator[Outcome]:
-    """Outcomes as they come (any order); on Ray if this process is connected to it, else one after another."""
-    yield from _on_ray(jobs) if ray_ready() else map(run_job, jobs)
+def run_jobs(jobs: Sequence[Job], cpus: float = 1.0) -> Iterator[Outcome]:
+    """Outcomes as they come (any order); on Ray if this process is connected to it, else one after another.
+
+    Args:
+        jobs: a case each.
+        cpus: CPUs that a case takes on Ray; less than 1 where storage is slow and the CPU waits for it.
+    """
+    yield from _on_ray(jobs, cpus) if ray_ready() else map(run_job, jobs)
 
 
 def ray_ready() -> bool:
@@ -81,12 +86,14 @@ def ray_ready() -> bool:
     return ray is not None and bool(ray.is_initialized())
 
 
-def _on_ray(jobs: Iterable[Job]) -> Iterator[Outcome]:
-    """One task per case, at most two per CPU in flight: memory stays bounded whatever the number of cases."""
+def _on_ray(jobs: Iterable[Job], cpus: float) -> Iterator[Outcome]:
+    """One task per case, spread over the nodes, at most two per place in flight: memory stays bounded whatever the
+    number of cases."""
     import ray
 
-    limit = max(2, PER_CPU_IN_FLIGHT * int(ray.cluster_resources().get("CPU", 1)))
-    task: Callable[..., Any] = ray.remote(num_cpus=1, max_retries=2)(run_job).remote
+    limit = max(2, IN_FLIGHT_PER_PLACE * int(ray.cluster_resources().get("CPU", 1) / cpus))
+    options: dict[str, Any] = {"num_cpus": cpus, "max_retries": 2, "scheduling_strategy": "SPREAD"}
+    task: Callable[..., Any] = ray.remote(**options)(run_job).remote
     waiting: dict[Any, Job] = {}
     todo = iter(jobs)
     while True:

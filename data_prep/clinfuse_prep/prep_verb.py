@@ -42,7 +42,7 @@ def prep(arguments: argparse.Namespace) -> dict[str, Any]:
         cases (stored), kept (from before), lost, splits, findings (counts by severity),
         seconds, megabytes_per_s.
     """
-    config = _config(arguments)
+    config, cpus = _config(arguments), _cpus(arguments.cpus_per_case)
     source, out = Path(arguments.source), store_path(arguments.out)
     layout, cases, findings = find_cases(source, arguments.layout)
     cases = _with_masks(cases, arguments.masks)
@@ -55,7 +55,7 @@ def prep(arguments: argparse.Namespace) -> dict[str, Any]:
     todo = [job for job in jobs if not _done(store, job, kept)]
     store.create()
     started = time.monotonic()
-    outcomes = _run(todo, arguments)
+    outcomes = _run(todo, arguments, cpus)
     findings += [finding for outcome in outcomes for finding in outcome.findings]
     rows = [outcome.row for outcome in outcomes if outcome.row is not None]
     known = {row["case_id"] for row in rows}
@@ -77,6 +77,12 @@ def _config(arguments: argparse.Namespace) -> PrepConfig:
         deface=arguments.deface,
         dtype=arguments.dtype,
     )
+
+
+def _cpus(asked: float) -> float:
+    if not (0 < asked < 1 or (asked >= 1 and asked % 1 == 0)):
+        raise ConfigError("--cpus-per-case is not usable", expected="below 1, or whole", found=f"{asked:g}")
+    return asked
 
 
 def _numbers(text: str, count: int, option: str) -> Any:
@@ -194,10 +200,10 @@ def _done(store: CaseStore, job: Job, keep: bool) -> bool:
     return bool(attrs.get("complete")) and PrepConfig.from_dict(attrs["prep"]) == job.config
 
 
-def _run(jobs: Sequence[Job], arguments: argparse.Namespace) -> list[Outcome]:
+def _run(jobs: Sequence[Job], arguments: argparse.Namespace, cpus: float) -> list[Outcome]:
     outcomes: list[Outcome] = []
     with _workers(len(jobs), arguments):
-        for outcome in progress(run_jobs(jobs), total=len(jobs), label="cases"):
+        for outcome in progress(run_jobs(jobs, cpus), total=len(jobs), label="cases"):
             outcomes.append(outcome)
             if len(outcomes) == 1 and len(jobs) >= LEAST_PLANNED:
                 _plan(CaseStore(jobs[0].store), jobs, outcome, arguments.workers)

@@ -83,6 +83,13 @@ def _prep_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="Ray workers here; 0: in this process (default: by size)",
     )
+    parser.add_argument(
+        "--cpus-per-case",
+        type=float,
+        default=1.0,
+        metavar="C",
+        help="CPUs a case takes on Ray; less where storage is slow (%(default)s)",
+    )
 
 
 def _prep(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -230,7 +230,8 @@ def test_cases_as_ray_tasks_give_the_same_bytes_and_survive_a_bad_one(tmp_path: 
     source, key = synthrad(tmp_path / "s", 5), tmp_path / "key"
     (source / "Task1" / "brain" / "1BA003" / "ct.nii.gz").write_bytes(b"nothing")
     prep(source, "--out", tmp_path / "here.zarr", "--key", key, "--workers", "0")
-    result = prep(source, "--out", tmp_path / "ray.zarr", "--key", key, "--workers", "2")
+    words = ["--workers", "2", "--cpus-per-case", "0.5"]
+    result = prep(source, "--out", tmp_path / "ray.zarr", "--key", key, *words)
     assert (result["cases"], result["lost"]) == (4, 1)
     assert array_bytes(tmp_path / "here.zarr") == array_bytes(tmp_path / "ray.zarr")
     import ray

@@ -54,7 +54,8 @@ def prepared(nodes: Any, tmp_path_factory: pytest.TempPathFactory) -> Namespace:
     place = tmp_path_factory.mktemp("many")
     run_verb("cohort", ["--out", str(place / "cohort"), "--patients", "8", "--spacing", "6"])
     data = place / "d.zarr"
-    done = run_verb("prep", [str(place / "cohort"), "--layout", "cohort", "--out", str(data)])
+    words = [str(place / "cohort"), "--layout", "cohort", "--out", str(data), "--cpus-per-case", "0.1"]
+    done = run_verb("prep", words)
     return Namespace(place=place, data=data, done=done, hosts=working_nodes())
 
 
