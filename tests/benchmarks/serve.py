@@ -106,13 +106,13 @@ def http_calls(client: Client, pair: dict[str, Path]) -> dict[str, Callable[[int
     data = {role: path.read_bytes() for role, path in pair.items()}
 
     def new(turn: int) -> FusedReply:
-        fresh = {role: image + turn.to_bytes(4, "big", signed=True) for role, image in data.items()}
+        fresh = {role: image + turn.to_bytes(4, "big") for role, image in data.items()}
         masks = {"brain": fresh["brain"]}
         fused = client.fuse(fresh["anatomy"], fresh["companion"], masks=masks, seed=turn)
         assert fused.members_used == MEMBERS
         return fused
 
-    kept = new(-1).case
+    kept = new(10_000).case
     for _ in range(6):  # until both aggregators and all members know the case
         client.describe(case=kept)
     return {

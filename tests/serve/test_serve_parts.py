@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from clinfuse_serve import metrics, pages, problems, security
 from clinfuse_serve.application import parse_params
 from clinfuse_serve.backend import Order, run_order
@@ -348,6 +349,18 @@ def test_config_file_is_the_one_that_is_deployed(tmp_path: Path) -> None:
         (tmp_path / "wrong.yaml").write_text(text.replace(before, after))
         with pytest.raises(ConfigError, match="config file"):
             read_config(tmp_path / "wrong.yaml")
+
+
+def test_kubernetes_deploys_the_same_config_file() -> None:
+    root = Path(__file__).parents[2]
+    manifest = yaml.safe_load((root / "platform" / "clusters" / "kuberay-service.yaml").read_text())
+    config = yaml.safe_load(manifest["spec"]["serveConfigV2"])
+    assert config == read_config(root / "serve" / "clinfuse.yaml")
+    app, head = config["applications"][0], manifest["spec"]["rayClusterConfig"]["headGroupSpec"]
+    pod = head["template"]["spec"]
+    mounted = {mount["name"]: mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]}
+    assert app["args"]["token_file"] == f"{mounted['tokens']}/token"
+    assert app["deployments"][0]["user_config"]["model"].startswith(mounted["data"])
 
 
 def test_deploying_needs_a_cluster_that_stays(monkeypatch: pytest.MonkeyPatch) -> None:
