@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Literal
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -20,27 +21,34 @@ def gaussian_kernel(sigma: float, radius: int) -> Tensor:
 def gaussian_blur(image: Tensor, sigma: float, radius: int | None = None) -> Tensor:
     """Blur (B, C, *S) along every spatial axis; borders are mirrored (voxel centre) or, when tiny, repeated.
 
+    Each axis is one product with a band matrix: on axes of up to about 500 voxels several times faster than a
+    convolution of one channel, forward and backward.
+
     Args:
         image: float tensor with 2 or 3 spatial axes.
         sigma: standard deviation in voxels.
         radius: half width of the window in voxels; default 3·sigma rounded up.
     """
     radius = radius if radius is not None else max(1, int(3 * sigma + 0.5))
-    kernel = gaussian_kernel(float(sigma), radius).to(image)
-    batch, channels, *space = image.shape
-    flat = image.reshape(batch * channels, 1, *space)
-    for axis in range(len(space)):
-        flat = _filter_axis(flat, kernel, axis, radius)
-    return flat.reshape(batch, channels, *space)
+    for axis in range(2, image.ndim):
+        matrix = blur_matrix(image.shape[axis], float(sigma), radius, image.device, image.dtype)
+        if axis == image.ndim - 1:
+            image = image @ matrix.T
+        elif axis == image.ndim - 2:
+            image = matrix @ image
+        else:
+            image = (matrix @ image.flatten(axis + 1)).reshape(image.shape)
+    return image
 
 
-def _filter_axis(flat: Tensor, kernel: Tensor, axis: int, radius: int) -> Tensor:
-    dims = flat.ndim - 2
-    padding = [0, 0] * dims
-    padding[2 * (dims - 1 - axis)] = padding[2 * (dims - 1 - axis) + 1] = radius
-    mode = "reflect" if flat.shape[2 + axis] > radius else "replicate"
-    padded = F.pad(flat, padding, mode=mode)
-    shape = [1, 1, *[1] * dims]
-    shape[2 + axis] = 2 * radius + 1
-    convolve = F.conv2d if dims == 2 else F.conv3d
-    return convolve(padded, kernel.reshape(shape))
+@lru_cache(maxsize=256)
+def blur_matrix(size: int, sigma: float, radius: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """(size, size) matrix whose product with a line of voxels is its Gaussian blur."""
+    mode: Literal["reflect", "edge"] = "reflect" if size > radius else "edge"
+    source = np.pad(np.arange(size), radius, mode=mode)
+    window = gaussian_kernel(sigma, radius).double().numpy()
+    matrix = np.zeros((size, size))
+    for offset, weight in enumerate(window):
+        np.add.at(matrix, (np.arange(size), source[offset : offset + size]), weight)
+    with torch.inference_mode(False):  # kept, and used in training too
+        return torch.from_numpy(matrix).to(device=device, dtype=dtype)
