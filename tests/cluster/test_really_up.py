@@ -6,9 +6,11 @@ each other, as the work does.
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from clinfuse_platform.verb_table import run_verb
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 STEPS = "--set crop=[24,24] --set lesion_steps=6 --set denoiser_steps=60"
 SERVICE_PORT = 8100
+LOOPBACK = ("127.0.0.1", "::1")
 
 
 def told(file: Path) -> dict[str, Any]:
@@ -47,6 +50,28 @@ def test_without_the_token_nobody_gets_in_and_the_dashboard_is_on_loopback(
     ask = "timeout 60 ray job list --address http://127.0.0.1:8265 2>&1; echo EXIT $?"
     assert "EXIT 0" in cluster.on_head(ask)
     assert "EXIT 0" not in cluster.on_head(f"export RAY_AUTH_TOKEN=wrong; {ask}")
+
+
+def test_no_open_port_answers_whoever_has_no_token(cluster: Any) -> None:
+    asked = ("", "metrics", "api/version", "api/jobs/", "api/cluster_status", "nodes?view=summary")
+    for host in (cluster.head, cluster.worker):
+        places = [place.rpartition(":") for place in host.ssh("ss -Hltn | awk '{print $4}'").split()]
+        ports = {int(port) for address, _, port in places if not address.strip("[]").endswith(LOOPBACK)}
+        assert ports - {22}, "nothing listens: nothing is seen"
+        for port in sorted(ports - {22}):
+            said = {path: answer(f"http://{host.address}:{port}/{path}") for path in asked}
+            assert not any(200 <= code < 300 for code in said.values()), (port, said)
+
+
+def answer(url: str) -> int:
+    """The status that an HTTP request gets there without a token; 0 where nobody speaks HTTP."""
+    try:
+        with urllib.request.urlopen(url, timeout=3) as reply:
+            return int(reply.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+    except (OSError, http.client.HTTPException):
+        return 0
 
 
 def test_a_laptop_s_code_prepares_the_data(cluster: Any) -> None:
