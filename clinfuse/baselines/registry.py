@@ -22,7 +22,7 @@ import numpy as np
 from clinfuse.baselines.folder import folder_method
 from clinfuse.baselines.guided import guided_filter
 from clinfuse.baselines.laplacian import laplacian
-from clinfuse.baselines.simple import anatomy_alone, companion_alone, hard_roi, maximum, mean, prior
+from clinfuse.baselines.simple import anatomy_alone, companion_alone, hard_roi, maximum, mean, prior, refined
 from clinfuse.baselines.wavelet import wavelet
 from clinfuse.case import Case, FloatArray
 from clinfuse.errors import InputError
@@ -39,11 +39,12 @@ BUILT_IN: dict[str, Method] = {
     "ct": companion_alone,
     "hard_roi": hard_roi,
     "prior": prior,
+    "refined": refined,
     "laplacian": laplacian,
     "wavelet": wavelet,
     "guided_filter": guided_filter,
 }
-TRIVIAL = ("mean", "max", "mri", "ct", "hard_roi", "prior")
+TRIVIAL = ("mean", "max", "mri", "ct", "hard_roi", "prior", "refined")
 
 
 class MethodTable(Mapping[str, Method]):

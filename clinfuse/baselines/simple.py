@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 
 from clinfuse.case import Case, FloatArray
 from clinfuse.presets import Preset
 
 THICK_SLICES = 2.5
+SLICE_BATCH = 16
 
 
 def mean(case: Case, preset: Preset) -> FloatArray:
@@ -40,23 +45,35 @@ def hard_roi(case: Case, preset: Preset) -> FloatArray:
 
 
 def prior(case: Case, preset: Preset) -> FloatArray:
-    """The fusion prior x₀ itself, the target that the denoiser learns; (D, H, W) in [0, 1].
+    """The fusion prior x₀ itself, in which the denoiser is anchored; (D, H, W) in [0, 1].
 
     Stacks of thick slices (more than 2.5 × the in-plane spacing) are composed slice by slice, volumes in 3D.
     """
-    import torch
-
     from clinfuse.method.prior import fusion_prior
 
     depth, height, width = case.spacing
     thick = case.shape[0] < 8 or depth > THICK_SLICES * min(height, width)
+    return _composed(case, preset, fusion_prior, by_slice=thick)
 
-    def tensor(array: np.ndarray) -> torch.Tensor:
+
+def refined(case: Case, preset: Preset) -> FloatArray:
+    """The refined prior, which the denoiser learns to give: the composition optimised slice by slice for L_ROI,
+    grey levels and seams (clinfuse.method.refine); (D, H, W) in [0, 1]."""
+    from clinfuse.method.refine import refined_prior
+
+    return _composed(case, preset, refined_prior, by_slice=True)
+
+
+def _composed(case: Case, preset: Preset, compose: Callable[..., Any], *, by_slice: bool) -> FloatArray:
+    import torch
+
+    def tensor(array: NDArray[Any]) -> torch.Tensor:
         volume = torch.from_numpy(np.array(array, dtype=np.float32))
-        return volume[:, None] if thick else volume[None, None]
+        return volume[:, None] if by_slice else volume[None, None]
 
     arrays = [tensor(x) for x in (case.anatomy, case.companion, case.brain, case.bone, case.lesion)]
     vector = torch.tensor([preset.vector] * len(arrays[0]), dtype=torch.float32)
+    batches = zip(*(part.split(SLICE_BATCH) for part in (*arrays, vector)), strict=True)
     with torch.no_grad():
-        fused = fusion_prior(arrays[0], arrays[1], arrays[2], arrays[3], arrays[4], vector)
+        fused = torch.cat([compose(*batch) for batch in batches])
     return np.asarray(fused.clamp(0, 1).reshape(case.shape).numpy())

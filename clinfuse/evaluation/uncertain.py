@@ -36,7 +36,7 @@ def error_and_regions(
 ) -> tuple[FloatArray, dict[str, NDArray[np.bool_]]]:
     """|F − reference| per voxel and the regions in which that reference is one.
 
-    With a known aligned companion the reference is the fusion prior of the aligned pair, everywhere in the head;
+    With a known aligned companion the reference is the refined prior of the aligned pair, everywhere in the head;
     on real data it is the anatomy image in the brain and the companion in the bone, and nothing elsewhere.
 
     Returns:
@@ -46,9 +46,9 @@ def error_and_regions(
     if case.aligned_companion is not None:
         from dataclasses import replace
 
-        from clinfuse.baselines.simple import prior
+        from clinfuse.baselines.simple import refined
 
-        target = prior(replace(case, companion=case.aligned_companion), preset)
+        target = refined(replace(case, companion=case.aligned_companion), preset)
         head = brain | bone | lesion
         return np.abs(fused - target), {"head": head, "brain": brain, "bone": bone, "lesion": lesion}
     target = np.where(bone, case.companion, case.anatomy)

@@ -16,6 +16,8 @@ from clinfuse.method.lesion_head import LesionHeadConfig
 from clinfuse.training.effort import Effort
 
 STUDENT_STEPS = (1, 2, 4)
+LEFT_BY_ALIGNMENT = JitterConfig(translation_mm=0.7, rotation_deg=0.7, elastic_mm=0.3)
+"""Misregistration to learn with: what is too small for clinfuse.alignment, which undoes the rest before sampling."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +37,10 @@ class TrainConfig:
         seam_weight: of the seam penalty beside L_ROI.
         variance_weight: weight of the log-variance likelihood (aleatoric uncertainty).
         residual_weight: penalty on what is in neither source.
+        refine_steps: descent steps from the fusion prior to the denoiser's target (clinfuse.method.refine); 0 learns
+            the fusion prior itself.
         jitter_share: share of crops whose companion is warped while the target stays aligned, 0 to 1.
+        jitter: largest amplitudes of those warps.
         contrast_share: share of crops seen in another CT window or MR weighting, 0 to 1.
         tau_mm: border tolerance of the lesion terms while training, mm.
         student_steps: sampler steps of the student, 1, 2 or 4.
@@ -62,7 +67,8 @@ class TrainConfig:
     seam_weight: float = 10.0
     variance_weight: float = 0.01
     residual_weight: float = 0.02
-    jitter_share: float = 0.5
+    refine_steps: int = 16
+    jitter_share: float = 1.0
     contrast_share: float = 0.3
     tau_mm: float = 2.0
     student_steps: int = 4
@@ -75,7 +81,7 @@ class TrainConfig:
     denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
     lesion_head: LesionHeadConfig = field(default_factory=LesionHeadConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
-    jitter: JitterConfig = field(default_factory=JitterConfig)
+    jitter: JitterConfig = field(default_factory=lambda: LEFT_BY_ALIGNMENT)
 
     def __post_init__(self) -> None:
         dims, multiple = self.denoiser.spatial_dims, self.denoiser.multiple
@@ -167,7 +173,9 @@ def _build(cls: type[Any], values: Mapping[str, Any]) -> Any:
 
 def cpu_debug() -> TrainConfig:
     """Seconds on two cores, through the same path as the real runs."""
-    return TrainConfig(recipe="cpu-debug", denoiser=DenoiserConfig(channels=(16, 32), encoder_channels=4))
+    return TrainConfig(
+        recipe="cpu-debug", refine_steps=4, denoiser=DenoiserConfig(channels=(16, 32), encoder_channels=4)
+    )
 
 
 def cpu_small() -> TrainConfig:

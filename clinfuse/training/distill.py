@@ -8,6 +8,7 @@ import torch
 
 from clinfuse.method.denoiser import Inputs
 from clinfuse.method.guidance import Guide
+from clinfuse.method.refine import refined
 from clinfuse.method.roi_loss import roi_reference
 from clinfuse.method.sampler import sample
 from clinfuse.presets import Preset
@@ -24,6 +25,7 @@ def guided_target(
     """The batch with the guided teacher's result for it.
 
     The teacher sees the aligned companion, so that the student, who sees the misregistered one, learns to bear it.
+    Its F is refined as the teacher's own targets were (`refine_steps`).
 
     Args:
         batch: see clinfuse.training.losses; crops (B, 1, *crop).
@@ -56,7 +58,10 @@ def guided_target(
         generators=[torch.Generator(teacher.device).manual_seed(seed + item) for item in range(len(vector))],
         guide=guide,
     )
-    return {**batch, "teacher": done.fused.cpu(), "vector": vector.cpu().contiguous()}
+    brain, bone, lesion = inputs.masks.split(1, dim=1)
+    sources = (inputs.anatomy, inputs.companion, brain, bone, lesion)
+    target = refined(done.fused, *sources, vector, config.refine_steps)
+    return {**batch, "teacher": target.cpu(), "vector": vector.cpu().contiguous()}
 
 
 def between(preset: Preset, seed: int) -> Preset:

@@ -17,6 +17,7 @@ from clinfuse.method.diffusion import add_noise, alphas_cumprod, make_scheduler
 from clinfuse.method.jitter import apply, draw
 from clinfuse.method.lesion_head import LesionHead, segmentation_loss
 from clinfuse.method.prior import fusion_prior
+from clinfuse.method.refine import refined_prior
 from clinfuse.method.roi_loss import RoiWeights, composite, roi_reference, roi_terms
 from clinfuse.method.seam_loss import seam_loss
 from clinfuse.training.config import TrainConfig
@@ -54,7 +55,7 @@ def denoiser_loss(config: TrainConfig, lesion_head: LesionHead | None) -> LossFn
     def loss(module: nn.Module, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         device = batch["anatomy"].device
         vector = draw_vectors(len(batch["anatomy"]), generator).to(device)
-        target = fusion_prior(*_aligned_sources(batch), vector)
+        target = refined_prior(*_aligned_sources(batch), vector, config.refine_steps)
         inputs = Inputs(batch["anatomy"], jittered_companion(batch, config, generator), masks(batch), vector)
         x_0 = to_latent(target, levels)
         timesteps = torch.randint(config.diffusion.train_timesteps, (len(x_0),), generator=generator)

@@ -1,0 +1,179 @@
+"""The refined prior: the fusion prior after descent on the measures themselves, per image, the denoiser's target.
+
+No fixed composition is good at all measures together. A few descent steps on F itself, from the fusion prior, on the
+ROI terms of L_ROI (Eq. 2), an intensity term and the seam penalty give MRI in the brain, CT in the bone to the grey
+level, and few borders that neither source has. Too slow for use, and last bits of its input grow in it; so it is done
+offline, and the denoiser learns to give it at once.
+
+Legend: B batch; *S two or three spatial axes.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as tf
+from torch import Tensor
+
+from clinfuse.method.filters import gaussian_blur
+from clinfuse.method.prior import Sources, fusion_prior, look
+from clinfuse.method.roi_loss import RoiWeights
+from clinfuse.method.seam_loss import gradient_magnitude
+from clinfuse.method.ssim import C1, C2, RADIUS, SIGMA, masked_mean
+
+STEPS = 16
+RATE = 0.03
+SEAM_WEIGHT = 3.0
+INTENSITY_WEIGHT = 3.0
+OUTSIDE_SHARE = 0.3
+SMOOTH = 2 / 255
+EPSILON = 0.1
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One region's source with what SSIM needs of it, computed once.
+
+    Attributes:
+        image, mask: (B, 1, *S).
+        mean, variance: (B, 1, *S) under the SSIM window.
+    """
+
+    image: Tensor
+    mask: Tensor
+    mean: Tensor
+    variance: Tensor
+
+    @classmethod
+    def of(cls, image: Tensor, mask: Tensor) -> Wanted:
+        """From image and mask."""
+        mean, square = gaussian_blur(torch.cat([image, image**2], dim=1), SIGMA, RADIUS).split(1, dim=1)
+        return cls(image, mask, mean, square - mean**2)
+
+    def losses(self, fused: Tensor, mean: Tensor, variance: Tensor, cross: Tensor) -> tuple[Tensor, Tensor]:
+        """1 − SSIM and mean |F − I| (smoothed near 0), both under the mask, (B,) each.
+
+        Args:
+            fused: F.
+            mean, variance: of F under the SSIM window.
+            cross: F·I blurred with it.
+        """
+        luminance = (2 * mean * self.mean + C1) / (mean**2 + self.mean**2 + C1)
+        ssim = luminance * (2 * (cross - mean * self.mean) + C2) / (variance + self.variance + C2)
+        return masked_mean(1 - ssim, self.mask), masked_mean(distance(fused, self.image), self.mask)
+
+
+@dataclass(frozen=True)
+class Task:
+    """The loss L(F) of a batch.
+
+    Attributes:
+        anatomy, companion: what brain and bone should show; in the brain the companion's findings stay painted in.
+        limit: (B, 1, *S) gradient magnitude that a source has.
+        band: (B, 1, *S) one voxel to either side of the ROIs' borders.
+        outside: (B, 1, *S) neither brain nor bone; there F stays near what it was.
+    """
+
+    anatomy: Wanted
+    companion: Wanted
+    limit: Tensor
+    band: Tensor
+    outside: Tensor
+
+    @classmethod
+    def of(cls, anatomy: Tensor, brain: Tensor, bone: Tensor, sources: Sources) -> Task:
+        """From the anatomy image and masks (B, 1, *S) and the parts of the fusion prior."""
+        pair = (gradient_magnitude(anatomy), gradient_magnitude(sources.companion))
+        return cls(
+            anatomy=Wanted.of(sources.painted, brain),
+            companion=Wanted.of(sources.companion, bone),
+            limit=torch.maximum(*pair),
+            band=torch.maximum(border(brain), border(bone)),
+            outside=(1 - brain) * (1 - bone),
+        )
+
+    def loss(self, fused: Tensor, start: Tensor, weights: RoiWeights) -> Tensor:
+        """L(F), (B,): α·L_brain + β·L_bone + intensity terms + seam penalty, F and its start (B, 1, *S)."""
+        a, c = self.anatomy, self.companion
+        moments = torch.cat([fused, fused**2, fused * a.image, fused * c.image], dim=1)
+        mean, square, with_a, with_c = gaussian_blur(moments, SIGMA, RADIUS).split(1, dim=1)
+        brain, brain_gap = a.losses(fused, mean, square - mean**2, with_a)
+        bone, bone_gap = c.losses(fused, mean, square - mean**2, with_c)
+        total = weights.alpha * (brain + INTENSITY_WEIGHT * brain_gap)
+        total = total + weights.beta * (bone + INTENSITY_WEIGHT * bone_gap)
+        moved = (distance(fused, start) * self.outside).flatten(1).mean(dim=1)
+        beyond = (gradient_magnitude(fused) - self.limit).clamp_min(0)
+        excess = beyond * beyond / (beyond + SMOOTH)
+        seam = masked_mean(excess, self.band) + OUTSIDE_SHARE * excess.flatten(1).mean(dim=1)
+        return total + INTENSITY_WEIGHT * moved + SEAM_WEIGHT * seam
+
+
+def refined_prior(
+    anatomy: Tensor,
+    companion: Tensor,
+    brain: Tensor,
+    bone: Tensor,
+    lesion: Tensor,
+    vector: Tensor,
+    steps: int = STEPS,
+) -> Tensor:
+    """The fusion prior after so many descent steps (Adam, rate 0.03 falling as a cosine) on `Task.loss`.
+
+    Args:
+        anatomy, companion, brain, bone, lesion, vector: as of `fusion_prior`.
+        steps: 0 gives the fusion prior itself.
+
+    Returns:
+        (B, 1, *S) in [0, 1].
+
+    Reference: proposal, Eq. 2; Adam: Kingma and Ba, ICLR 2015.
+    """
+    with torch.no_grad():
+        start = fusion_prior(anatomy, companion, brain, bone, lesion, vector)
+    return refined(start, anatomy, companion, brain, bone, lesion, vector, steps)
+
+
+def refined(
+    start: Tensor,
+    anatomy: Tensor,
+    companion: Tensor,
+    brain: Tensor,
+    bone: Tensor,
+    lesion: Tensor,
+    vector: Tensor,
+    steps: int = STEPS,
+) -> Tensor:
+    """As `refined_prior`, from another start (B, 1, *S) in [0, 1]."""
+    with torch.no_grad():
+        task = Task.of(anatomy, brain, bone, look(anatomy, companion, brain, bone, lesion))
+    return _descend(task, start, RoiWeights.from_vector(vector), steps)
+
+
+def _descend(task: Task, start: Tensor, weights: RoiWeights, steps: int) -> Tensor:
+    """F (B, 1, *S) in [0, 1] from a start after so many steps; every sample on its own loss."""
+    with torch.enable_grad():
+        image = start.detach().clone().requires_grad_(True)
+        optimizer = torch.optim.Adam([image], lr=RATE, betas=(0.8, 0.95), eps=EPSILON)
+        for step in range(steps):
+            optimizer.param_groups[0]["lr"] = RATE * (1 + math.cos(math.pi * step / steps)) / 2
+            loss = (
+                task.loss(image, start, weights).sum() * image[0].numel()
+            )  # gradients of order 1 at every size
+            (image.grad,) = torch.autograd.grad(loss, image)
+            optimizer.step()
+            with torch.no_grad():
+                image.clamp_(0, 1)
+    return image.detach()
+
+
+def distance(image: Tensor, other: Tensor) -> Tensor:
+    """|image − other|, quadratic below two grey levels, so that descent ends instead of swinging about 0."""
+    return tf.smooth_l1_loss(image, other.expand_as(image), reduction="none", beta=SMOOTH)
+
+
+def border(mask: Tensor) -> Tensor:
+    """One voxel to either side of a mask's border, (B, 1, *S) in {0, 1}."""
+    pool = tf.max_pool2d if mask.ndim == 4 else tf.max_pool3d
+    return pool(mask, 3, 1, 1) + pool(-mask, 3, 1, 1)
