@@ -15,6 +15,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "whole method": (),
     "no L_ROI in training (Eq. 3)": ("roi_weight=0",),
     "no seam penalty": ("seam_weight=0",),
+    "target: the fusion prior, not refined": ("refine_steps=0",),
     "free denoiser, no anchor": ("denoiser.head=x0",),
     "no residual": ("denoiser.residual_scale=0",),
     "two Haar levels": ("denoiser.levels=2",),
