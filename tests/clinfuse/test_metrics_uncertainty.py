@@ -100,7 +100,7 @@ def test_rows_of_a_perfect_doubt(aligned_known: bool, tiny_case: Case) -> None:
     fused = BASELINES["mean"](case, PRESET)
     bone = case.bone > 0
     target = np.where(bone, case.companion, case.anatomy)
-    target = BASELINES["prior"](case, PRESET) if aligned_known else target
+    target = BASELINES["refined"](case, PRESET) if aligned_known else target
     error = np.abs(fused - target)
     result = Doubt((error > 0.1).astype(np.float32), error + 1e-6, {"error_tolerance": 0.1})
     rows = evaluate_case(case, fused, "ours", preset=PRESET, result=result)
