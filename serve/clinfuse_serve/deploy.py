@@ -22,6 +22,7 @@ from clinfuse_serve.security import (
 from clinfuse_serve.served_model import read_model
 
 START_S = 300.0
+STOP_S = 30.0
 LOOK_S = 0.1
 
 
@@ -50,7 +51,7 @@ class ServeHandle:
         with _quiet():
             serve.delete(APP)
             if self.own:
-                serve.shutdown()
+                shut_down_serve()
 
     def roll(self, model_dir: str | Path) -> None:
         """Have another model version loaded beside the one that is served; it takes over when all members have it."""
@@ -139,9 +140,29 @@ def _wait_until_running(own: bool) -> None:
             reason = _last_line(state.message) if state else "Serve did not take it"
             serve.delete(APP)
             if own:
-                serve.shutdown()
+                shut_down_serve()
             raise ClinfuseError(f"the service did not start: {reason}")
         time.sleep(LOOK_S)
+
+
+def shut_down_serve() -> None:
+    """As `serve.shutdown`, which waits in a call that its callee never ends, so that Ray reports a failed task."""
+    import ray
+    from ray import serve
+    from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
+    from ray.serve.context import _get_global_client
+
+    client: Any = _get_global_client(raise_if_no_controller_running=False)
+    if client is not None:
+        ray.get(client._controller.graceful_shutdown.remote(wait=False))
+        deadline = time.monotonic() + STOP_S
+        while time.monotonic() < deadline:
+            try:
+                ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
+            except ValueError:  # it has gone
+                break
+            time.sleep(LOOK_S)
+    serve.shutdown()
 
 
 def checked_members(model_dir: str | Path, members: int | None) -> int:
