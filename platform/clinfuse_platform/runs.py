@@ -164,7 +164,7 @@ def find_run(name: str | Path, storage: str | Path = DEFAULT_STORAGE) -> Run:
     Raises:
         InputError: there is none; the message lists the runs there are.
     """
-    for path in (storage_path(storage) / str(name), storage_path(name)):
+    for path in reversed(_meant(name, storage)):
         if (path / "config.json").exists():
             return Run(path=path)
     raise InputError(
@@ -194,7 +194,7 @@ def model_folder(name: str | Path | UPath, storage: str | Path = DEFAULT_STORAGE
     Raises:
         InputError: none of these; the message lists the models there are.
     """
-    for path in (storage_path(name), storage_path(storage) / str(name)):
+    for path in _meant(name, storage):
         for folder in (path, path / "model"):
             if (folder / MODEL_INDEX).exists():
                 return folder
@@ -210,6 +210,12 @@ def model_folder(name: str | Path | UPath, storage: str | Path = DEFAULT_STORAGE
         found=repr(str(name)),
         todo="train one (clinfuse train), or name the folder its run is in (--storage)",
     )
+
+
+def _meant(name: str | Path | UPath, storage: str | Path) -> list[UPath]:
+    """The path or URL of that name, and the place of that name in the storage; a URL is nothing but itself."""
+    path = storage_path(name)
+    return [path] if "://" in str(name) else [path, storage_path(storage) / str(name)]
 
 
 def storage_path(path: str | Path | UPath) -> UPath:

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from clinfuse_platform.provenance import data_hash, git_commit
-from clinfuse_platform.runs import MODEL_INDEX, create_run, find_model, find_run, list_runs, publish_folder
+from clinfuse_platform.runs import (
+    MODEL_INDEX,
+    create_run,
+    find_model,
+    find_run,
+    list_runs,
+    publish_folder,
+    put_model,
+)
 from upath import UPath
 
 from clinfuse.errors import ConfigError, InputError
@@ -69,6 +78,22 @@ def test_states_of_several_jobs_are_kept_apart(tmp_path: Path) -> None:
         run.set_state("train", "sleeping")
 
 
+def test_jobs_at_the_same_time_lose_nothing_of_each_other(tmp_path: Path) -> None:
+    run, names = create_run("first", tmp_path, CONFIG), [f"member_{number}" for number in range(1, 9)]
+
+    def job(name: str) -> None:
+        for step in range(1, 6):
+            run.set_state(name, "running", step=step)
+            run.put_metrics(name, [{"step": step}])
+
+    with ThreadPoolExecutor(len(names)) as pool:
+        list(pool.map(job, names))
+    assert {name: facts["step"] for name, facts in run.read_json("state.json").items()} == dict.fromkeys(
+        names, 5
+    )
+    assert run.metrics().set_index("job")["step"].to_dict() == dict.fromkeys(names, 5)
+
+
 def test_metrics_of_one_job_replace_only_its_own(tmp_path: Path) -> None:
     run = create_run("first", tmp_path, CONFIG)
     run.put_metrics("train", [{"step": 1, "loss": 2.0}])
@@ -104,6 +129,25 @@ def test_publishing_to_an_object_store_puts_every_file(tmp_path: Path) -> None:
     publish_folder(source, target)
     assert (target / MODEL_INDEX).read_text() == "new"
     assert (target / "weights" / "a.safetensors").read_bytes() == b"1"
+    publish_folder(make_model(tmp_path / "aside", "newer"), target)
+    assert [path.name for path in target.iterdir()] == [MODEL_INDEX], "an older model's files stayed"
+
+
+def test_a_model_at_a_url_is_copied_again_when_it_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    target = UPath("memory://clinfuse-test/changed")
+
+    def write(folder: Path, weights: str) -> None:
+        make_model(folder)
+        (folder / "metadata.json").write_text(json.dumps({"files": {"weights": weights}}))
+        (folder / "weights").write_text(weights)
+
+    for weights in ("old", "new", "new"):
+        put_model(lambda folder, weights=weights: write(folder, weights), target)
+        assert (find_model(target) / "weights").read_text() == weights
+    assert len(list((tmp_path / "cache").rglob("weights"))) == 2
 
 
 def test_data_hash_follows_the_manifest(tmp_path: Path) -> None:

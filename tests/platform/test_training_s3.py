@@ -93,3 +93,26 @@ def test_a_run_on_s3_goes_on_where_it_stopped(bucket: str) -> None:
     assert 1 <= len([path for path in experiment.iterdir() if path.name.startswith("checkpoint_2")]) <= 2
     assert list((run.path / FOLDER / "train" / "denoiser").iterdir()), "no curves"
     assert run_verb("runs", ["list", "--storage", storage])["runs"][0]["state"] == "finished"
+
+
+def test_an_ensemble_on_s3_is_calibrated_there(bucket: str) -> None:
+    storage = f"{bucket}/runs"
+    words = [
+        "far",
+        "--storage",
+        storage,
+        "--members",
+        "2",
+        "--cpus-per-worker",
+        "1",
+        "--set",
+        "member_steps=4",
+    ]
+    assert str(run_verb("ensemble", words)["result"]) == f"{storage}/far/ensemble"
+    assert len(FusionPipeline.from_pretrained(find_model("far/members/1", storage)).members) == 1
+    done = run_verb("calibrate", ["far/ensemble", "--storage", storage, "--data", f"{bucket}/tiny.zarr"])
+    assert str(done["result"]) == f"{storage}/far/ensemble"
+    whole = FusionPipeline.from_pretrained(find_model("far/ensemble", storage))
+    assert len(whole.members) == 2 and whole.calibration is not None
+    (shown,) = run_verb("runs", ["show", "far", "--storage", storage])["runs"]
+    assert shown["lineage"]["models"]["ensemble"]["calibrated"] is not None
