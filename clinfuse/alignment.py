@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.optimize import minimize
 
-from clinfuse.case import Case, FloatArray
+from clinfuse.case import HEAD_LEVEL, Case, FloatArray
 
 Floats = NDArray[np.float64]
 
@@ -32,7 +32,6 @@ LEAST_MM, LARGEST_MM = 1.0, 5.0
 LEAST_GAIN = 1.03
 HALVES_APART_MM = 1.0
 LEAST_PLANES, THICKEST_MM = 8, 3.0
-HEAD_LEVEL = 0.03
 SEED = 20
 
 

@@ -18,6 +18,8 @@ from clinfuse.errors import GeometryError, InputError
 FloatArray = NDArray[np.float32]
 MaskArray = NDArray[np.uint8]
 ROIS = ("brain", "bone", "lesion")
+HEAD_LEVEL = 0.03
+"""An image above this is of the head, not of the air around it."""
 
 
 @dataclass(frozen=True, kw_only=True)

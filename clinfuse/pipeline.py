@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from clinfuse.alignment import aligned
-from clinfuse.case import Case, FloatArray
+from clinfuse.case import HEAD_LEVEL, Case, FloatArray
 from clinfuse.combine import FusionResult, MemberSample, ModelFacts, combine_samples
 from clinfuse.errors import ConfigError
 from clinfuse.features import Features, Part, as_sample, as_tensor, draw_part, see, seed_of, together
@@ -28,7 +28,6 @@ from clinfuse.method.roi_loss import roi_reference
 from clinfuse.method.uncertainty import saturating
 from clinfuse.presets import Preset, find_preset, load_presets
 
-HEAD_LEVEL = 0.03
 Progress = Callable[[int, int], None]
 
 __all__ = ["FusionPipeline", "FusionResult", "MemberSample"]

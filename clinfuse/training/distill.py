@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from clinfuse.case import HEAD_LEVEL
 from clinfuse.method.denoiser import Inputs
 from clinfuse.method.guidance import Guide
 from clinfuse.method.refine import refined
@@ -38,8 +39,6 @@ def guided_target(
 
     Reference: proposal, Section 3.5 and Algorithm 1.
     """
-    from clinfuse.pipeline import HEAD_LEVEL
-
     here = {name: value.to(teacher.device) for name, value in batch.items()}
     vector = torch.tensor([preset.vector], device=teacher.device).expand(len(here["anatomy"]), -1)
     inputs = Inputs(here["anatomy"], here["aligned"], masks(here), vector)

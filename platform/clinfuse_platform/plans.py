@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from clinfuse.pipeline import FusionPipeline
     from clinfuse.training import Batch, TrainConfig
 
+INTENSITY_CASES = 64
+
 
 def train_plan(work: Work) -> Plan:
     """Lesion head first, then frozen beside the denoiser (Eq. 3); exports the guided teacher.
@@ -62,7 +64,7 @@ def train_plan(work: Work) -> Plan:
             members=[done["denoiser"].cpu()],
             lesion_head=done["lesion_head"].cpu() if lesions else None,
             diffusion=config.diffusion,
-            metadata=_facts(work),
+            metadata=_facts(work) | {"intensity": _intensity(work)},
         ).save_pretrained(folder)
 
     return Plan(phases=(head, denoiser) if lesions else (denoiser,), export=export)
@@ -224,6 +226,16 @@ def _facts(work: Work) -> dict[str, Any]:
     config = work.settings["config"]
     facts = {"recipe": config["recipe"], "seed": config["seed"], "workers": work.world_size}
     return facts | {"data_hash": work.settings["data_hash"], **_steps(work)}
+
+
+def _intensity(work: Work) -> dict[str, Any]:
+    """What serving compares requests with; from so many training cases at most, as reading takes time."""
+    from clinfuse_prep.store import CaseStore
+
+    from clinfuse.intensity import intensity_facts
+
+    store = CaseStore(work.settings["data"])
+    return intensity_facts(store.read(case_id) for case_id in store.case_ids("train")[:INTENSITY_CASES])
 
 
 def _steps(work: Work) -> dict[str, int]:

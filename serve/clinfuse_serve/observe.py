@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from clinfuse.case import Case
     from clinfuse.combine import FusionResult
 
-HEAD_LEVEL = 0.05
 UNSURE = 0.5
 LABELS = {
     "clinfuse_requests_total": ("route", "status"),
@@ -72,12 +71,15 @@ def note_drift(metrics: Metrics, case: Case, result: FusionResult, training: Map
         training: "anatomy" and "companion" → {"mean", "std"} over training cases of a case's mean intensity in the
             head, as in the model's facts; without it the drift is not known and not told.
     """
-    head = (case.anatomy > HEAD_LEVEL) | (case.companion > HEAD_LEVEL)
-    if not head.any():
+    from clinfuse.case import HEAD_LEVEL
+    from clinfuse.intensity import head_means
+
+    means = head_means(case)
+    if not means:
         return
+    head = (case.anatomy > HEAD_LEVEL) | (case.companion > HEAD_LEVEL)
     metrics.drift("clinfuse_unsure_share", float((result.uncertainty[head] > UNSURE).mean()))
-    for name, image in (("anatomy", case.anatomy), ("companion", case.companion)):
-        mean = float(image[head].mean())
+    for name, mean in means.items():
         metrics.drift("clinfuse_input_mean", mean, image=name)
         known = training.get(name)
         if known and known.get("std"):

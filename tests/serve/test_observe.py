@@ -51,7 +51,7 @@ def test_a_request_leaves_one_json_line_without_names(
 
 
 def test_drift_is_told_in_standard_deviations_of_training(tiny_case: Case) -> None:
-    head = (tiny_case.anatomy > 0.05) | (tiny_case.companion > 0.05)
+    head = (tiny_case.anatomy > 0.03) | (tiny_case.companion > 0.03)
     mean = float(tiny_case.anatomy[head].mean())
     result = SimpleNamespace(uncertainty=np.where(head, 0.9, 0.0).astype(np.float32))
     metrics = Metrics()
