@@ -18,6 +18,7 @@ NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 
 SOFTWARE_WEBGL = ("--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader")
+NO_WEBGL = ("--disable-3d-apis",)
 
 
 def find_browser() -> str | None:
@@ -28,13 +29,13 @@ def find_browser() -> str | None:
 class Browser:
     """One tab, spoken to over the DevTools protocol through two pipes; keeps what the console said."""
 
-    def __init__(self, chromium: str, folder: Path) -> None:
+    def __init__(self, chromium: str, folder: Path, graphics: tuple[str, ...] = SOFTWARE_WEBGL) -> None:
         flags = [
             "--headless=new",
             "--no-sandbox",
             "--no-first-run",
             "--disable-background-networking",
-            *SOFTWARE_WEBGL,
+            *graphics,
             f"--user-data-dir={folder}",
             "--window-size=1440,1000",
         ]
@@ -110,6 +111,11 @@ class Browser:
         for role, path in files.items():
             node = self.call("DOM.querySelector", nodeId=root, selector=f"#{role}")["nodeId"]
             self.call("DOM.setFileInputFiles", nodeId=node, files=[str(path)])
+
+    def downloads_to(self, folder: Path) -> None:
+        """Where files go that the page offers for download."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(folder))
 
     def picture(self, path: Path) -> None:
         """A screenshot."""

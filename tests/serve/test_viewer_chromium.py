@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
-from chromium import Browser
+import pydicom
+import pytest
+from chromium import NO_WEBGL, Browser, find_browser
 
 Start = Callable[..., str]
 Pair = dict[str, Path]
@@ -192,3 +197,59 @@ def test_a_refusal_is_told_on_the_page(
     browser.wait("document.getElementById('status').className === 'bad'")
     told = text(browser, "status")
     assert "companion image is not of a kind" in told and "expected NIfTI" in told
+
+
+def arrived(folder: Path) -> Path:
+    """The one file that was downloaded, complete."""
+    for _ in range(300):
+        files = list(folder.iterdir())
+        if files and not any(file.suffix == ".crdownload" or file.name.startswith(".") for file in files):
+            assert len(files) == 1
+            return files[0]
+        time.sleep(0.1)
+    raise AssertionError("no file arrived")
+
+
+def test_downloads_arrive_and_open(
+    browser: Browser, local_service: Start, nifti_pair: Pair, tmp_path: Path
+) -> None:
+    opened(browser, local_service())
+    browser.choose_files(nifti_pair)
+    browser.run("document.getElementById('load').click()")
+    fused(browser)
+    for kind in ("nifti", "dicom"):
+        folder = tmp_path / kind
+        browser.downloads_to(folder)
+        browser.run(f"document.getElementById('download-{kind}').click()")
+        browser.wait("/^Downloaded/.test(document.getElementById('status').textContent)")
+        with zipfile.ZipFile(arrived(folder)) as archive:
+            images = [name for name in archive.namelist() if not name.endswith(".json")]
+            archive.extractall(folder)
+        browser.run("document.getElementById('status').textContent = ''")
+        path = folder / next(name for name in images if "_desc-fused_" in name)
+        if kind == "nifti":
+            source = nib.load(nifti_pair["anatomy"])
+            assert (
+                nib.load(path).shape == source.shape and len(images) >= 4
+            )  # both inputs, fused, uncertainty
+            np.testing.assert_array_equal(nib.load(path).affine, source.affine)
+        else:
+            dicom = pydicom.dcmread(path)
+            assert (dicom.Rows, dicom.Columns, int(dicom.NumberOfFrames)) == (32, 28, 12)
+            assert "research use only" in dicom.SeriesDescription
+    assert browser.errors == []
+
+
+def test_without_webgl_the_page_says_what_is_missing(local_service: Start, tmp_path: Path) -> None:
+    program = find_browser()
+    if program is None:
+        pytest.skip("no Chromium here")
+    blind = Browser(program, tmp_path / "profile", NO_WEBGL)
+    try:
+        blind.call("Page.navigate", url=local_service())
+        blind.wait("document.getElementById('status')?.className === 'bad'")
+        told = text(blind, "status")
+        picture(blind, "viewer_without_webgl")
+    finally:
+        blind.close()
+    assert "WebGL 2" in told and "clinfuse fuse --url" in told
