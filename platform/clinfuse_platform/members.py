@@ -9,9 +9,10 @@ the same command goes on after a kill, and asking for more members later trains 
 from __future__ import annotations
 
 import os
+import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -91,20 +92,32 @@ def shared_out(workers: Workers, groups: int) -> Workers:
 def together(
     do: Callable[[int], object], numbers: Sequence[int], at_once: int | None
 ) -> dict[int, Exception]:
-    """Call `do` with every number, that many at once (None: all); what failed, by number. A failure stops no other."""
-    failed: dict[int, Exception] = {}
+    """Call `do` with every number, that many at once (None: all); what failed, by number. A failure stops no other.
 
-    def one(number: int) -> None:
-        try:
-            do(number)
-        except Exception as error:
-            failed[number] = error
+    The interrupt key ends the waiting at once: what runs ends with the session, what waits never begins.
+    """
+    todo, failed = deque(numbers), dict[int, Exception]()
 
-    pool = ThreadPoolExecutor(at_once or len(numbers))
+    def work() -> None:
+        while todo:
+            try:
+                number = todo.popleft()
+            except IndexError:  # another was quicker
+                return
+            try:
+                do(number)
+            except Exception as error:
+                failed[number] = error
+
+    crew = [threading.Thread(target=work, daemon=True) for _ in range(at_once or len(numbers))]
     try:
-        list(pool.map(one, numbers))
-    finally:  # at the interrupt key too: what runs ends with the session
-        pool.shutdown(wait=False, cancel_futures=True)
+        for worker in crew:
+            worker.start()
+        for worker in crew:
+            worker.join()
+    except BaseException:
+        todo.clear()
+        raise
     return failed
 
 
@@ -130,8 +143,14 @@ def _train_missing(
         own = _of(settings, number)
         launch(member_name(number), member_kind(number), run, own, workers, mlflow=mlflow, shown=False)
 
-    with watched(run, *map(member_name, missing)):
-        failed = together(train, missing, at_once)
+    try:
+        with watched(run, *map(member_name, missing)):
+            failed = together(train, missing, at_once)
+    except (
+        KeyboardInterrupt
+    ):  # said here: Ray may end this process when its session ends under the waiting jobs
+        say("  interrupted; the same command goes on from the members' checkpoints")
+        raise
     if failed:
         what = "; ".join(f"{member_name(n)}: {our_words(failed[n])}" for n in sorted(failed))
         kept = ", ".join(member_name(n) for n in numbers if n not in failed) or "none"

@@ -93,7 +93,7 @@ def kept(run: Run, number: int) -> bool:
 
 @severally
 @pytest.mark.ray
-def test_members_train_at_once_go_on_after_a_kill_and_may_become_more(ray_session: None, run: Run) -> None:
+def test_members_train_at_once_and_go_on_after_a_kill(ray_session: None, run: Run) -> None:
     words = ["ensemble", str(run.path), *ONE, "--members"]
     process = subprocess.Popen([sys.executable, "-c", COMMAND, *words, "3"])
     while not (kept(run, 1) and kept(run, 2)):
@@ -102,17 +102,21 @@ def test_members_train_at_once_go_on_after_a_kill_and_may_become_more(ray_sessio
     process.kill()
     process.wait()
     assert {run.state(job) for job in ("member_1", "member_2", "ensemble")} == {"running"}
-    result = run_verb(words[0], [*words[1:], "4"])
+    result = run_verb(words[0], [*words[1:], "3"])
     whole = FusionPipeline.from_pretrained(result["result"])
     base = FusionPipeline.from_pretrained(Path(str(run.path / "model")))
     assert whole.metadata["base"] == base.model_hash and whole.metadata["ensemble_steps"] == STEPS
-    assert len(whole.members) == 4
+    assert len(whole.members) == 3
     for number, member in enumerate(whole.members):
         expected = bare(run, number) if number else base.members[0].state_dict()
         assert all(torch.equal(value, expected[name]) for name, value in member.state_dict().items())
     steps = {job: part["step"].tolist() for job, part in run.metrics().groupby("job")}
-    assert steps == {f"member_{number}": list(range(1, STEPS + 1)) for number in (1, 2, 3)}
+    assert steps == {f"member_{number}": list(range(1, STEPS + 1)) for number in (1, 2)}
     assert set(result["last"]) == set(steps)
+    known = run.read_json("state.json")
+    fewer = run_verb(words[0], [*words[1:], "2"])  # put together from those there are
+    assert len(FusionPipeline.from_pretrained(fewer["result"]).members) == 2
+    assert all(run.read_json("state.json")[job] == known[job] for job in steps), "trained again"
 
 
 @severally
