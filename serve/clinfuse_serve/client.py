@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import httpx
 
+from clinfuse.errors import ConfigError
 from clinfuse.presets import Preset
 from clinfuse_serve import calls
 from clinfuse_serve.calls import Call, FusedReply, Parts, Progress, Reply, ServiceError, Source, exchange
@@ -256,7 +258,17 @@ class AsyncClient:
 
 def _options(url: str, token: str | None, timeout_s: float, verify: str | bool) -> dict[str, Any]:
     headers = {"Authorization": f"Bearer {token}"} if token else {}
-    return {"base_url": url, "headers": headers, "timeout": timeout_s, "verify": verify, "trust_env": False}
+    trusted = _trusted(verify) if isinstance(verify, str) else verify
+    return {"base_url": url, "headers": headers, "timeout": timeout_s, "verify": trusted, "trust_env": False}
+
+
+def _trusted(authority: str) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cafile=authority)
+    except OSError as error:  # missing, or no certificate in it
+        raise ConfigError(
+            "the authority's certificate cannot be read", expected="a PEM file", found=type(error).__name__
+        ) from error
 
 
 def _bundle(

@@ -15,12 +15,11 @@ if TYPE_CHECKING:
 
 
 class Ask(NamedTuple):
-    """One slice that waits to be drawn, of a case of so many slices."""
+    """One slice that waits to be drawn."""
 
     pipeline: FusionPipeline
     part: Case
     order: Order
-    depth: int = 1
 
     @property
     def likeness(self) -> tuple[object, ...]:
@@ -47,7 +46,7 @@ def draw_together(
         first = asks[indices[0]]
         wanted = [(asks[i].part, asks[i].order.preset, asks[i].order.seed) for i in indices]
         seen = [
-            kept.features(a.pipeline, a.part, member, a.order, a.depth) for a in (asks[i] for i in indices)
+            kept.features(a.pipeline, a.part, member, a.order, depth=1) for a in (asks[i] for i in indices)
         ]
         drawn = first.pipeline.sample_together(wanted, member, steps=first.order.steps, features=seen)
         for index, sample in zip(indices, drawn, strict=True):

@@ -114,8 +114,13 @@ def came_as_picture(case: Case) -> bool:
     return case.attrs.get("source_geometry", {}).get("kind") == "png" and case.shape[0] == 1
 
 
-def fuse_there(job: FuseJob, url: str, token: str | None = None) -> dict[str, Any]:
+def fuse_there(
+    job: FuseJob, url: str, token: str | None = None, authority: str | None = None
+) -> dict[str, Any]:
     """Fuse by a service; DICOM folders are turned into NIfTI here, so no header of theirs leaves this machine.
+
+    Args:
+        authority: file with the certificate that vouches for an https service; default the system's authorities.
 
     Raises:
         InputError: a file cannot be read. ServiceError: the service refused or is not there.
@@ -127,7 +132,8 @@ def fuse_there(job: FuseJob, url: str, token: str | None = None) -> dict[str, An
     sources = {"anatomy": job.anatomy, "companion": job.companion, **job.masks}
     sent = {role: sendable(path, role) for role, path in sources.items()}
     masks = {role: data for role, data in sent.items() if role in ROIS}
-    with Client(url, token or os.environ.get("CLINFUSE_TOKEN")) as client:
+    token = token or os.environ.get("CLINFUSE_TOKEN")
+    with Client(url, token, verify=authority or True) as client:
         reply = client.fuse(
             sent["anatomy"],
             sent["companion"],

@@ -85,7 +85,7 @@ class Member:
         """This member's samples; orders take turns, slices of like shape share one."""
         pipeline, part = self._versions.get(order.model), order.part_of(case)
         if fits_batch(pipeline, part, order):
-            return list(await self._draw_together(Ask(pipeline, part, order, case.shape[0])))
+            return list(await self._draw_together(Ask(pipeline, part, order)))
         return await run_in_turn(self._turn, pipeline, case, self.member, order, self._kept)
 
     @serve.batch(max_batch_size=SLAB, batch_wait_timeout_s=0.0)

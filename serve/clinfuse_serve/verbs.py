@@ -61,7 +61,7 @@ def _serve(arguments: argparse.Namespace) -> dict[str, Any]:
     from clinfuse_serve.config import read_config
     from clinfuse_serve.deploy import deploy
 
-    certificate = tuple(arguments.certificate) if arguments.certificate else None
+    certificate = _certificate(arguments.certificate)
     if arguments.model == "deploy":
         _need_cluster(arguments)
         return {"result": deploy(read_config(arguments.config)).url, "served": True}
@@ -80,6 +80,16 @@ def _serve(arguments: argparse.Namespace) -> dict[str, Any]:
         sys.stdout.flush()
         wait_for_signal()
     return {"result": handle.url, "served": True}
+
+
+def _certificate(names: list[str] | None) -> tuple[str, str] | None:
+    if names is None:
+        return None
+    for name in names:
+        if not Path(name).is_file():
+            raise ConfigError("the certificate cannot be read", expected="two PEM files", found=f"no {name}")
+    certificate, key = (str(Path(name).resolve()) for name in names)
+    return certificate, key
 
 
 def _need_cluster(arguments: argparse.Namespace) -> None:
@@ -148,6 +158,7 @@ def _fuse_arguments(parser: argparse.ArgumentParser) -> None:
     where.add_argument("--model", help="model folder; without it the released model")
     where.add_argument("--url", help="fuse by this service instead of here")
     parser.add_argument("--token-file", help="with --url: the service's token (or CLINFUSE_TOKEN)")
+    parser.add_argument("--authority", help="with --url https://…: file of the certificate to trust")
     parser.add_argument("--preset", default="balanced", help="clinical preset (default balanced)")
     parser.add_argument(
         "--set",
@@ -197,7 +208,7 @@ def _fuse(arguments: argparse.Namespace) -> dict[str, Any]:
     with step(f"Fusing with preset {job.preset}"):
         if arguments.url:
             token = read_token(arguments.token_file) if arguments.token_file else None
-            done = fuse_there(job, arguments.url, token)
+            done = fuse_there(job, arguments.url, token, arguments.authority)
         else:
             done = fuse_here(job, arguments.model, arguments.device)
     for finding in done["findings"]:

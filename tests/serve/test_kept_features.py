@@ -77,7 +77,7 @@ def test_a_volume_too_large_for_all_keeps_the_slice_in_view(
 def test_slices_of_one_batch_use_it_too(pipeline: FusionPipeline, tiny_case: Case, order: Order) -> None:
     kept = KeptFeatures(64 << 20, 60)
     asks = [
-        Ask(pipeline, tiny_case.slices(k, k + 1), replace(order, slab=(k, k + 1), draws=((0, 0),)), 12)
+        Ask(pipeline, tiny_case.slices(k, k + 1), replace(order, slab=(k, k + 1), draws=((0, 0),)))
         for k in (2, 6)
     ]
     anew, first, again = (draw_together(asks, 0, how) for how in (None, kept, kept))

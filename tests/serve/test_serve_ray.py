@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import ssl
 import threading
 import time
 from collections.abc import Iterator
@@ -17,7 +18,8 @@ import nibabel as nib
 import numpy as np
 import psutil
 import pytest
-from clinfuse_serve.client import Client, FusedReply
+from certificate import made_certificate
+from clinfuse_serve.client import Client, FusedReply, ServiceError
 from clinfuse_serve.deploy import ServeHandle, start
 
 from clinfuse.errors import ClinfuseError, ConfigError
@@ -32,19 +34,41 @@ Pair = dict[str, Path]
 
 
 @pytest.fixture(scope="module")
-def service(model_dir: Path) -> Iterator[ServeHandle]:
-    """Three members, two aggregators, a token, a queue of two per aggregator, bodies of 4 MiB at most."""
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """Files of a certificate for 127.0.0.1 that vouches for itself, and of its key."""
+    return made_certificate(tmp_path_factory.mktemp("tls"))
+
+
+@pytest.fixture(scope="module")
+def service(model_dir: Path, certificate: tuple[str, str]) -> Iterator[ServeHandle]:
+    """HTTPS, three members, two aggregators, a token, a queue of two per aggregator, bodies of 4 MiB at most."""
     from clinfuse_platform.session import session
 
     limits = {"queue": 2, "body_bytes": 4 << 20}
-    with session(), start(model_dir, port=0, token=TOKEN, limits=limits, batch=4) as handle:
+    options: dict[str, Any] = {"token": TOKEN, "certificate": certificate, "limits": limits, "batch": 4}
+    with session(), start(model_dir, port=0, **options) as handle:
         yield handle
 
 
 @pytest.fixture
-def client(service: ServeHandle) -> Iterator[Client]:
+def client(service: ServeHandle, certificate: tuple[str, str]) -> Iterator[Client]:
     """A patient client with the token."""
-    with Client(service.url, TOKEN, retries=20) as made:
+    with Client(service.url, TOKEN, retries=20, verify=certificate[0]) as made:
+        yield made
+
+
+@pytest.fixture
+def impatient(service: ServeHandle, certificate: tuple[str, str]) -> Iterator[Client]:
+    """A client that asks only once."""
+    with Client(service.url, TOKEN, retries=0, verify=certificate[0]) as made:
+        yield made
+
+
+@pytest.fixture
+def bare(service: ServeHandle, certificate: tuple[str, str]) -> Iterator[httpx.Client]:
+    """HTTP by hand, without the token."""
+    trusted = ssl.create_default_context(cafile=certificate[0])
+    with httpx.Client(base_url=service.url, verify=trusted, timeout=120, trust_env=False) as made:
         yield made
 
 
@@ -93,27 +117,38 @@ def test_served_equals_the_pipeline(
         assert reply.info[key] == json.loads(json.dumps(result.info[key])), key
 
 
-def test_the_proxy_passes_refusals_on(service: ServeHandle, nifti_pair: Pair) -> None:
-    assert httpx.get(f"{service.url}/v1/presets", trust_env=False).status_code == 401
+def test_the_proxy_passes_refusals_on(bare: httpx.Client, nifti_pair: Pair) -> None:
+    assert bare.get("/v1/presets").status_code == 401
     headers = {"Authorization": f"Bearer {TOKEN}"}
-    big = httpx.post(
-        f"{service.url}/v1/fuse", files={"anatomy": bytes(6 << 20)}, headers=headers, trust_env=False
-    )
+    big = bare.post("/v1/fuse", files={"anatomy": bytes(6 << 20)}, headers=headers)
     assert big.status_code == 413 and big.headers["content-type"] == "application/problem+json"
-    wrong = httpx.post(f"{service.url}/v1/fuse", data={"params": "{"}, headers=headers, trust_env=False)
+    wrong = bare.post("/v1/fuse", data={"params": "{"}, headers=headers)
     assert wrong.status_code == 422 and wrong.json()["expected"]
 
 
-def test_a_full_queue_answers_429_and_the_client_waits(client: Client, nifti_pair: Pair) -> None:
+def test_https_is_for_those_who_trust_the_certificate(service: ServeHandle, bare: httpx.Client) -> None:
+    assert service.url.startswith("https://") and bare.get("/healthz").json()["members_up"] == 3
+    with (
+        Client(service.url, TOKEN, retries=0) as stranger,
+        pytest.raises(ServiceError, match="nobody answers"),
+    ):
+        stranger.health()
+    with pytest.raises(httpx.TransportError):
+        httpx.get(service.url.replace("https", "http") + "/healthz", trust_env=False)
+    with pytest.raises(ConfigError, match="certificate cannot be read"):
+        Client(service.url, TOKEN, verify="nowhere.pem")
+
+
+def test_a_full_queue_answers_429_and_the_client_waits(
+    bare: httpx.Client, client: Client, nifti_pair: Pair
+) -> None:
     statuses: list[int] = []
     headers = {"Authorization": f"Bearer {TOKEN}"}
     files = {role: path.read_bytes() for role, path in nifti_pair.items()}
 
     def rude() -> None:
         form = {"params": json.dumps({"samples": 8, "output": "json"})}
-        reply = httpx.post(
-            f"{client.url}/v1/fuse", data=form, files=files, headers=headers, timeout=120, trust_env=False
-        )
+        reply = bare.post("/v1/fuse", data=form, files=files, headers=headers)
         statuses.append(reply.status_code)
 
     threads = [threading.Thread(target=rude) for _ in range(10)]
@@ -125,18 +160,15 @@ def test_a_full_queue_answers_429_and_the_client_waits(client: Client, nifti_pai
     assert set(statuses) == {200, 429} and polite.members_used == 3
 
 
-def test_a_kept_case_is_known_to_every_aggregator(service: ServeHandle, nifti_pair: Pair) -> None:
+def test_a_kept_case_is_known_to_every_aggregator(impatient: Client, nifti_pair: Pair) -> None:
     """The images go to one of two aggregators; asked by its token, the other takes the case over from there."""
-    images = {
-        roi: nifti_pair[roi] for roi in ("brain", "bone")
-    }  # no other test sends only these: a new token
-    with Client(service.url, TOKEN, retries=0) as impatient:
-        sent = impatient.fuse(nifti_pair["anatomy"], nifti_pair["companion"], masks=images, seed=9)
-        for turn in range(8):
-            again = impatient.fuse(case=sent.case, preset=("balanced", "stroke")[turn % 2], seed=9)
-            assert again.members_used == 3
-            same = again.files[again.info["Files"]["fused"]] == sent.files[sent.info["Files"]["fused"]]
-            assert same is (turn % 2 == 0)
+    masks = {roi: nifti_pair[roi] for roi in ("brain", "bone")}  # as no other test sends: a new token
+    sent = impatient.fuse(nifti_pair["anatomy"], nifti_pair["companion"], masks=masks, seed=9)
+    for turn in range(8):
+        again = impatient.fuse(case=sent.case, preset=("balanced", "stroke")[turn % 2], seed=9)
+        assert again.members_used == 3
+        same = again.files[again.info["Files"]["fused"]] == sent.files[sent.info["Files"]["fused"]]
+        assert same is (turn % 2 == 0)
 
 
 def test_presets_change_on_every_replica(client: Client, nifti_pair: Pair) -> None:
@@ -191,14 +223,12 @@ def test_a_dead_aggregator_loses_no_request_and_its_successor_knows_the_presets(
         assert "kept" in {row.name for row in client.presets()}
 
 
-def test_a_closed_connection_ends_the_work(service: ServeHandle, client: Client, nifti_pair: Pair) -> None:
+def test_a_closed_connection_ends_the_work(bare: httpx.Client, client: Client, nifti_pair: Pair) -> None:
     headers = {"Authorization": f"Bearer {TOKEN}"}
     files = {role: path.read_bytes() for role, path in nifti_pair.items()}
     form = {"params": json.dumps({"steps": 20, "samples": 7, "jitters": 2, "output": "json"})}
     with pytest.raises(httpx.ReadTimeout):
-        httpx.post(
-            f"{service.url}/v1/fuse", data=form, files=files, headers=headers, timeout=1, trust_env=False
-        )
+        bare.post("/v1/fuse", data=form, files=files, headers=headers, timeout=1)
     deadline = time.monotonic() + 60
     while "clinfuse_cancelled_total 1" not in client.metrics():
         assert time.monotonic() < deadline, "the request was not cancelled"
@@ -219,7 +249,11 @@ def test_slices_of_several_clients_at_once_are_as_alone(client: Client, nifti_pa
 
 
 def test_a_new_model_version_rolls_in_without_a_failed_request(
-    service: ServeHandle, client: Client, nifti_pair: Pair, other_model_dir: Path
+    service: ServeHandle,
+    client: Client,
+    certificate: tuple[str, str],
+    nifti_pair: Pair,
+    other_model_dir: Path,
 ) -> None:
     """Impatient clients all the while: every reply is whole, of one version, and the new one takes over for good."""
     client.put_preset(Preset(name="kept", beta=6.0))
@@ -228,7 +262,7 @@ def test_a_new_model_version_rolls_in_without_a_failed_request(
     stop = threading.Event()
 
     def ask() -> None:
-        with Client(service.url, TOKEN, retries=0) as impatient:
+        with Client(service.url, TOKEN, retries=0, verify=certificate[0]) as impatient:
             while not stop.is_set():
                 begun = time.monotonic()
                 facts = impatient.describe(
