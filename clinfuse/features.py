@@ -22,7 +22,7 @@ from clinfuse.errors import ConfigError
 from clinfuse.method.denoiser import Denoiser, Inputs, Seen, pad_to_multiple
 from clinfuse.method.diffusion import DiffusionConfig
 from clinfuse.method.guidance import Guide
-from clinfuse.method.prior import look
+from clinfuse.method.prior import look, within_sources
 from clinfuse.method.sampler import sample_encoded
 from clinfuse.method.uncertainty import Slopes, slopes, variance_of
 
@@ -107,7 +107,8 @@ def draw_part(
     done = sample_encoded(
         [denoiser], [encoded], diffusion=diffusion, steps=steps, generators=generators, guide=guide
     )
-    maps = [*(volume[part.undo] for volume in (done.fused, done.variance, done.residual)), registration]
+    fused = within_sources(done.fused, part.inputs.anatomy, part.seen.sources)
+    maps = [*(volume[part.undo] for volume in (fused, done.variance, done.residual)), registration]
     outer = (0, 1) if denoiser.config.spatial_dims == 3 else (1,)
     return tuple(np.asarray(volume.squeeze(outer).cpu().numpy()) for volume in maps)
 

@@ -114,7 +114,7 @@ class FusionPipeline:
         align: bool = True,
         progress: Progress | None = None,
     ) -> FusionResult:
-        """Fuse one case.
+        """Fuse one case. Every member's F lies between its two sources at every voxel (`within_sources`).
 
         Args:
             case: validated case.

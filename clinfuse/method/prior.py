@@ -96,6 +96,16 @@ def compose(sources: Sources, vector: Tensor) -> Tensor:
     return fused.clamp(0, 1)
 
 
+def within_sources(fused: Tensor, anatomy: Tensor, sources: Sources) -> Tensor:
+    """F (B, 1, *S) held at every voxel between its sources: nothing is brighter or darker than both.
+
+    Where the companion shows a finding inside brain, the upper bound is the grey in which that is painted.
+    """
+    return fused.clamp(
+        torch.minimum(anatomy, sources.companion), torch.maximum(sources.painted, sources.companion)
+    )
+
+
 def companion_weight(
     anatomy: Tensor, companion: Tensor, brain: Tensor, bone: Tensor, lesion: Tensor, vector: Tensor
 ) -> Tensor:

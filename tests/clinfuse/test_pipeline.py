@@ -5,10 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from clinfuse import RESEARCH_USE
 from clinfuse.case import Case
 from clinfuse.errors import ConfigError, ModelFolderError
+from clinfuse.method.prior import findings
 from clinfuse.pipeline import FusionPipeline
 from clinfuse.presets import load_presets
 from clinfuse.training import build_denoiser, build_lesion_head, recipe
@@ -128,3 +130,18 @@ def test_impossible_calls_are_refused(tiny_case: Case) -> None:
 def test_simulated_companion_is_said(tiny_case: Case) -> None:
     case = replace(tiny_case, attrs={"simulated": True})
     assert make(members=1)(case.slices(0, 2)).info["simulated_companion"]
+
+
+@pytest.mark.parametrize("guided", [False, True])
+def test_no_voxel_is_beyond_both_sources(tiny_case: Case, guided: bool) -> None:
+    """Even a fresh network's inventions stay out of F; only findings inside brain are shown brighter than either."""
+    fused = make().sample_member(tiny_case, 0, "balanced", steps=3, guided=guided).fused
+    low = np.minimum(tiny_case.anatomy, tiny_case.companion)
+    high = np.maximum(tiny_case.anatomy, tiny_case.companion)
+    slices = [
+        torch.from_numpy(image.astype(np.float32))[:, None]
+        for image in (tiny_case.companion, tiny_case.brain, tiny_case.bone)
+    ]
+    painted = findings(*slices)[:, 0].numpy() > 0
+    assert np.all(fused >= low - 1e-6)
+    assert np.all((fused <= high + 1e-6) | painted)
