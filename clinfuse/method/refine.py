@@ -18,7 +18,7 @@ import torch.nn.functional as tf
 from torch import Tensor
 
 from clinfuse.method.filters import gaussian_blur
-from clinfuse.method.prior import Sources, fusion_prior, look
+from clinfuse.method.prior import Sources, compose, look
 from clinfuse.method.roi_loss import RoiWeights
 from clinfuse.method.seam_loss import gradient_magnitude
 from clinfuse.method.ssim import C1, C2, RADIUS, SIGMA, masked_mean
@@ -118,12 +118,14 @@ def refined_prior(
     lesion: Tensor,
     vector: Tensor,
     steps: int = STEPS,
+    start: Tensor | None = None,
 ) -> Tensor:
     """The fusion prior after so many descent steps (Adam, rate 0.03 falling as a cosine) on `Task.loss`.
 
     Args:
         anatomy, companion, brain, bone, lesion, vector: as of `fusion_prior`.
-        steps: 0 gives the fusion prior itself.
+        steps: 0 gives the start.
+        start: (B, 1, *S) in [0, 1] to begin with instead of the fusion prior.
 
     Returns:
         (B, 1, *S) in [0, 1].
@@ -131,23 +133,9 @@ def refined_prior(
     Reference: proposal, Eq. 2; Adam: Kingma and Ba, ICLR 2015.
     """
     with torch.no_grad():
-        start = fusion_prior(anatomy, companion, brain, bone, lesion, vector)
-    return refined(start, anatomy, companion, brain, bone, lesion, vector, steps)
-
-
-def refined(
-    start: Tensor,
-    anatomy: Tensor,
-    companion: Tensor,
-    brain: Tensor,
-    bone: Tensor,
-    lesion: Tensor,
-    vector: Tensor,
-    steps: int = STEPS,
-) -> Tensor:
-    """As `refined_prior`, from another start (B, 1, *S) in [0, 1]."""
-    with torch.no_grad():
-        task = Task.of(anatomy, brain, bone, look(anatomy, companion, brain, bone, lesion))
+        sources = look(anatomy, companion, brain, bone, lesion)
+        task = Task.of(anatomy, brain, bone, sources)
+        start = compose(sources, vector) if start is None else start
     return _descend(task, start, RoiWeights.from_vector(vector), steps)
 
 
@@ -158,10 +146,8 @@ def _descend(task: Task, start: Tensor, weights: RoiWeights, steps: int) -> Tens
         optimizer = torch.optim.Adam([image], lr=RATE, betas=(0.8, 0.95), eps=EPSILON)
         for step in range(steps):
             optimizer.param_groups[0]["lr"] = RATE * (1 + math.cos(math.pi * step / steps)) / 2
-            loss = (
-                task.loss(image, start, weights).sum() * image[0].numel()
-            )  # gradients of order 1 at every size
-            (image.grad,) = torch.autograd.grad(loss, image)
+            (gradient,) = torch.autograd.grad(task.loss(image, start, weights).sum(), image)
+            image.grad = gradient * image[0].numel()  # of order 1 at every size
             optimizer.step()
             with torch.no_grad():
                 image.clamp_(0, 1)

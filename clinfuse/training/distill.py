@@ -9,7 +9,7 @@ import torch
 from clinfuse.case import HEAD_LEVEL
 from clinfuse.method.denoiser import Inputs
 from clinfuse.method.guidance import Guide
-from clinfuse.method.refine import refined
+from clinfuse.method.refine import refined_prior
 from clinfuse.method.roi_loss import roi_reference
 from clinfuse.method.sampler import sample
 from clinfuse.presets import Preset
@@ -59,7 +59,7 @@ def guided_target(
     )
     brain, bone, lesion = inputs.masks.split(1, dim=1)
     sources = (inputs.anatomy, inputs.companion, brain, bone, lesion)
-    target = refined(done.fused, *sources, vector, config.refine_steps)
+    target = refined_prior(*sources, vector, config.refine_steps, start=done.fused)
     return {**batch, "teacher": target.cpu(), "vector": vector.cpu().contiguous()}
 
 
