@@ -80,14 +80,13 @@ class Features:
             )
 
 
-def see(denoiser: Denoiser, case: Case, companion: Tensor, device: torch.device) -> tuple[Part, ...]:
-    """The parts of a case with its companion image (D, H, W) as it is or warped."""
+def see(denoiser: Denoiser, case: Case, companion: Tensor, device: torch.device) -> Iterator[Part]:
+    """The parts of a case with its companion image (D, H, W) as it is or warped, each made when it is asked for."""
     spatial_dims = denoiser.config.spatial_dims
-    with torch.no_grad():
-        return tuple(
-            _part(denoiser, inputs, case.spacing[-spatial_dims:])
-            for inputs in _batches(case, companion, spatial_dims, device)
-        )
+    for inputs in _batches(case, companion, spatial_dims, device):
+        with torch.no_grad():
+            part = _part(denoiser, inputs, case.spacing[-spatial_dims:])
+        yield part
 
 
 def draw_part(

@@ -5,7 +5,7 @@ D, H, W as in clinfuse.case.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -167,12 +167,7 @@ class FusionPipeline:
         """What a member sees of the case as it is (see `aligned`), whatever the preset: encoders' features, the parts
         of fusion prior and registration variance. Given to `sample_member`, a changed preset costs only the steps.
         """
-        companion = as_tensor(case.companion)
-        if jitter_index:
-            generator = torch.Generator().manual_seed(seed_of(seed, jitter_index, -1))
-            motion = draw(jitter or JitterConfig(), generator, 3)
-            companion = apply(motion, companion[None, None], case.spacing)[0, 0]
-        parts = see(self.members[member], case, companion, self.device)
+        parts = tuple(self._parts(case, member, seed, jitter_index, jitter))
         return Features(member=member, jitter=jitter_index, shape=case.shape, parts=parts)
 
     def sample_member(
@@ -194,7 +189,8 @@ class FusionPipeline:
         can share the work.
 
         Args:
-            features: of this case, member and jitter by `encode`, or None to make them; the result is the same.
+            features: of this case, member and jitter by `encode`, or None to make them batch by batch, so that only
+                one batch's are in memory at a time; the result is the same.
 
         Raises:
             ConfigError: no such preset, or features of something else.
@@ -202,12 +198,12 @@ class FusionPipeline:
         preset = self.resolve_preset(preset)
         guided = self.kind == "teacher" if guided is None else guided
         steps = steps or (preset.steps if self.kind == "teacher" else self.student_steps)
-        if features is None:
-            features = self.encode(case, member, seed=seed, jitter_index=jitter_index, jitter=jitter)
-        features.check(case, member, jitter_index)
+        if features is not None:
+            features.check(case, member, jitter_index)
+        parts = features.parts if features else self._parts(case, member, seed, jitter_index, jitter)
         own = seed_of(seed, member, sample_index)
         maps = []
-        for part in features.parts:
+        for part in parts:
             batch = len(part.inputs.anatomy)
             guide = self._guide(part, case, preset, guidance) if guided else None
             maps.append(self._drawn(part, [preset] * batch, member, steps, [own] * batch, guide))
@@ -264,6 +260,16 @@ class FusionPipeline:
         """
         facts = ModelFacts(kind=self.kind, model_hash=self.model_hash, calibration=self.calibration)
         return combine_samples(samples, case, self.resolve_preset(preset), facts, asked=asked, seed=seed)
+
+    def _parts(
+        self, case: Case, member: int, seed: int, jitter_index: int, jitter: JitterConfig | None
+    ) -> Iterator[Part]:
+        companion = as_tensor(case.companion)
+        if jitter_index:
+            generator = torch.Generator().manual_seed(seed_of(seed, jitter_index, -1))
+            motion = draw(jitter or JitterConfig(), generator, 3)
+            companion = apply(motion, companion[None, None], case.spacing)[0, 0]
+        return see(self.members[member], case, companion, self.device)
 
     def _drawn(
         self,

@@ -44,7 +44,7 @@ BUILT_IN: dict[str, Method] = {
     "wavelet": wavelet,
     "guided_filter": guided_filter,
 }
-TRIVIAL = ("mean", "max", "mri", "ct", "hard_roi", "prior", "refined")
+TRIVIAL = ("mean", "max", "mri", "ct", "hard_roi", "prior")
 
 
 class MethodTable(Mapping[str, Method]):

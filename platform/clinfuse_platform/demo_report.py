@@ -57,7 +57,7 @@ METHOD_NAMES = {
     "mri": "MRI alone",
     "ct": "simulated CT alone",
     "hard_roi": "hard ROI composite",
-    "prior": "fusion prior (target)",
+    "prior": "fusion prior",
 }
 
 

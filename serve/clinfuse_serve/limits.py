@@ -44,7 +44,7 @@ class Limits:
     at_once: int = 4
     deadline_s: float = 300.0
     kept_bytes: int = 64 << 20
-    features_bytes: int = 128 << 20
+    features_bytes: int = 32 << 20
     kept_s: float = 900.0
     samples: int = 64
 
