@@ -16,7 +16,7 @@ from clinfuse.case import Case
 from clinfuse.outputs import case_grid, encode_fused, jsonable
 from clinfuse.presets import Preset
 from clinfuse_serve.answer import Answer, Count, Progress, silent
-from clinfuse_serve.backend import Backend, Gathered, Order
+from clinfuse_serve.backend import Backend
 from clinfuse_serve.examples import Examples, SimulatedExamples
 from clinfuse_serve.fuse import came_as_picture
 from clinfuse_serve.kept import KeptCase, KeptCases, case_token, check_roles
@@ -99,11 +99,15 @@ class FusionService:
             InputError: the pair, the preset or the parameters cannot be used (422).
             ProblemError: case gone (410), too much asked (422) or no member answered (503).
         """
-        return await self._fuse(params, partial(self._case, params, files), tell)
+        with self._gone():
+            return await self._fuse(params, partial(self._case, params, files), tell)
 
     async def fuse_case(self, params: FuseParams, token: str, make: Callable[[], Case]) -> Answer:
         """Fuse a case of the service's own; raises as `fuse`."""
-        return await self._fuse(params, partial(self._keep, token, lambda: KeptCase(token, make())), silent)
+        with self._gone():
+            return await self._fuse(
+                params, partial(self._keep, token, lambda: KeptCase(token, make())), silent
+            )
 
     async def _fuse(
         self, params: FuseParams, case: Callable[[], Awaitable[KeptCase]], tell: Progress
@@ -124,7 +128,7 @@ class FusionService:
             with self._phase("sample", seconds):
                 deadline = min(params.deadline_s or self.limits.deadline_s, self.limits.deadline_s)
                 left = max(0.05, deadline - (time.monotonic() - start))
-                gathered = await self._sampled(kept, orders, members, left, done)
+                gathered = await self.backend.sample(kept.held, orders, members, left, done.one_more)
             for member in gathered.missing:
                 self.metrics.count("clinfuse_member_failures_total", member=str(member))
             if not gathered.samples:
@@ -147,7 +151,7 @@ class FusionService:
         """The answer's files in the geometry of the anatomy image; PNG if a slice came in as PNG, DICOM if asked."""
         from clinfuse_prep.geometry import to_source_grid
 
-        with self._phase("encode", answer.seconds):
+        with self._gone(), self._phase("encode", answer.seconds):
             kind: Any = answer.kept.kind if params.format == "auto" else params.format
             return await asyncio.to_thread(
                 encode_fused,
@@ -220,11 +224,11 @@ class FusionService:
         self.metrics.set("clinfuse_members_up", sum(up))
         return await self.backend.snapshots(self.snapshot())
 
-    async def _sampled(
-        self, kept: KeptCase, orders: list[Order], members: list[int], left: float, done: Count
-    ) -> Gathered:
+    @contextmanager
+    def _gone(self) -> Iterator[None]:
+        """Counts a request that is cancelled: its client has closed the connection."""
         try:
-            return await self.backend.sample(kept.held, orders, members, left, done.one_more)
+            yield
         except asyncio.CancelledError:
             self.metrics.count("clinfuse_cancelled_total")
             raise
