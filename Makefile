@@ -45,7 +45,8 @@ released: $(STAMP)
 	cp -r $(RELEASE)/runs/released/ensemble clinfuse/released
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests/clinfuse tests/data_prep
+	$(BIN)/python -m pytest tests/platform tests/sweeps tests/serve tests/cluster
 
 test-cluster: test-hosts
 	CLINFUSE_TEST_CLUSTER=1 $(BIN)/python -m pytest tests/platform/test_many_nodes.py

@@ -13,6 +13,8 @@ from clinfuse.case import Case
 # Read by OpenMP when torch loads: threads that wait sleep instead of spinning, which on a busy machine costs ten
 # times the work itself.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+if "PYTEST_XDIST_WORKER" in os.environ:  # others use the other cores
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 

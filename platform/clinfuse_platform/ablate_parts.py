@@ -1,4 +1,6 @@
-"""Ablations of the training: small models that differ in one part of the method, trained alike on the same cases."""
+"""Ablations of the training: small models that differ in one part of the method, trained alike on the same cases; and
+students of fewer steps, distilled alike from one teacher.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +13,8 @@ from clinfuse_platform.evaluate_methods import model_of
 from clinfuse_platform.variants import Variant
 from clinfuse_platform.verb_table import run_verb
 
+TEACHER_STEPS = 50
+STUDENT_STEPS = (4, 2, 1)
 PARTS: dict[str, tuple[str, ...]] = {
     "whole method": (),
     "no L_ROI in training (Eq. 3)": ("roi_weight=0",),
@@ -63,3 +67,35 @@ def retrained(
             variants=lambda _: trained_apart,
         ),
     ]
+
+
+def distilled(base: Variant, run: str, settings: Sequence[str], storage: str) -> Ablation:
+    """Distil students of 1, 2 and 4 steps of a run and set them beside their guided teacher of 50 steps.
+
+    A student that is there already is not trained again.
+
+    Args:
+        base: gives preset and seed.
+        run: the finished training run.
+        settings: as for `clinfuse distill`.
+        storage: where runs are kept.
+    """
+    teacher, teacher_hash = model_of(run, storage)
+    models = {
+        f"teacher, {TEACHER_STEPS} steps": replace(
+            base, model=str(teacher), model_hash=teacher_hash, steps=TEACHER_STEPS, guided=True
+        )
+    }
+    words = [word for change in settings for word in ("--set", change)]
+    for steps in STUDENT_STEPS:
+        name = f"student-{steps}"
+        run_verb("distill", [run, "--steps", str(steps), "--name", name, "--storage", storage, *words])
+        folder, model_hash = model_of(f"{run}/{name}", storage)
+        label = f"student, {steps} step{'s' if steps > 1 else ''}"
+        models[label] = replace(base, model=str(folder), model_hash=model_hash, steps=None, guided=None)
+    return Ablation(
+        name="distillation",
+        question="What does a student of few steps lose against its guided teacher (Section 3.5), and how fast is it?",
+        ordered=False,
+        variants=lambda _: models,
+    )

@@ -11,21 +11,27 @@ import pandas as pd
 
 from clinfuse import RESEARCH_USE
 from clinfuse_platform.ablations import Ablation
+from clinfuse_platform.variants import Variant
 
+COSTS = ["method", "what", "seconds per case", "fastest", "cases"]
 PANELS = (("ssim", "brain"), ("ssim", "bone"), ("dice", "lesion"), ("hd95", "lesion"), ("seam", "borders"))
 
 
-def write_ablations(rows: pd.DataFrame, ablations: Sequence[Ablation], out: Path) -> dict[str, Path]:
+def write_ablations(
+    rows: pd.DataFrame, ablations: Sequence[Ablation], variants: Sequence[Variant], out: Path
+) -> dict[str, Path]:
     """Write all files and say where they are.
 
     Args:
         rows: clinfuse.evaluation rows whose method is "ablation: level".
         ablations: in the order of the page.
+        variants: of all of them, labelled as in the rows.
         out: folder.
     """
     from clinfuse.evaluation import summarise, to_html, to_markdown
-    from clinfuse.report import Section, figure, page
-    from clinfuse_platform.evaluate_report import failures
+    from clinfuse.report import Section, figure, page, table
+    from clinfuse_platform.evaluate_costs import cost_table
+    from clinfuse_platform.evaluate_report import failures, plain_markdown
 
     out.mkdir(parents=True, exist_ok=True)
     names = ("metrics.parquet", "summary.parquet", "table.md", "report.html")
@@ -37,10 +43,14 @@ def write_ablations(rows: pd.DataFrame, ablations: Sequence[Ablation], out: Path
     summary.to_parquet(files["summary"], index=False)
     sections, text = [], []
     for ablation in ablations:
-        part = summary[summary["method"].str.startswith(f"{ablation.name}: ")]
-        text.append(f"## {ablation.name}\n\n{ablation.question}\n\n{to_markdown(part)}")
+        prefix = f"{ablation.name}: "
+        part = summary[summary["method"].str.startswith(prefix)]
+        costs = cost_table(rows, [variant for variant in variants if variant.label.startswith(prefix)])[COSTS]
+        text.append(
+            f"## {ablation.name}\n\n{ablation.question}\n\n{to_markdown(part)}\n{plain_markdown(costs)}\n"
+        )
         caption = f"{ablation.question} Mean over cases with 95 % bootstrap intervals."
-        body = figure(ablation_figure(part, ablation), caption) + to_html(part)
+        body = figure(ablation_figure(part, ablation), caption) + to_html(part) + table(costs)
         if ablation.name == "jitter":
             body += sensitivity(part)
         sections.append(Section(ablation.name.capitalize(), body))

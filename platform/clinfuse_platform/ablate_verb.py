@@ -25,11 +25,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="also train small models by this recipe, each without one part of the method, and compare them",
     )
     parser.add_argument(
+        "--students",
+        action="store_true",
+        help="MODEL is a run: also distil students of 1, 2 and 4 steps, and compare them with their teacher",
+    )
+    parser.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="of that recipe, for all of them alike",
+        help="of the recipe of what is trained, for all of it alike",
     )
     add_common_arguments(parser)
 
@@ -37,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Run the ablations; `lost` counts cases that failed."""
     from clinfuse.console import say
-    from clinfuse_platform.ablate_parts import retrained
+    from clinfuse_platform.ablate_parts import distilled, retrained
     from clinfuse_platform.ablate_report import write_ablations
     from clinfuse_platform.ablations import chosen, labelled
     from clinfuse_platform.evaluate import failed_cases, run_jobs
@@ -56,6 +61,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     )
     if arguments.retrain:
         ablations += retrained(base, arguments.retrain, arguments.set, arguments.data, out / "runs")
+    if arguments.students:
+        ablations.append(distilled(base, arguments.model, arguments.set, arguments.storage))
     variants = [variant for ablation in ablations for variant in labelled(ablation, base)]
     case_ids = cases_of(arguments)
     jobs = [replace(job, picture="", slice_picture="") for job in jobs_of(variants, case_ids, arguments, out)]
@@ -63,7 +70,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         f"  {len({job.part for job in jobs})} fusions for {len(ablations)} ablations on {len(case_ids)} cases"
     )
     rows = run_jobs(jobs, arguments.data, actors=arguments.actors)
-    files = write_ablations(rows, ablations, out)
+    files = write_ablations(rows, ablations, variants, out)
     return {
         "result": files["report"],
         **{name: path for name, path in files.items() if name != "report"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from typing import TYPE_CHECKING, Any
 
 from clinfuse import RESEARCH_USE
@@ -52,6 +53,11 @@ def add_distill_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `clinfuse distill`."""
     parser.add_argument("run", metavar="RUN", help="name or folder of a finished training run")
     parser.add_argument("--steps", type=int, choices=(1, 2, 4), default=4, help="sampler steps (%(default)s)")
+    parser.add_argument(
+        "--name",
+        default="student",
+        help="of the student's folder in the run, for several side by side (%(default)s)",
+    )
     _add_common(parser)
 
 
@@ -59,17 +65,16 @@ def run_distill(arguments: argparse.Namespace) -> dict[str, Any]:
     """Distil the run's guided teacher into a student of few steps without gradients."""
     from clinfuse_platform.launch import launch
 
+    if re.fullmatch(r"student[a-z0-9-]*", arguments.name) is None:
+        raise ConfigError("--name", expected="student, student-1, …", found=repr(arguments.name))
     run, settings = _of_finished_run(arguments)
     settings["config"]["student_steps"] = arguments.steps
-    model = launch(
-        "distill",
-        "student",
-        run,
-        settings,
-        _workers(arguments, settings["config"]["recipe"]),
-        mlflow=arguments.mlflow,
-    )
-    return _result(run, model, "distill")
+    job = arguments.name.replace("student", "distill", 1)
+    if job != "distill":
+        settings["plan"] = "distill"
+    workers = _workers(arguments, settings["config"]["recipe"])
+    model = launch(job, arguments.name, run, settings, workers, mlflow=arguments.mlflow)
+    return _result(run, model, job)
 
 
 def add_ensemble_arguments(parser: argparse.ArgumentParser) -> None:

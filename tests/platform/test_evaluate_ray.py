@@ -126,6 +126,16 @@ def test_models_without_one_part_are_trained_and_compared(
     ssim = rows[(rows["metric"] == "ssim") & (rows["ablation"] == "parts")].groupby("level")["value"].mean()
     assert ssim[kept[0]] > ssim[kept[1]], "a denoiser without anchor has learned nothing in three steps"
 
+    monkeypatch.setattr(ablate_parts, "STUDENT_STEPS", (1,))
+    monkeypatch.setattr(ablate_parts, "TEACHER_STEPS", 3)
+    words = ["part-0", "--storage", str(tmp_path / "runs"), "--students", *words[1:7]]
+    words += ["--set", "distill_iterations=1", "--set", "distill_batches=1", "--set", "teacher_steps=1"]
+    result = run_verb("ablate", [*words, "--out", str(tmp_path / "students")])
+    table = Path(result["table"]).read_text()
+    assert result["lost"] == 0 and result["ablations"] == ["uncertainty", "distillation"]
+    assert (tmp_path / "runs" / "part-0" / "student-1" / "model_index.json").exists()
+    assert "teacher, 1 member, 3 steps" in table and "student, 1 member, 1 steps" in table
+
 
 def test_unknown_ablation_is_refused() -> None:
     assert [a.name for a in chosen(["steps"])] == ["steps"]
