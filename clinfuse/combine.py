@@ -14,6 +14,7 @@ import numpy as np
 from clinfuse import RESEARCH_USE, __version__
 from clinfuse.case import Case, FloatArray
 from clinfuse.errors import ConfigError
+from clinfuse.method.variance_weights import Variances, weighted_std
 from clinfuse.presets import Preset
 
 if TYPE_CHECKING:
@@ -58,9 +59,9 @@ class FusionResult:
     info: dict[str, Any]
 
     @property
-    def std(self) -> FloatArray:
-        """Total predicted standard deviation, image units."""
-        return np.sqrt(self.aleatoric + self.epistemic + self.registration, dtype=np.float32)
+    def variances(self) -> Variances:
+        """The three kinds of variance."""
+        return Variances(self.aleatoric, self.epistemic, self.registration)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,12 +97,14 @@ def combine_samples(
     registration = _registration(samples)
     aleatoric = aleatoric + _within([s for s in samples if s.jitter == 0], lambda s: (s.member,))
     epistemic = _between(samples, lambda s: s.member)
-    std = np.sqrt(aleatoric + epistemic + registration) * _widening(samples, asked)
-    calibration = model.calibration
+    calibration, masks = model.calibration, dict(case.masks)
+    variances = Variances(aleatoric, epistemic, registration)
+    std = weighted_std(variances, masks, {} if calibration is None else calibration.weights)
+    std = std * _widening(samples, asked)
     return FusionResult(
         fused=np.clip(fused, 0, 1),
         uncertainty=_uncertainty(std, case, calibration),
-        interval=None if calibration is None else calibration.interval(std, dict(case.masks)),
+        interval=None if calibration is None else calibration.interval(std, masks),
         aleatoric=aleatoric,
         epistemic=epistemic,
         registration=registration,

@@ -167,7 +167,7 @@ def _part(denoiser: Denoiser, inputs: Inputs, spacing_mm: tuple[float, ...]) -> 
     seen = denoiser.see(padded)
     unpadded = padded.anatomy.shape == inputs.anatomy.shape
     sources = seen.sources if unpadded else look(*inputs[:2], *inputs.masks.split(1, dim=1))
-    return Part(padded, grown[0][1], seen, slopes(sources, spacing_mm))
+    return Part(padded, grown[0][1], seen, slopes(sources, inputs.masks[:, 1:2], spacing_mm))
 
 
 def _concatenated(trees: Sequence[Any]) -> Any:

@@ -81,8 +81,8 @@ def _write_parts(pipeline: FusionPipeline, folder: Path) -> None:
     _write_json(folder / "metadata.json", facts)
 
 
-def load_pipeline(path: Path, device: str = "cpu") -> FusionPipeline:
-    """Read a model folder.
+def load_pipeline(path: Path, device: str = "cpu", calibrated: bool = True) -> FusionPipeline:
+    """Read a model folder; with calibrated=False without its calibration, which may be of an older format.
 
     Raises:
         ModelFolderError: missing, of another library or format, incomplete, or a file differs from its recorded hash.
@@ -95,7 +95,6 @@ def load_pipeline(path: Path, device: str = "cpu") -> FusionPipeline:
         diffusion = DiffusionConfig(**_read_json(path / "scheduler" / "config.json"))
         members = [_load_denoiser(path / place, diffusion) for place in index["members"]]
         head = _load_head(path / index["lesion_head"]) if index["lesion_head"] else None
-        calibration = path / "calibration.json"
         return FusionPipeline(
             members=[m.to(device) for m in members],
             lesion_head=head.to(device) if head is not None else None,
@@ -103,7 +102,7 @@ def load_pipeline(path: Path, device: str = "cpu") -> FusionPipeline:
             kind=index["kind"],
             student_steps=index["student_steps"],
             presets=parse_presets((path / "presets.yaml").read_text(encoding="utf-8")),
-            calibration=Calibration.from_dict(_read_json(calibration)) if calibration.is_file() else None,
+            calibration=_calibration(path / "calibration.json") if calibrated else None,
             metadata=facts["facts"],
             model_hash=facts["model_hash"],
         )
@@ -111,6 +110,10 @@ def load_pipeline(path: Path, device: str = "cpu") -> FusionPipeline:
         raise ModelFolderError(
             "the model folder does not fit together", found=type(error).__name__, todo="export it again"
         ) from error
+
+
+def _calibration(file: Path) -> Calibration | None:
+    return Calibration.from_dict(_read_json(file)) if file.is_file() else None
 
 
 def _checked_index(path: Path) -> dict[str, Any]:

@@ -68,15 +68,22 @@ class FusionPipeline:
             self.lesion_head.freeze()
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, device: str = "cpu") -> FusionPipeline:
+    def from_pretrained(
+        cls, path: str | Path, device: str = "cpu", calibrated: bool = True
+    ) -> FusionPipeline:
         """Load a model folder; every file is checked against its recorded hash.
+
+        Args:
+            path: the folder.
+            device: torch's name of it.
+            calibrated: False leaves the calibration out, as before it is made anew.
 
         Raises:
             ModelFolderError: missing, corrupted or foreign folder.
         """
         from clinfuse.model_folder import load_pipeline
 
-        return load_pipeline(Path(path), device)
+        return load_pipeline(Path(path), device, calibrated)
 
     def save_pretrained(self, path: str | Path) -> Path:
         """Write the model folder (Hugging Face layout, safetensors and JSON) in one atomic step."""

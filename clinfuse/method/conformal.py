@@ -57,20 +57,34 @@ def subsample(
 ) -> VoxelSample:
     """Up to `VOXELS_PER_CASE` voxels of each region; a weight is the number of voxels that one stands for."""
     labels = regions(std.shape, rois).ravel()
+    index, weight = draw_voxels(labels, rng)
+    return VoxelSample(
+        std=std.ravel()[index].astype(np.float64),
+        error=np.abs(error.ravel()[index].astype(np.float64)),
+        region=labels[index],
+        case=np.full(len(index), case),
+        weight=weight,
+    )
+
+
+def draw_voxels(
+    labels: NDArray[np.uint8], rng: np.random.Generator
+) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+    """Up to `VOXELS_PER_CASE` voxels of each region of one volume.
+
+    Args:
+        labels: (N,) as of `regions`.
+
+    Returns:
+        Their indices (n,), and how many voxels each stands for.
+    """
     chosen, weights = [], []
     for label in range(len(REGIONS)):
         index = np.flatnonzero(labels == label)
         kept = rng.choice(index, VOXELS_PER_CASE, replace=False) if len(index) > VOXELS_PER_CASE else index
         chosen.append(np.sort(kept))
         weights.append(np.full(len(kept), len(index) / max(len(kept), 1)))
-    index = np.concatenate(chosen)
-    return VoxelSample(
-        std=std.ravel()[index].astype(np.float64),
-        error=np.abs(error.ravel()[index].astype(np.float64)),
-        region=labels[index],
-        case=np.full(len(index), case),
-        weight=np.concatenate(weights),
-    )
+    return np.concatenate(chosen), np.concatenate(weights)
 
 
 def balanced(parts: Sequence[VoxelSample]) -> VoxelSample:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Literal
 
@@ -18,7 +19,7 @@ def gaussian_kernel(sigma: float, radius: int) -> Tensor:
     return (weights / weights.sum()).float()
 
 
-def gaussian_blur(image: Tensor, sigma: float, radius: int | None = None) -> Tensor:
+def gaussian_blur(image: Tensor, sigma: float | Sequence[float], radius: int | None = None) -> Tensor:
     """Blur (B, C, *S) along every spatial axis; borders are mirrored (voxel centre) or, when tiny, repeated.
 
     Each axis is one product with a band matrix: on axes of up to about 500 voxels several times faster than a
@@ -26,12 +27,13 @@ def gaussian_blur(image: Tensor, sigma: float, radius: int | None = None) -> Ten
 
     Args:
         image: float tensor with 2 or 3 spatial axes.
-        sigma: standard deviation in voxels.
-        radius: half width of the window in voxels; default 3·sigma rounded up.
+        sigma: standard deviation in voxels, or one per spatial axis.
+        radius: half width of the window in voxels; default 3·sigma rounded.
     """
-    radius = radius if radius is not None else max(1, int(3 * sigma + 0.5))
     for axis in range(2, image.ndim):
-        matrix = blur_matrix(image.shape[axis], float(sigma), radius, image.device, image.dtype)
+        own = float(sigma if isinstance(sigma, (int, float)) else sigma[axis - 2])
+        window = radius if radius is not None else max(1, int(3 * own + 0.5))
+        matrix = blur_matrix(image.shape[axis], own, window, image.device, image.dtype)
         if axis == image.ndim - 1:
             image = image @ matrix.T
         elif axis == image.ndim - 2:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clinfuse.method.denoiser import Estimate, Inputs, to_image, to_image_variance
+from clinfuse.method.filters import gaussian_blur
 from clinfuse.method.prior import Sources, look, weight_of
 
 HALF_SATURATION = 0.05
@@ -36,41 +37,49 @@ def predicted_std(estimates: list[Estimate], levels: int) -> Tensor:
 
 
 class Slopes(NamedTuple):
-    """What registration variance takes from a batch whatever the preset: its sources, and the slopes (per mm) of the
-    companion and of its findings along every axis longer than one voxel, (B, 1, *S) each."""
+    """What registration variance takes from a batch whatever the preset: its sources, the bone mask, and the slopes
+    (per mm) of the companion and of its findings along every axis longer than one voxel, (B, 1, *S) each."""
 
     sources: Sources
+    bone: Tensor
     of_companion: tuple[Tensor, ...]
     of_findings: tuple[Tensor, ...]
 
 
-def slopes(sources: Sources, spacing_mm: tuple[float, ...]) -> Slopes:
-    """Slopes of a batch with that voxel spacing along *S."""
+def slopes(sources: Sources, bone: Tensor, spacing_mm: tuple[float, ...]) -> Slopes:
+    """Slopes of a batch with that voxel spacing along *S, of images smoothed by a Gaussian of σ = 0.75 mm.
+
+    The slope of the smoothed image is what best foretells, linearly, how a shift of that size changes it (Stein's
+    lemma); the slope at the voxel itself is largely noise.
+    """
     axes = [
         (axis, step) for axis, step in enumerate(spacing_mm, start=2) if sources.companion.shape[axis] > 1
     ]
+    smooth = gaussian_blur(
+        torch.cat([sources.companion, sources.findings], dim=1), [REMAINING_MM / step for step in spacing_mm]
+    )
     of_companion, of_findings = (
         tuple(torch.gradient(image, spacing=step, dim=axis)[0] for axis, step in axes)
-        for image in (sources.companion, sources.findings)
+        for image in smooth.split(1, dim=1)
     )
-    return Slopes(sources, of_companion, of_findings)
+    return Slopes(sources, bone, of_companion, of_findings)
 
 
 def registration_variance(inputs: Inputs, spacing_mm: tuple[float, ...]) -> Tensor:
-    """Variance of F by the misregistration that is left, first order, (B, 1, *S) in image units² (Section 3.4).
+    """Variance of F by the misregistration that is left, to first order, (B, 1, *S) in image units² (Section 3.4).
 
     The companion's content shifted by δ ~ N(0, σ²I), σ = 0.75 mm, changes F by what F shows of it:
-    w·∇C·δ, and where its findings are painted in (see clinfuse.method.prior) by their borders. A jitter ensemble
-    measures the same by drawing; this costs no draw.
+    w·∇C·δ (w = 1 in bone), and where its findings are painted in (see clinfuse.method.prior) by their borders. A
+    jitter ensemble measures the same by drawing; this costs no draw.
     """
     brain, bone, lesion = inputs.masks.split(1, dim=1)
     sources = look(inputs.anatomy, inputs.companion, brain, bone, lesion)
-    return variance_of(slopes(sources, spacing_mm), inputs.vector)
+    return variance_of(slopes(sources, bone, spacing_mm), inputs.vector)
 
 
 def variance_of(slopes: Slopes, vector: Tensor) -> Tensor:
     """`registration_variance` from the slopes, for preset vectors (B, 6)."""
-    w = weight_of(slopes.sources, vector)
+    w = torch.maximum(weight_of(slopes.sources, vector), slopes.bone)
     painted = (1 - w) * slopes.sources.room
     variance = torch.zeros_like(w)
     for of_companion, of_findings in zip(slopes.of_companion, slopes.of_findings, strict=True):

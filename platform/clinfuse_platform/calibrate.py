@@ -10,6 +10,7 @@ import numpy as np
 from clinfuse import RESEARCH_USE
 from clinfuse.case import Case
 from clinfuse.errors import InputError
+from clinfuse.method.variance_weights import Variances, fit_weights, weighted_std
 
 if TYPE_CHECKING:
     from clinfuse.method.calibration import Calibration
@@ -62,8 +63,7 @@ def calibrate_model(
             todo="prepare more patients, or another --split share",
         )
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    pipeline = FusionPipeline.from_pretrained(local_copy(folder), device=device)
-    pipeline.calibration = None
+    pipeline = FusionPipeline.from_pretrained(local_copy(folder), device=device, calibrated=False)
     chosen = pipeline.resolve_preset(preset)
     cases = (slab(store.read(case_id), slices) for case_id in case_ids)
     observed = [
@@ -89,10 +89,11 @@ def calibrate_model(
 def observe(
     pipeline: FusionPipeline, case: Case, preset: Preset, *, steps: int | None = None, seed: int = 0
 ) -> dict[str, Any]:
-    """Predicted std and true error of one case at the voxels where its reference is one.
+    """Predicted variances and true error of one case at the voxels where its reference is one.
 
     Returns:
-        std, error: (N,) in image units; rois: masks (N,) of brain, bone, lesion; patient: pseudonym.
+        variances: (N,) each, image units²; error: (N,) in image units; rois: masks (N,)
+        of brain, bone, lesion; patient: pseudonym.
     """
     from clinfuse.evaluation.uncertain import error_and_regions
 
@@ -101,17 +102,16 @@ def observe(
     where = regions["head"]
     rois = {name: np.asarray(mask)[where] > 0 for name, mask in case.masks.items()}
     patient = str(case.attrs.get("patient", case.case_id))
-    return {"std": result.std[where], "error": error[where], "rois": rois, "patient": patient}
+    variances = Variances(*(part[where] for part in result.variances))
+    return {"variances": variances, "error": error[where], "rois": rois, "patient": patient}
 
 
 def fit(observed: Sequence[dict[str, Any]], seed: int) -> Calibration:
     """The calibration of these observations; a patient counts once, however many cases there are of them."""
     from clinfuse.method.calibration import fit_calibration
 
-    return fit_calibration(
-        [one["std"] for one in observed],
-        [one["error"] for one in observed],
-        [one["rois"] for one in observed],
-        seed=seed,
-        case_ids=[one["patient"] for one in observed],
-    )
+    names = ("variances", "error", "rois", "patient")
+    variances, error, rois, patients = ([one[name] for one in observed] for name in names)
+    weights = fit_weights(variances, error, rois, patients, seed)
+    std = [weighted_std(parts, masks, weights) for parts, masks in zip(variances, rois, strict=True)]
+    return fit_calibration(std, error, rois, seed=seed, case_ids=patients, weights=weights)

@@ -9,7 +9,8 @@ import torch
 
 from clinfuse import RESEARCH_USE
 from clinfuse.case import Case
-from clinfuse.errors import ConfigError, ModelFolderError
+from clinfuse.errors import ConfigError, InputError, ModelFolderError
+from clinfuse.method import calibration
 from clinfuse.method.prior import findings
 from clinfuse.pipeline import FusionPipeline
 from clinfuse.presets import load_presets
@@ -118,6 +119,24 @@ def test_corrupted_or_foreign_folders_are_refused(tmp_path: Path) -> None:
     (folder / "model_index.json").write_text('{"_class_name": "OtherPipeline"}')
     with pytest.raises(ModelFolderError, match="not a clinfuse model"):
         FusionPipeline.from_pretrained(folder)
+
+
+def test_a_calibration_of_an_older_format_is_refused_but_can_be_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    std, error = rng.random((2, 200)) / 10
+    pipeline = make(members=1)
+    weights = {"brain": (0.5, 2.0, 1.0, 1e-4), "outside": None, "bone": None, "lesion": None}
+    pipeline.calibration = calibration.fit_calibration([std], [error], [{}], weights=weights)
+    folder = pipeline.save_pretrained(tmp_path / "model")
+    assert FusionPipeline.from_pretrained(folder).calibration == pipeline.calibration
+    monkeypatch.setattr(calibration, "FORMAT", "clinfuse-calibration-1")
+    pipeline.save_pretrained(folder)
+    monkeypatch.undo()
+    with pytest.raises(InputError, match="run clinfuse calibrate again"):
+        FusionPipeline.from_pretrained(folder)
+    assert FusionPipeline.from_pretrained(folder, calibrated=False).calibration is None
 
 
 def test_impossible_calls_are_refused(tiny_case: Case) -> None:

@@ -1,4 +1,4 @@
-"""First-order registration variance: closed form on a ramp, and against warps that are really drawn."""
+"""Registration variance: closed form on a ramp, and against warps that are really drawn."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_a_ramp_of_bone_has_the_variance_of_its_slope() -> None:
 def test_nothing_to_move_means_no_variance() -> None:
     flat = torch.full((2, 1, 16, 16), 0.4)
     inputs = Inputs(torch.rand(2, 1, 16, 16), flat, torch.zeros(2, 3, 16, 16), torch.full((2, 6), 1 / 3))
-    assert float(registration_variance(inputs, (1.0, 1.0)).max()) == 0
+    assert float(registration_variance(inputs, (1.0, 1.0)).max()) < 1e-12
 
 
 def test_it_ranks_voxels_as_drawn_shifts_do(tiny_case: Case) -> None:
