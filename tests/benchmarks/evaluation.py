@@ -22,6 +22,8 @@ from pathlib import Path
 import pandas as pd
 from clinfuse_platform.evaluate_recipes import default_source
 
+from clinfuse import RESEARCH_USE
+
 RESULTS = Path(__file__).parent / "results"
 WORK = Path("runs") / "benchmark-evaluation"
 RELEASED = Path(__file__).parents[2] / "clinfuse" / "released"
@@ -56,7 +58,8 @@ def released(work: Path) -> str:
         f"`python tests/benchmarks/evaluation.py released`: {patients} patients, {SLICES} slices of each, none of whom "
         "the released model has seen (it was trained on simulated patients alone). `refined` is the target it "
         "learned to give, optimised per image. Conventions: `docs/evaluation.md`.\n\n"
-        + (out / "table.md").read_text(encoding="utf-8")
+        + (out / "table.md").read_text(encoding="utf-8").partition("## Systems named")[0].rstrip()
+        + f"\n\n{RESEARCH_USE}\n"
     )
 
 
