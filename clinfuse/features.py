@@ -25,6 +25,7 @@ from clinfuse.method.guidance import Guide
 from clinfuse.method.prior import look, within_sources
 from clinfuse.method.sampler import sample_encoded
 from clinfuse.method.uncertainty import Slopes, slopes, variance_of
+from clinfuse.windows import window_starts
 
 SLICE_BATCH = 16
 
@@ -37,12 +38,14 @@ class Part(NamedTuple):
         undo: slices that take a padded (B, C, *S) back.
         seen: what the network's encoders and the fusion prior make of it.
         slopes: what registration variance takes from it, not padded.
+        start: its first slice in the case.
     """
 
     inputs: Inputs
     undo: tuple[slice, ...]
     seen: Seen
     slopes: Slopes
+    start: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,12 +83,23 @@ class Features:
             )
 
 
-def see(denoiser: Denoiser, case: Case, companion: Tensor, device: torch.device) -> Iterator[Part]:
-    """The parts of a case with its companion image (D, H, W) as it is or warped, each made when it is asked for."""
+def see(
+    denoiser: Denoiser, case: Case, companion: Tensor, device: torch.device, window: int | None = None
+) -> Iterator[Part]:
+    """The parts of a case with its companion image (D, H, W) as it is or warped, each made when it is asked for.
+
+    Args:
+        window: slices that a 3D model sees at once, see clinfuse.windows; None: all.
+    """
     spatial_dims = denoiser.config.spatial_dims
-    for inputs in _batches(case, companion, spatial_dims, device):
+    starts = (
+        window_starts(case.shape[0], window) if spatial_dims == 3 else range(0, case.shape[0], SLICE_BATCH)
+    )
+    for start in starts:
+        size = SLICE_BATCH if spatial_dims == 2 else window or case.shape[0]
+        inputs = _inputs(case, companion, slice(start, start + size), spatial_dims, device)
         with torch.no_grad():
-            part = _part(denoiser, inputs, case.spacing[-spatial_dims:])
+            part = _part(denoiser, inputs, case.spacing[-spatial_dims:], start)
         yield part
 
 
@@ -140,7 +154,7 @@ def together(parts: Sequence[Part]) -> Part:
     if len(parts) == 1:
         return parts[0]
     inputs, seen, steep = (_concatenated([part[k] for part in parts]) for k in (0, 2, 3))
-    return Part(inputs, parts[0].undo, seen, steep)
+    return Part(inputs, parts[0].undo, seen, steep, parts[0].start)
 
 
 def as_tensor(array: NDArray[Any]) -> Tensor:
@@ -148,26 +162,25 @@ def as_tensor(array: NDArray[Any]) -> Tensor:
     return torch.from_numpy(array if array.flags.writeable else array.copy())
 
 
-def _batches(case: Case, companion: Tensor, spatial_dims: int, device: torch.device) -> Iterator[Inputs]:
-    """Axial slices in batches of 16 (2D), or the volume (3D)."""
-    images = [as_tensor(case.anatomy), companion.float()]
-    masks = torch.stack([torch.from_numpy(m.astype(np.float32)) for m in case.masks.values()])
+def _inputs(case: Case, companion: Tensor, where: slice, spatial_dims: int, device: torch.device) -> Inputs:
+    """Those axial slices as a batch (2D), or as one volume (3D)."""
+    images = [as_tensor(case.anatomy)[where], companion[where].float()]
+    masks = torch.stack([torch.from_numpy(m[where].astype(np.float32)) for m in case.masks.values()])
     if spatial_dims == 3:
-        stacked = [i[None, None] for i in images] + [masks[None]]
+        stacked = [*(image[None, None] for image in images), masks[None]]
     else:
-        stacked = [i[:, None] for i in images] + [masks.transpose(0, 1)]
-    for start in range(0, len(stacked[0]), SLICE_BATCH):
-        anatomy, other, rois = (s[start : start + SLICE_BATCH].to(device) for s in stacked)
-        yield Inputs(anatomy, other, rois, anatomy.new_empty(len(anatomy), 0))
+        stacked = [*(image[:, None] for image in images), masks.transpose(0, 1)]
+    anatomy, other, rois = (tensor.to(device) for tensor in stacked)
+    return Inputs(anatomy, other, rois, anatomy.new_empty(len(anatomy), 0))
 
 
-def _part(denoiser: Denoiser, inputs: Inputs, spacing_mm: tuple[float, ...]) -> Part:
+def _part(denoiser: Denoiser, inputs: Inputs, spacing_mm: tuple[float, ...], start: int) -> Part:
     grown = [pad_to_multiple(image, denoiser.config.multiple) for image in inputs[:3]]
     padded = Inputs(grown[0][0], grown[1][0], grown[2][0], inputs.vector)
     seen = denoiser.see(padded)
     unpadded = padded.anatomy.shape == inputs.anatomy.shape
     sources = seen.sources if unpadded else look(*inputs[:2], *inputs.masks.split(1, dim=1))
-    return Part(padded, grown[0][1], seen, slopes(sources, inputs.masks[:, 1:2], spacing_mm))
+    return Part(padded, grown[0][1], seen, slopes(sources, inputs.masks[:, 1:2], spacing_mm), start)
 
 
 def _concatenated(trees: Sequence[Any]) -> Any:

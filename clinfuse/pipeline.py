@@ -27,6 +27,7 @@ from clinfuse.method.lesion_head import LesionHead
 from clinfuse.method.roi_loss import roi_reference
 from clinfuse.method.uncertainty import saturating
 from clinfuse.presets import Preset, find_preset, load_presets
+from clinfuse.windows import MIN_WINDOW, assembled
 
 Progress = Callable[[int, int], None]
 
@@ -43,6 +44,7 @@ class FusionPipeline:
         diffusion: noise schedule and sampler.
         kind: "teacher" (guided, many steps) or "student" (distilled, few steps, no gradients).
         student_steps: sampler steps of a student.
+        window: slices that a 3D model takes at once where memory is short (clinfuse.windows); None: the whole volume.
         presets: those that callers may name.
         calibration: map from predicted standard deviation to calibrated uncertainty, or None.
         metadata: model card facts (recipe, data, seeds), JSON-able.
@@ -54,6 +56,7 @@ class FusionPipeline:
     diffusion: DiffusionConfig
     kind: str = "teacher"
     student_steps: int = 4
+    window: int | None = None
     presets: dict[str, Preset] = field(default_factory=load_presets)
     calibration: Calibration | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
@@ -62,6 +65,12 @@ class FusionPipeline:
     def __post_init__(self) -> None:
         if self.kind not in ("teacher", "student") or not self.members:
             raise ConfigError("not a pipeline", expected="teacher or student with members", found=self.kind)
+        if self.window is not None and (self.spatial_dims != 3 or self.window < MIN_WINDOW):
+            raise ConfigError(
+                "window of a volume",
+                expected=f"at least {MIN_WINDOW} slices, and a 3D model",
+                found=f"{self.window} slices, a {self.spatial_dims}D model",
+            )
         for member in self.members:
             member.eval().requires_grad_(False)
         if self.lesion_head is not None:
@@ -209,12 +218,13 @@ class FusionPipeline:
             features.check(case, member, jitter_index)
         parts = features.parts if features else self._parts(case, member, seed, jitter_index, jitter)
         own = seed_of(seed, member, sample_index)
-        maps = []
+        starts, maps = [], []
         for part in parts:
             batch = len(part.inputs.anatomy)
             guide = self._guide(part, case, preset, guidance) if guided else None
+            starts.append(part.start)
             maps.append(self._drawn(part, [preset] * batch, member, steps, [own] * batch, guide))
-        volumes = [np.concatenate(parts) for parts in zip(*maps, strict=True)]
+        volumes = [assembled(starts, parts) for parts in zip(*maps, strict=True)]
         return as_sample(volumes, member=member, steps=steps, sample=sample_index, jitter=jitter_index)
 
     def sample_together(
@@ -276,7 +286,7 @@ class FusionPipeline:
             generator = torch.Generator().manual_seed(seed_of(seed, jitter_index, -1))
             motion = draw(jitter or JitterConfig(), generator, 3)
             companion = apply(motion, companion[None, None], case.spacing)[0, 0]
-        return see(self.members[member], case, companion, self.device)
+        return see(self.members[member], case, companion, self.device, self.window)
 
     def _drawn(
         self,

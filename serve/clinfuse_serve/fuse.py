@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +32,7 @@ class FuseJob:
         image_format: "auto" (PNG for a PNG slice), "nifti", "png" or "dicom".
         case_id: pseudonym for the file names; default "case".
         register: "none", "rigid" or "affine": move the companion onto the anatomy image first.
+        window: as in `FusionPipeline`.
     """
 
     anatomy: Path
@@ -48,6 +49,7 @@ class FuseJob:
     image_format: str = "auto"
     case_id: str = "case"
     register: str = "none"
+    window: int | None = None
 
 
 def released_model() -> Path:
@@ -83,6 +85,7 @@ def fuse_here(job: FuseJob, model: str | Path | None = None, device: str = "cpu"
     from clinfuse.pipeline import FusionPipeline
 
     pipeline = FusionPipeline.from_pretrained(model or released_model(), device=device)
+    pipeline = replace(pipeline, window=job.window)
     preset = pipeline.resolve_preset(job.preset).changed(**job.weights)
     case = prepare_pair(
         job.anatomy,
@@ -129,6 +132,8 @@ def fuse_there(
 
     if job.register != "none":
         raise ConfigError("a service does not register", expected="--register none with --url")
+    if job.window is not None:
+        raise ConfigError("a service has its own memory", expected="no --window with --url")
     sources = {"anatomy": job.anatomy, "companion": job.companion, **job.masks}
     sent = {role: sendable(path, role) for role, path in sources.items()}
     masks = {role: data for role, data in sent.items() if role in ROIS}

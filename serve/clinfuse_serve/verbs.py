@@ -178,6 +178,9 @@ def _fuse_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--case-id", default="case", help="pseudonym for file names (letters, digits)")
     parser.add_argument("--register", default="none", choices=("none", "rigid", "affine"))
+    parser.add_argument(
+        "--window", type=int, metavar="N", help="slices that a 3D model takes at once, if memory is short"
+    )
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
 
 
@@ -204,6 +207,7 @@ def _fuse(arguments: argparse.Namespace) -> dict[str, Any]:
         image_format=arguments.format,
         case_id=arguments.case_id,
         register=arguments.register,
+        window=arguments.window,
     )
     with step(f"Fusing with preset {job.preset}"):
         if arguments.url:
