@@ -53,7 +53,7 @@ class Preset:
     lambda_nsd: float = 1.0
     lambda_hd: float = 0.5
     tau_mm: float = 2.0
-    eta: float = 0.1
+    eta: float = 0.003
     eta_u: float = 0.01
     kappa: float = 4.0
     steps: int = 50

@@ -41,7 +41,7 @@ FACTORS: dict[str, tuple[float, float]] = {
     "alpha": (1 / 3, 3.0),
     "beta": (1 / 3, 3.0),
     "gamma": (1 / 3, 3.0),
-    "eta": (0.1, 4.0),
+    "eta": (0.1, 10.0),
     "eta_u": (0.1, 10.0),
 }
 # name: (low, high) searched linearly, whatever the preset says
