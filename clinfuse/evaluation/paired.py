@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy.stats import wilcoxon
 
 from clinfuse.errors import InputError
-from clinfuse.evaluation.rows import LOWER_IS_BETTER, OK
+from clinfuse.evaluation.rows import GAP, LOWER_IS_BETTER, OK
 from clinfuse.evaluation.summary import bootstrap_interval
 
 FEWEST_PAIRS = 6
@@ -51,7 +51,7 @@ def paired_tests(
 
     Reference: Wilcoxon 1945; Holm 1979, Scand. J. Stat. 6(2).
     """
-    good = rows[rows["status"] == OK]
+    good = rows[(rows["status"] == OK) & ~rows["metric"].str.startswith(GAP)]
     if reference is not None and reference not in set(rows["method"]):
         raise InputError(
             "no such method to compare with",

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from clinfuse.evaluation.paired import case_table
-from clinfuse.evaluation.rows import LOWER_IS_BETTER, OK
+from clinfuse.evaluation.rows import GAP, LOWER_IS_BETTER, OK
 
 
 def rank_stability(rows: pd.DataFrame, *, resamples: int = 1000, seed: int = 0) -> pd.DataFrame:
@@ -29,7 +29,7 @@ def rank_stability(rows: pd.DataFrame, *, resamples: int = 1000, seed: int = 0) 
     """
     rng = np.random.default_rng(seed)
     lines = []
-    good = rows[rows["status"] == OK]
+    good = rows[(rows["status"] == OK) & ~rows["metric"].str.startswith(GAP)]
     for (metric, roi), group in good.groupby(["metric", "roi"], sort=False):
         table = case_table(group).dropna()
         if table.empty or table.shape[1] < 2:

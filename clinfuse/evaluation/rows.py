@@ -21,7 +21,9 @@ UNITS = {
     "SF": "grey",
     "AG": "grey",
 }
-UNCERTAINTY = ("ece", "brier", "coverage", "ause", "ause_ratio", "spearman")
+GAP = "gap_"
+"""Rows of this prefix hold one bin each of a case's reliability diagram; `summarise` makes `ece_pooled` of them."""
+UNCERTAINTY = ("ece", "ece_pooled", "brier", "coverage", "ause", "ause_ratio", "spearman")
 # Metrics that are better when small; all others are better when large.
 LOWER_IS_BETTER = (
     "hd95",
@@ -30,6 +32,7 @@ LOWER_IS_BETTER = (
     "outside",
     "false_volume",
     "ece",
+    "ece_pooled",
     "brier",
     "ause",
     "ause_ratio",

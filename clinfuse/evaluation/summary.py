@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from clinfuse.errors import InputError
-from clinfuse.evaluation.rows import COLUMNS, EMPTY, FAILED, OK
+from clinfuse.evaluation.rows import COLUMNS, EMPTY, FAILED, GAP, OK
 
 GROUP = ["method", "preset", "metric", "roi"]
 
@@ -44,7 +46,8 @@ def summarise(
             case=str(first["case_id"]),
         )
     lines = []
-    for key, group in rows.groupby(GROUP, sort=False, dropna=False):
+    binned = rows["metric"].str.startswith(GAP)
+    for key, group in rows[~binned].groupby(GROUP, sort=False, dropna=False):
         values = group.loc[group["status"] == OK, "value"].to_numpy(dtype=np.float64)
         low, high = bootstrap_interval(values, confidence=confidence, resamples=resamples, seed=seed)
         lines.append(
@@ -62,20 +65,59 @@ def summarise(
                 "seconds": float(group["seconds"].astype(float).mean()),
             }
         )
+    together = [g for _, g in rows[binned].groupby(["method", "preset", "roi"], sort=False, dropna=False)]
+    lines += [_pooled(group, confidence, resamples, seed) for group in together]
     return pd.DataFrame(lines)
 
 
+def _pooled(group: pd.DataFrame, confidence: float, resamples: int, seed: int) -> dict[str, object]:
+    """`ece_pooled` of one method and region: Σ over bins of |mean over cases of the bin's signed gap|.
+
+    The calibration error of all cases together, each with the same weight, where `ece` is the mean of each case's
+    own. Has no median and standard deviation, as a case alone has none.
+    """
+    gaps = group.pivot(index="case_id", columns="metric", values="value").to_numpy(dtype=np.float64)
+    low, high = bootstrap_interval(
+        gaps, confidence=confidence, resamples=resamples, seed=seed, of=lambda mean: np.abs(mean).sum(axis=-1)
+    )
+    return {
+        **{name: group[name].iloc[0] for name in GROUP},
+        "metric": "ece_pooled",
+        "unit": group["unit"].iloc[0],
+        "mean": float(np.abs(gaps.mean(axis=0)).sum()),
+        "low": low,
+        "high": high,
+        "median": np.nan,
+        "std": np.nan,
+        "n": len(gaps),
+        "empty": 0,
+        "failed": 0,
+        "seconds": float(group["seconds"].astype(float).mean()),
+    }
+
+
 def bootstrap_interval(
-    values: NDArray[np.float64], *, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
+    values: NDArray[np.float64],
+    *,
+    confidence: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+    of: Callable[[NDArray[np.float64]], NDArray[np.float64]] | None = None,
 ) -> tuple[float, float]:
     """Percentile bootstrap interval of the mean of independent values; NaN for fewer than two.
 
+    Args:
+        values: (n,), or (n, k) with `of`.
+        confidence, resamples, seed: as of `summarise`.
+        of: takes means (resamples, k) to the number (resamples,) whose interval is wanted; None: the mean itself.
+
     Reference: Efron, Tibshirani 1993, An Introduction to the Bootstrap, chapter 13.
     """
-    if values.size < 2:
+    if len(values) < 2:
         return float("nan"), float("nan")
     rng = np.random.default_rng(seed)
-    draws = values[rng.integers(0, values.size, (resamples, values.size))].mean(axis=1)
+    draws = values[rng.integers(0, len(values), (resamples, len(values)))].mean(axis=1)
+    draws = draws if of is None else of(draws)
     tail = 50.0 * (1.0 - confidence)
     low, high = np.percentile(draws, [tail, 100.0 - tail])
     return float(low), float(high)

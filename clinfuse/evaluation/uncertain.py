@@ -8,11 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clinfuse.case import Case, FloatArray
-from clinfuse.evaluation.rows import UNCERTAINTY, RowMaker
-from clinfuse.metrics.uncertainty import brier, coverage, ece, rank_correlation, sparsification
+from clinfuse.evaluation.rows import GAP, RowMaker
+from clinfuse.metrics.uncertainty import brier, coverage, rank_correlation, reliability, sparsification
 from clinfuse.presets import Preset
 
 TOLERANCE = 0.05
+PER_CASE = ("ece", "brier", "ause", "ause_ratio", "spearman")
 
 
 class UncertainResult(Protocol):
@@ -70,13 +71,13 @@ def uncertainty_rows(
     rows = []
     for roi, mask in regions.items():
         e, u = error[mask], doubt[mask]
-        values = dict.fromkeys(UNCERTAINTY, float("nan"))
+        values = dict.fromkeys(PER_CASE, float("nan"))
         if e.size:
-            curves = sparsification(e, u)
-            values |= {"ece": ece(u, e > tolerance), "brier": brier(u, e > tolerance)}
+            curves, diagram = sparsification(e, u), reliability(u, e > tolerance)
+            values |= {"ece": diagram.ece, "brier": brier(u, e > tolerance)}
             values |= {"ause": curves.ause, "ause_ratio": curves.ratio, "spearman": rank_correlation(e, u)}
-            if result.interval is not None:
-                values["coverage"] = coverage(e, np.asarray(result.interval)[mask])
-        names = UNCERTAINTY if result.interval is not None else [n for n in UNCERTAINTY if n != "coverage"]
-        rows += [maker.row(name, roi, values[name]) for name in names]
+            values |= {f"{GAP}{number:02d}": float(gap) for number, gap in enumerate(diagram.gaps)}
+        if result.interval is not None:
+            values["coverage"] = coverage(e, np.asarray(result.interval)[mask])
+        rows += [maker.row(name, roi, value) for name, value in values.items()]
     return rows

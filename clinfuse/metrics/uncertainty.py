@@ -46,8 +46,13 @@ class Reliability:
         full = self.count > 0
         if not full.any():
             return float("nan")
-        gaps = np.abs(self.observed[full] - self.predicted[full])
-        return float((gaps * self.count[full]).sum() / self.count.sum())
+        return float(np.abs(self.gaps).sum())
+
+    @property
+    def gaps(self) -> Floats:
+        """(B,) signed part of each bin in the error, (observed − predicted) · count / total; 0 for an empty bin."""
+        difference = np.nan_to_num(self.observed - self.predicted)
+        return difference * self.count / max(1, int(self.count.sum()))
 
 
 def reliability(probability: NDArray[Any], event: NDArray[Any], bins: int = BINS) -> Reliability:

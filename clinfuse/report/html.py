@@ -47,6 +47,7 @@ LOWER_IS_BETTER = (
     "false_volume",
     "coverage_error",
     "ece",
+    "ece_pooled",
     "brier",
     "ause",
     "rmse",

@@ -48,7 +48,7 @@ SHOWN_METRICS = (
     ("hd95", "lesion"),
     ("seam", "borders"),
 )
-UNCERTAINTY_METRICS = ("ece", "brier", "coverage", "ause_ratio", "spearman")
+UNCERTAINTY_METRICS = ("ece", "ece_pooled", "brier", "coverage", "ause_ratio", "spearman")
 BASELINES = ("mean", "max", "mri", "ct", "hard_roi", "prior")
 METHOD_NAMES = {
     "ensemble": "clinfuse (3 members × 4 steps)",

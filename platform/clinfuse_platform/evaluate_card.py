@@ -15,7 +15,7 @@ from clinfuse import RESEARCH_USE, __version__
 from clinfuse_platform.variants import Variant
 
 CLINICAL = ("ssim", "fsim", "psnr", "dice", "nsd", "hd95", "seam")
-UNCERTAIN = ("ece", "brier", "coverage", "ause_ratio", "spearman")
+UNCERTAIN = ("ece", "ece_pooled", "brier", "coverage", "ause_ratio", "spearman")
 BESIDE = ("hard_roi", "prior")
 FEW_CASES = 10
 Tables = Mapping[str, pd.DataFrame | None]
@@ -172,8 +172,9 @@ def calibration_part(own: pd.DataFrame, folder: Path) -> str:
         f"intervals of nominal coverage {known['coverage']:g}."
     )
     notes = "".join(f"\n- {note}" for note in known.get("notes", ()))
-    part = own[own["metric"].isin(UNCERTAIN)]
-    return f"{words}{notes}" + (f"\n\n{to_markdown(summarise(part))}" if len(part) else "")
+    summary = summarise(own)
+    part = summary[summary["metric"].isin(UNCERTAIN)]
+    return f"{words}{notes}" + (f"\n\n{to_markdown(part)}" if len(part) else "")
 
 
 def shift_part(shifts: pd.DataFrame | None, label: str) -> list[str]:

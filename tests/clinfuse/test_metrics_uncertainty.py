@@ -6,12 +6,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from clinfuse.baselines import BASELINES
 from clinfuse.case import Case
 from clinfuse.errors import GeometryError, InputError
-from clinfuse.evaluation import evaluate_case
+from clinfuse.evaluation import evaluate_case, paired_tests, summarise
 from clinfuse.metrics import (
     brier,
     coverage,
@@ -110,6 +111,28 @@ def test_rows_of_a_perfect_doubt(aligned_known: bool, tiny_case: Case) -> None:
     assert (("ece", "lesion") in got) == aligned_known
     without = evaluate_case(case, fused, "ours", preset=PRESET, result=Doubt(result.uncertainty, None))
     assert not any(r["metric"] == "coverage" for r in without)
+
+
+def test_calibration_error_of_all_cases_together(tiny_case: Case) -> None:
+    """A quarter too many events in one case and too few in the other: each is off by ¼, both together by nothing."""
+    dark, none = np.zeros_like(tiny_case.anatomy), np.zeros_like(tiny_case.brain)
+    case = replace(tiny_case, anatomy=dark, companion=dark, aligned_companion=dark)
+    case = replace(case, brain=none + 1, bone=none, lesion=none)
+    rows = []
+    for name, share in (("a", 0.75), ("b", 0.25)):
+        fused = (np.arange(dark.size) < share * dark.size).reshape(dark.shape).astype(np.float32)
+        rows += evaluate_case(
+            replace(case, case_id=name), fused, "m", preset=PRESET, result=Doubt(dark + 0.5, None)
+        )
+    frame = pd.DataFrame(rows)
+    brain = summarise(frame).query("roi == 'brain'").set_index("metric")
+    assert brain.loc["ece", "mean"] == pytest.approx(0.25)
+    pooled = brain.loc["ece_pooled"]
+    assert (pooled["mean"], pooled["low"], pooled["high"]) == pytest.approx((0, 0, 0.25)) and pooled["n"] == 2
+    alone = summarise(frame[frame["case_id"] == "a"]).query("roi == 'brain'").set_index("metric")
+    assert alone.loc["ece_pooled", "mean"] == pytest.approx(0.25)
+    tested = paired_tests(pd.concat([frame, frame.assign(method="n")]))
+    assert "ece" in set(tested["metric"]) and not any(m.startswith("gap") for m in tested["metric"])
 
 
 def test_whole_image_rows(tiny_case: Case) -> None:

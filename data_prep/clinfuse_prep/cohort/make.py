@@ -33,7 +33,7 @@ def make_cohort(
     Args:
         out_dir: folder to write `sub-XX/{mr,ct,ct_aligned,brain,bone,lesion}.nii.gz`, `sub-XX/truth.json` and
             `cohort.json` into; made if absent.
-        patients: how many, 1 to 99. Lesions cycle through the kinds; patients 8, 16, … have none.
+        patients: how many, 1 to 999. Lesions cycle through the kinds; patients 8, 16, … have none.
         spacing_mm: voxel spacing, one number or (D, H, W), each in [0.8, 6] mm.
         seed: patient i depends on (seed, i) only, whatever `patients` is.
         progress: called as progress(patient name, done, patients) after each patient.
@@ -45,8 +45,8 @@ def make_cohort(
         ConfigError: an argument is out of its range.
     """
     spacing = checked_spacing(spacing_mm)
-    if not 1 <= patients <= 99:
-        raise ConfigError("the number of patients is out of range", expected="1 to 99", found=str(patients))
+    if not 1 <= patients <= 999:
+        raise ConfigError("the number of patients is out of range", expected="1 to 999", found=str(patients))
     if seed < 0:
         raise ConfigError("the seed must not be negative", expected="0 or more", found=str(seed))
     root = Path(out_dir)

@@ -11,7 +11,7 @@ from clinfuse.verbs import Verb
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, metavar="DIR", help="folder to write into")
-    parser.add_argument("--patients", type=int, default=8, help="how many patients, 1 to 99 (default 8)")
+    parser.add_argument("--patients", type=int, default=8, help="how many patients, 1 to 999 (default 8)")
     parser.add_argument(
         "--spacing",
         type=float,
