@@ -31,17 +31,15 @@ demo: $(STAMP)
 	$(BIN)/clinfuse demo --out $(OUT) --resume
 
 released: $(STAMP)
-	$(BIN)/clinfuse cohort --out $(RELEASE)/cohort --patients 40 --spacing 2 --seed 11
-	$(BIN)/clinfuse prep $(RELEASE)/cohort --layout cohort --out $(RELEASE)/cohort.zarr
+	$(BIN)/clinfuse cohort --out $(RELEASE)/cohort --patients 200 --spacing 2 --seed 11
+	$(BIN)/clinfuse prep $(RELEASE)/cohort --layout cohort --split 0.7,0.15,0.15 --out $(RELEASE)/cohort.zarr
 	$(BIN)/clinfuse train $(RELEASE)/cohort.zarr --recipe cpu-small --run released --storage $(RELEASE)/runs --workers 2 \
 		--set contrast_share=0.6 --set lesion_head.channels=[16,32,64,128] --set lesion_learning_rate=0.003 \
-		--set lesion_steps=2000 --set denoiser_steps=1000 --set member_steps=300 --set distill_iterations=250 \
+		--set lesion_steps=6000 --set denoiser_steps=1000 --set member_steps=300 --set distill_iterations=250 \
 		--set distill_batches=24
 	$(BIN)/clinfuse distill $(RELEASE)/runs/released --steps 4 --workers 2
 	$(BIN)/clinfuse ensemble $(RELEASE)/runs/released --members 3 --workers 2
-	$(BIN)/clinfuse cohort --out $(RELEASE)/calibration --patients 24 --spacing 2 --seed 12
-	$(BIN)/clinfuse prep $(RELEASE)/calibration --layout cohort --split 0,1,0 --out $(RELEASE)/calibration.zarr
-	$(BIN)/clinfuse calibrate $(RELEASE)/runs/released/ensemble --data $(RELEASE)/calibration.zarr
+	$(BIN)/clinfuse calibrate $(RELEASE)/runs/released/ensemble --data $(RELEASE)/cohort.zarr
 	$(BIN)/clinfuse evaluate $(RELEASE)/runs/released/ensemble --data $(RELEASE)/cohort.zarr --out $(RELEASE)/evaluate
 	rm -rf clinfuse/released
 	cp -r $(RELEASE)/runs/released/ensemble clinfuse/released

@@ -106,12 +106,13 @@ class ShardReader:
             )
         return max(1, -(-total // self.batch_size))
 
-    def __call__(self, step: int, crop: tuple[int, ...] | None = None) -> Batch:
+    def __call__(self, step: int, crop: tuple[int, ...] | None = None, shares: Shares | None = None) -> Batch:
         """The batch of a step.
 
         Args:
             step: 0, 1, …
             crop: another size than the reader's own, of as many dimensions.
+            shares: other places than the reader's own.
 
         Returns:
             anatomy, companion, aligned, brain, bone, lesion: float32 (B, 1, *crop) in [0, 1]; `aligned` is the
@@ -124,7 +125,7 @@ class ShardReader:
         for item in range(self.batch_size):
             held = self._held[self._turn(step * self.batch_size + item)]
             d, h, w = held.data.shape[1:]
-            centre = draw_centre(held.centres, self.shares, (d, h, w), rng)
+            centre = draw_centre(held.centres, shares or self.shares, (d, h, w), rng)
             self._cut(held.data, centre, out[:, item, 0], rng)
             spacing[item] = held.spacing[-self.spatial_dims :]
         batch = {key: torch.from_numpy(out[index]) for index, key in enumerate(KEYS)}

@@ -27,6 +27,10 @@ class Shares:
     head: float = 0.1
 
 
+AROUND_LESIONS = Shares(lesion=0.6, bone_edge=0.15, brain=0.2, head=0.05)
+"""For learning to find lesions."""
+
+
 def centres(case: Case, seed: int = 0) -> dict[str, NDArray[np.int32]]:
     """Candidate crop centres of a case by kind: (N, 3) voxel indices (d, h, w), at most 40 000 each.
 

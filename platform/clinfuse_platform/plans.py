@@ -14,6 +14,7 @@ from clinfuse_platform.phases import Modules, Phase, Plan, Work
 
 if TYPE_CHECKING:
     from clinfuse_prep.reader import ShardReader
+    from clinfuse_prep.sampling import Shares
 
     from clinfuse.pipeline import FusionPipeline
     from clinfuse.training import Batch, TrainConfig
@@ -27,13 +28,14 @@ def train_plan(work: Work) -> Plan:
     Where no training case has a lesion there is nothing for the head to learn: the model has none, and its lesion
     terms are absent.
     """
+    from clinfuse_prep.sampling import AROUND_LESIONS
+
     from clinfuse.training import build_denoiser, build_lesion_head, denoiser_loss, lesion_head_loss
     from clinfuse_platform.provenance import has_lesions
 
     config, lesions = _config(work), has_lesions(work.settings["data"])
     reader = _reader(work, config)
     common: dict[str, Any] = {
-        "batches": lambda done: _varied(work, config, reader),
         "cases": reader.cases_at,
         "effort": config.effort,
         "validations": config.validations,
@@ -45,6 +47,7 @@ def train_plan(work: Work) -> Plan:
         seed=config.seed * 10 + 1,
         build=lambda done: build_lesion_head(config),
         loss=lambda done: lesion_head_loss(config),
+        batches=lambda done: _varied(work, config, reader, AROUND_LESIONS),
         **common,
     )
     denoiser = Phase(
@@ -54,6 +57,7 @@ def train_plan(work: Work) -> Plan:
         seed=config.seed * 10 + 2,
         build=lambda done: build_denoiser(config),
         loss=lambda done: denoiser_loss(config, done["lesion_head"].freeze() if lesions else None),
+        batches=lambda done: _varied(work, config, reader),
         **common,
     )
 
@@ -197,14 +201,20 @@ def _reader(work: Work, config: TrainConfig) -> ShardReader:
     )
 
 
-def _varied(work: Work, config: TrainConfig, reader: ShardReader) -> Callable[[int], Batch]:
-    """The reader's batches, a share of their crops in other contrasts; the same at every run."""
+def _varied(
+    work: Work, config: TrainConfig, reader: ShardReader, shares: Shares | None = None
+) -> Callable[[int], Batch]:
+    """The reader's batches, half of their crops mirrored, a share in other contrasts; the same at every run."""
     from clinfuse.training.contrast import vary_contrast
+    from clinfuse.training.mirror import mirrored
 
     first = (config.seed * 64 + work.rank) * 1_000_003
-    return lambda step: vary_contrast(
-        reader(step, config.crop_at(step)), config.contrast_share, seed=first + step
-    )
+
+    def batch(step: int) -> Batch:
+        crops = mirrored(reader(step, config.crop_at(step), shares), seed=first + step)
+        return vary_contrast(crops, config.contrast_share, seed=first + step)
+
+    return batch
 
 
 def _pipeline(work: Work, role: str) -> FusionPipeline:

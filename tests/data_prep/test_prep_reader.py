@@ -88,6 +88,9 @@ def test_crops_are_centred_by_their_shares(dataset: Path, tiny_case: Case) -> No
     only = Shares(lesion=1, bone_edge=0, brain=0, head=0)
     reader = ShardReader(dataset, split="train", crop=(16, 12), batch_size=8, shares=only)
     assert all(bool(reader(step)["lesion"].amax(dim=(1, 2, 3)).min() == 1) for step in range(5))
+    anywhere = ShardReader(dataset, split="train", crop=(16, 12), batch_size=8)
+    for name, wanted in reader(3).items():
+        assert bool((anywhere(3, shares=only)[name] == wanted).all())
     assert set(centres(tiny_case)) == {"lesion", "bone_edge", "brain", "head"}
     healthy = replace(tiny_case, lesion=tiny_case.lesion * 0)
     assert "lesion" not in centres(healthy)
