@@ -72,7 +72,8 @@ def retrained(
 def distilled(base: Variant, run: str, settings: Sequence[str], storage: str) -> Ablation:
     """Distil students of 1, 2 and 4 steps of a run and set them beside their guided teacher of 50 steps.
 
-    A student that is there already is not trained again.
+    Each is also shown with guidance of its own, which costs it gradients and gives lesions back. A student that is
+    there already is not trained again.
 
     Args:
         base: gives preset and seed.
@@ -93,6 +94,7 @@ def distilled(base: Variant, run: str, settings: Sequence[str], storage: str) ->
         folder, model_hash = model_of(f"{run}/{name}", storage)
         label = f"student, {steps} step{'s' if steps > 1 else ''}"
         models[label] = replace(base, model=str(folder), model_hash=model_hash, steps=None, guided=None)
+        models[f"{label}, guided"] = replace(models[label], guided=True)
     return Ablation(
         name="distillation",
         question="What does a student of few steps lose against its guided teacher (Section 3.5), and how fast is it?",

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from clinfuse.errors import ConfigError
-from clinfuse.presets import Preset
+from clinfuse.presets import Preset, load_presets
 from clinfuse_platform.variants import Variant
 
 STEPS = (1, 2, 4, 10, 20, 50, 100)
@@ -24,6 +24,20 @@ WEIGHTS = {
     "0:1:1": (0.0, 1.0, 1.0),
     "1:0:1": (1.0, 0.0, 1.0),
     "1:1:0": (1.0, 1.0, 0.0),
+}
+
+
+LESION_TERMS = {
+    "all three": (1.0, 1.0, 0.5),
+    "Dice alone": (1.0, 0.0, 0.0),
+    "NSD alone": (0.0, 1.0, 0.0),
+    "HD95 alone": (0.0, 0.0, 1.0),
+}
+ENSEMBLES: dict[str, dict[str, Any]] = {
+    "one member, one sample": {"members": 1},
+    "all members": {},
+    "4 samples": {"samples": 4},
+    "4 jitters": {"jitters": 4},
 }
 
 
@@ -57,6 +71,17 @@ def _weights(base: Variant) -> dict[str, Variant]:
     }
 
 
+def _lesion_terms(base: Variant) -> dict[str, Variant]:
+    return {
+        label: _with_preset(base, lambda_dice=dice, lambda_nsd=nsd, lambda_hd=hd)
+        for label, (dice, nsd, hd) in LESION_TERMS.items()
+    }
+
+
+def _presets(base: Variant) -> dict[str, Variant]:
+    return {name: replace(base, preset=preset.as_dict()) for name, preset in load_presets().items()}
+
+
 ABLATIONS: dict[str, Ablation] = {
     ablation.name: ablation
     for ablation in (
@@ -71,6 +96,18 @@ ABLATIONS: dict[str, Ablation] = {
             question="How do the region weights α:β:γ move the result (Eq. 2)?",
             ordered=False,
             variants=_weights,
+        ),
+        Ablation(
+            name="terms",
+            question="What do the lesion terms λ₁ Dice, λ₂ NSD and λ₃ HD95 do, alone and together (Eq. 2)?",
+            ordered=False,
+            variants=_lesion_terms,
+        ),
+        Ablation(
+            name="presets",
+            question="How do the clinical presets differ (Section 3.2)?",
+            ordered=False,
+            variants=_presets,
         ),
         Ablation(
             name="masks",
@@ -118,6 +155,12 @@ ABLATIONS: dict[str, Ablation] = {
             question="What does the uncertainty term η_u of Eq. 1 add?",
             ordered=False,
             variants=lambda base: {"off (η_u = 0)": _with_preset(base, eta_u=0.0), "on": base},
+        ),
+        Ablation(
+            name="ensemble",
+            question="What do members, samples and a jitter ensemble add to image and uncertainty (Section 3.4)?",
+            ordered=False,
+            variants=lambda base: {label: replace(base, **each) for label, each in ENSEMBLES.items()},
         ),
     )
 }

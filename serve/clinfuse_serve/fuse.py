@@ -33,6 +33,7 @@ class FuseJob:
         case_id: pseudonym for the file names; default "case".
         register: "none", "rigid" or "affine": move the companion onto the anatomy image first.
         window: as in `FusionPipeline`.
+        guided: guide a student, too.
     """
 
     anatomy: Path
@@ -50,6 +51,7 @@ class FuseJob:
     case_id: str = "case"
     register: str = "none"
     window: int | None = None
+    guided: bool = False
 
 
 def released_model() -> Path:
@@ -104,6 +106,7 @@ def fuse_here(job: FuseJob, model: str | Path | None = None, device: str = "cpu"
         members=job.members,
         samples=job.samples,
         jitters=job.jitters,
+        guided=job.guided or None,
     )
     image_format: Any = job.image_format
     if image_format == "auto":
@@ -134,6 +137,8 @@ def fuse_there(
         raise ConfigError("a service does not register", expected="--register none with --url")
     if job.window is not None:
         raise ConfigError("a service has its own memory", expected="no --window with --url")
+    if job.guided:
+        raise ConfigError("a service does not guide a student", expected="no --guided with --url")
     sources = {"anatomy": job.anatomy, "companion": job.companion, **job.masks}
     sent = {role: sendable(path, role) for role, path in sources.items()}
     masks = {role: data for role, data in sent.items() if role in ROIS}

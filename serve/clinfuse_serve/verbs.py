@@ -181,6 +181,11 @@ def _fuse_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--window", type=int, metavar="N", help="slices that a 3D model takes at once, if memory is short"
     )
+    parser.add_argument(
+        "--guided",
+        action="store_true",
+        help="guide a student, too: slower; keeps a given lesion's border better",
+    )
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
 
 
@@ -208,6 +213,7 @@ def _fuse(arguments: argparse.Namespace) -> dict[str, Any]:
         case_id=arguments.case_id,
         register=arguments.register,
         window=arguments.window,
+        guided=arguments.guided,
     )
     with step(f"Fusing with preset {job.preset}"):
         if arguments.url:

@@ -71,6 +71,19 @@ def test_png_in_png_out_and_nifti_if_asked(
     np.testing.assert_allclose(np.asarray(picture) / 255, volume[:, :, 0].T, atol=0.5 / 255 + 1e-6)
 
 
+def test_a_student_is_guided_if_asked(
+    png_pair: Pair, model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ("--model", str(model_dir), "--format", "nifti", "--set", "alpha=0", "--set", "eta=0.02")
+    images = []
+    for name, flag in (("plain", ()), ("guided", ("--guided",))):
+        done = run(arguments(png_pair, tmp_path / name, *more, *flag), capsys)
+        images.append(np.asarray(nib.load(done["files"]["fused"]).dataobj))
+    assert 1e-3 < np.abs(images[1] - images[0]).max() <= 1
+    assert main(arguments(png_pair, tmp_path / "far", "--url", "http://127.0.0.1:9", "--guided")) == 2
+    assert "does not guide" in capsys.readouterr().err
+
+
 def test_dicom_leaves_as_plain_nifti(data_root: Path) -> None:
     """Voxels and geometry of a real series, gantry tilt and all, and no word of its headers."""
     from clinfuse_prep.read import read_image
