@@ -15,7 +15,7 @@ help:
 	@echo "make test    all tests (real Ray, the demo included)"
 	@echo "make test-cluster   test-hosts: ray up of two hosts made here, over ssh (root, openssh-server, iproute2, rsync);"
 	@echo "                    then eight simulated nodes"
-	@echo "make released       train the model in clinfuse/released anew on the embedded cohort (about 50 minutes)"
+	@echo "make released       train the model in clinfuse/released anew on the embedded cohort (about an hour)"
 	@echo "make lint    ruff and mypy over all packages"
 	@echo "make bench   the measured ratios"
 	@echo "make venv    only the environment, $(VENV) (other interpreter: PYTHON=python3.12)"
@@ -40,7 +40,8 @@ released: $(STAMP)
 	$(BIN)/clinfuse distill $(RELEASE)/runs/released --steps 4 --workers 2
 	$(BIN)/clinfuse ensemble $(RELEASE)/runs/released --members 3 --workers 2
 	$(BIN)/clinfuse calibrate $(RELEASE)/runs/released/ensemble --data $(RELEASE)/cohort.zarr
-	$(BIN)/clinfuse evaluate $(RELEASE)/runs/released/ensemble --data $(RELEASE)/cohort.zarr --out $(RELEASE)/evaluate
+	$(BIN)/clinfuse evaluate $(RELEASE)/runs/released/ensemble hard_roi prior mri --bare --card \
+		--data $(RELEASE)/cohort.zarr --out $(RELEASE)/evaluate
 	rm -rf clinfuse/released
 	cp -r $(RELEASE)/runs/released/ensemble clinfuse/released
 
