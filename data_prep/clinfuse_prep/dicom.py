@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import pydicom
 from numpy.typing import NDArray
-from pydicom.errors import InvalidDicomError
 
 from clinfuse.errors import GeometryError, InputError
 from clinfuse_prep.dicom_grid import Note, SliceHead, even, untilted
@@ -128,7 +127,7 @@ def slice_head(path: Path) -> SliceHead | None:
             plain = (
                 int(data.get("SamplesPerPixel", 1) or 1) == 1 and int(data.get("NumberOfFrames", 1) or 1) == 1
             )
-    except (InvalidDicomError, AttributeError, OSError, ValueError, TypeError, KeyError, EOFError):
+    except Exception:  # a damaged tag can raise anything that pydicom's converters meet
         return None
     lengths = [float(np.linalg.norm(turn[:3])), float(np.linalg.norm(turn[3:]))] if turn.size == 6 else [0.0]
     usable = min(lengths) > 0.5 and min(spacing) > 0 and min(rows, columns) > 0 and position.size == 3

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from clinfuse import RESEARCH_USE, __version__
 from clinfuse.errors import ConfigError, InputError
 from clinfuse.verbs import Verb
-from clinfuse_platform.evaluate_methods import methods_of
+from clinfuse_platform.evaluate_methods import methods_of, model_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -65,6 +65,12 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", default="test", choices=("train", "val", "test"), help="(%(default)s)")
     parser.add_argument("--cases", type=int, metavar="N", help="only the first N cases of the split")
     parser.add_argument("--slices", type=int, metavar="N", help="only N axial slices about the lesion")
+    parser.add_argument(
+        "--judge",
+        metavar="MODEL",
+        help="model folder or run whose lesion head finds the lesions in all images; where guidance is judged, take "
+        "one that guidance has not seen (default: the first model's)",
+    )
     parser.add_argument("--metrics", choices=("roi", "all", "field"), default="roi", help="(%(default)s)")
     parser.add_argument("--out", metavar="DIR", help="where results go; the same folder goes on")
     parser.add_argument("--storage", default="runs", metavar="DIR", help="where runs are kept (%(default)s)")
@@ -188,14 +194,18 @@ def jobs_of(
     *,
     metrics: str = "",
 ) -> list[Job]:
-    """Every variant on every case, models first; the first model's lesion head measures all methods alike."""
+    """Every variant on every case, models first; one lesion head, the judge's or the first model's, measures all."""
     from clinfuse_platform.evaluate import Job
     from clinfuse_platform.provenance import data_hash
 
-    heads = [variant for variant in variants if variant.model]
-    head, metrics = heads[0] if heads else None, metrics or arguments.metrics
+    heads = [(variant.model, variant.model_hash) for variant in variants if variant.model]
+    if arguments.judge:
+        folder, model_hash = model_of(arguments.judge, arguments.storage)
+        heads.insert(0, (str(folder), model_hash))
+    head, head_hash = heads[0] if heads else ("", "")
+    metrics = metrics or arguments.metrics
     context = [__version__, data_hash(arguments.data), str(arguments.slices), metrics]
-    context.append(head.model_hash if head else "")
+    context.append(head_hash)
     base = Job(variant=variants[0], case_id="", part="", metrics=metrics, slices=arguments.slices)
     jobs = []
     for variant in variants:
@@ -211,7 +221,7 @@ def jobs_of(
                     part=str(out.resolve() / "parts" / f"{stem}.parquet"),
                     picture=str(pictures / f"{stem}.npz") if variant.model else "",
                     slice_picture=str(pictures / f"{stem}.png"),
-                    head=head.model if head else "",
+                    head=head,
                 )
             )
     return jobs

@@ -104,6 +104,19 @@ def test_damaged_dicom_slices(tmp_path: Path, place: int, value: int) -> None:
     assert image.volume.ndim == 3
 
 
+@pytest.mark.parametrize("kind", [b"UL", b"ES"])
+def test_a_tag_of_a_wrong_kind_makes_no_slice(tmp_path: Path, kind: bytes) -> None:
+    """Columns as a number of another length, or of a kind that DICOM does not know: found by the search above."""
+    write_series(tmp_path, head()[1][:1])
+    file = tmp_path / "000.dcm"
+    columns = b"\x28\x00\x11\x00"
+    data = file.read_bytes()
+    assert columns + b"US" in data
+    file.write_bytes(data.replace(columns + b"US", columns + kind))
+    with pytest.raises(InputError, match="no readable DICOM slices"):
+        read_image(tmp_path, role="companion", case="c1")
+
+
 def claiming(sizes: tuple[int, int, int]) -> bytes:
     header = nib.Nifti2Header()
     header.set_data_dtype(np.float32)
