@@ -207,6 +207,27 @@ def test_folders_that_do_not_fit_are_failed_rows_with_both_sides(tiny_store: Pat
     assert "What failed" in Path(result["result"]).read_text(encoding="utf-8")
 
 
+def test_lesions_are_found_by_the_judge_that_is_asked(model: Path, tiny_store: Path, tmp_path: Path) -> None:
+    """A judge that sees lesions nowhere: no Dice, also where no model is shown."""
+    pipeline = FusionPipeline.from_pretrained(model)
+    assert pipeline.lesion_head is not None
+    last = [p for name, p in pipeline.lesion_head.named_parameters() if name.endswith("bias")][-1]
+    last.data.fill_(-1e3)
+    blind = pipeline.save_pretrained(tmp_path / "blind")
+    words = [
+        "hard_roi",
+        "--bare",
+        "--data",
+        str(tiny_store),
+        "--judge",
+        str(blind),
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    rows = pd.read_parquet(run(asked(*words))["metrics"])
+    assert (rows.loc[rows["metric"] == "dice", "value"] == 0).all() and (rows["metric"] == "dice").any()
+
+
 def test_a_page_of_nothing_but_failures_is_written(tiny_store: Path, tmp_path: Path) -> None:
     variant = Variant(label="gone", baseline=f"gone={tmp_path / 'gone'}", preset=BALANCED)
     job = Job(variant=variant, case_id="ffffff", part=str(tmp_path / "p.parquet"))
