@@ -64,7 +64,7 @@ class LesionHead(nn.Module):
 def segmentation_loss(logits: Tensor, mask: Tensor) -> Tensor:
     """Dice plus five times the cross-entropy of a batch, scalar; lesion voxels count twice in the latter.
 
-    Slices without lesion count through the cross-entropy, and Dice alone hardly moves while nothing is found yet.
+    Slices without lesion count through the cross-entropy.
 
     Reference: Milletari et al., 3DV 2016 (Dice); Isensee et al., Nature Methods 2021.
     """

@@ -31,8 +31,7 @@ COMPANION_SHARE = 0.1
 def lesion_head_loss(config: TrainConfig) -> LossFn:
     """Segmentation of MRI, fusion prior and companion, one of the three drawn per sample.
 
-    A tenth of the samples are the companion: most lesions do not show there, and a head that is asked for what cannot
-    be seen learns the rest more slowly.
+    A tenth of the samples are the companion, as most lesions do not show there.
     """
 
     def loss(module: nn.Module, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:

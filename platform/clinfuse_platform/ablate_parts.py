@@ -4,6 +4,7 @@ students of fewer steps, distilled alike from one teacher.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -72,8 +73,8 @@ def retrained(
 def distilled(base: Variant, run: str, settings: Sequence[str], storage: str) -> Ablation:
     """Distil students of 1, 2 and 4 steps of a run and set them beside their guided teacher of 50 steps.
 
-    Each is also shown with guidance of its own, which costs it gradients and gives lesions back. A student that is
-    there already is not trained again.
+    They are trained by as many workers as the teacher, since more workers mean a larger batch. Each is also shown with
+    guidance of its own, which costs it gradients. A student that is there already is not trained again.
 
     Args:
         base: gives preset and seed.
@@ -87,7 +88,7 @@ def distilled(base: Variant, run: str, settings: Sequence[str], storage: str) ->
             base, model=str(teacher), model_hash=teacher_hash, steps=TEACHER_STEPS, guided=True
         )
     }
-    words = [word for change in settings for word in ("--set", change)]
+    words = trained_like(teacher, settings)
     for steps in STUDENT_STEPS:
         name = f"student-{steps}"
         run_verb("distill", [run, "--steps", str(steps), "--name", name, "--storage", storage, *words])
@@ -101,3 +102,10 @@ def distilled(base: Variant, run: str, settings: Sequence[str], storage: str) ->
         ordered=False,
         variants=lambda _: models,
     )
+
+
+def trained_like(teacher: Path, settings: Sequence[str]) -> list[str]:
+    """Words for `clinfuse distill`: the settings, and as many workers as trained the teacher in this model folder."""
+    facts = json.loads((teacher / "metadata.json").read_text(encoding="utf-8"))["facts"]
+    words = [word for change in settings for word in ("--set", change)]
+    return [*words, "--workers", str(facts.get("workers", 1))]

@@ -184,7 +184,7 @@ def _fuse_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--guided",
         action="store_true",
-        help="guide a student, too: slower; keeps a given lesion's border better",
+        help="guide a student, too: slower, its lesion terms need --lesion",
     )
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
 

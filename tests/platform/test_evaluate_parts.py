@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from clinfuse_platform.ablate_parts import trained_like
 from clinfuse_platform.evaluate import Job, run_jobs
 from clinfuse_platform.evaluate_card import card, lesion_kind, put_into_model
 from clinfuse_platform.evaluate_costs import cost_table, parameters
@@ -226,6 +228,15 @@ def test_lesions_are_found_by_the_judge_that_is_asked(model: Path, tiny_store: P
     ]
     rows = pd.read_parquet(run(asked(*words))["metrics"])
     assert (rows.loc[rows["metric"] == "dice", "value"] == 0).all() and (rows["metric"] == "dice").any()
+
+
+def test_students_to_compare_are_trained_by_as_many_workers_as_their_teacher(
+    model: Path, tmp_path: Path
+) -> None:
+    pipeline = replace(FusionPipeline.from_pretrained(model), metadata={"workers": 2})
+    teacher = pipeline.save_pretrained(tmp_path / "teacher")
+    assert trained_like(teacher, ["seed=1"]) == ["--set", "seed=1", "--workers", "2"]
+    assert trained_like(model, []) == ["--workers", "1"]
 
 
 def test_a_page_of_nothing_but_failures_is_written(tiny_store: Path, tmp_path: Path) -> None:
