@@ -36,7 +36,8 @@ class Preset:
         alpha, beta, gamma: weights of brain, bone and lesion in L_ROI (α, β, γ of Eq. 2), 0 to 10.
         lambda_dice, lambda_nsd, lambda_hd: weights inside the lesion term (λ₁, λ₂, λ₃ of Eq. 2), 0 to 10.
         tau_mm: border tolerance τ in mm, 0.1 to 20.
-        eta, eta_u: strengths of ROI and uncertainty guidance (η, η_u of Eq. 1), 0 to 100.
+        eta, eta_u: strengths of ROI and uncertainty guidance (η, η_u of Eq. 1) per step of 10 reverse steps, 0 to 100;
+            each of N steps takes 10/N of them.
         kappa: slope κ of the modulation (Eq. 4), 0 to 50; 0 is the uniform strength η/2.
         steps: reverse steps of the teacher, 1 to 1000.
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from clinfuse.method.denoiser import Denoiser, Encoded, Estimate, Inputs, to_image, to_image_variance
 from clinfuse.method.diffusion import DiffusionConfig, make_scheduler, noise_like
-from clinfuse.method.guidance import Guide, GuidedStep, guided_step, mean_estimate
+from clinfuse.method.guidance import REFERENCE_STEPS, Guide, GuidedStep, guided_step, mean_estimate
 
 Callback = Callable[[int, int, GuidedStep | None], None]
 
@@ -86,8 +86,9 @@ def sample_encoded(
         x_t = noise_like(tuple(encoded[0].z_prior.shape), generators)
         for index, t in enumerate(scheduler.timesteps):
             timesteps = torch.full((x_t.shape[0],), int(t), device=x_t.device)
-            guided = guide is not None and index >= guide.config.start * steps
-            step = guided_step(denoisers, x_t, timesteps, encoded, guide) if guided and guide else None
+            step = None
+            if guide is not None and index >= guide.config.start * steps:
+                step = guided_step(denoisers, x_t, timesteps, encoded, guide, REFERENCE_STEPS / steps)
             if step is None:
                 estimate = mean_estimate(
                     [d.denoise(x_t, timesteps, c) for d, c in zip(denoisers, encoded, strict=True)]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from clinfuse.method.denoiser import Denoiser, DenoiserConfig, Inputs, to_image
 from clinfuse.method.diffusion import SAMPLERS, DiffusionConfig, make_scheduler, noise_like
-from clinfuse.method.guidance import GuidanceConfig, Guide, guided_step
+from clinfuse.method.guidance import REFERENCE_STEPS, GuidanceConfig, Guide, guided_step
 from clinfuse.method.lesion_head import LesionHead, LesionHeadConfig
 from clinfuse.method.roi_loss import RoiReference, RoiWeights, composite, roi_reference, roi_terms
 from clinfuse.method.sampler import Sampled, sample
@@ -88,7 +88,7 @@ def test_no_strength_is_the_unguided_sampler_exactly(sampler: str) -> None:
 
 
 def test_kappa_zero_is_half_the_strength_everywhere() -> None:
-    """Eq. 4 at κ = 0, against Algorithm 1 written out with autograd and a uniform η/2."""
+    """Eq. 4 at κ = 0, against Algorithm 1 written out with autograd and a step's share of a uniform η/2."""
     model, inputs = denoiser(), made_inputs()
     preset = PRESET.changed(kappa=0.0)
     guide = guide_for(inputs, preset, clip=1e6)
@@ -101,7 +101,8 @@ def test_kappa_zero_is_half_the_strength_everywhere() -> None:
         terms = roi_terms(to_image(estimate.x_0, 1), guide.reference, guide.lesion_head)
         loss = composite(terms, RoiWeights.of(preset)).sum() * x_t[0].numel()
         (gradient,) = torch.autograd.grad(loss, x_t)
-        x_t = scheduler.step(estimate.x_0, t, x_t).prev_sample - preset.eta / 2 * gradient
+        share = REFERENCE_STEPS / STEPS
+        x_t = scheduler.step(estimate.x_0, t, x_t).prev_sample - share * preset.eta / 2 * gradient
     expected = to_image(x_t.detach(), 1).clamp(0, 1)
     torch.testing.assert_close(run(model, inputs, guide).fused, expected, atol=1e-5, rtol=0)
 
@@ -136,6 +137,16 @@ def test_guidance_lowers_the_roi_loss_on_a_real_pair(data_root: Path) -> None:
     model = denoiser()
     guided, plain = run(model, inputs, guide, steps=8), run(model, inputs, None, steps=8)
     assert loss_of(guided.fused, guide) < 0.98 * loss_of(plain.fused, guide)
+
+
+def test_guidance_does_as_much_in_many_steps_as_in_few() -> None:
+    model, inputs = denoiser(), made_inputs()
+    guide = guide_for(inputs, PRESET.changed(eta=0.002))
+    changes = [
+        (run(model, inputs, guide, steps=n).fused - run(model, inputs, None, steps=n).fused).abs().mean()
+        for n in (10, 20, 50)
+    ]
+    assert max(changes) < 2 * min(changes)
 
 
 def test_uncertainty_guidance_lowers_the_predicted_uncertainty() -> None:

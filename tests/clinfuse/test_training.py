@@ -22,7 +22,7 @@ from clinfuse.training import (
     student_loss,
 )
 from clinfuse.training.distill import between, guided_target
-from clinfuse.training.losses import draw_vectors
+from clinfuse.training.losses import HUBER, draw_vectors, pseudo_huber
 
 
 @pytest.fixture
@@ -73,6 +73,17 @@ def test_student_learns_from_the_guided_teacher(config: TrainConfig, batch: Batc
     loss = student_loss(config, teacher, None)
     logs = fit(student, loss, lambda step: targets[step % 2], steps=20, learning_rate=5e-3)
     assert logs[-1]["consistency"] < logs[0]["consistency"]
+
+
+def test_a_students_gap_counts_by_its_square_then_by_its_size() -> None:
+    gap = torch.tensor([0.0, HUBER / 100, -100 * HUBER], dtype=torch.float64, requires_grad=True)
+    value = pseudo_huber(gap.square())
+    torch.testing.assert_close(value[1].item(), (HUBER / 100) ** 2 / (2 * HUBER), rtol=1e-4, atol=0)
+    torch.testing.assert_close(value[2].item(), 99 * HUBER, rtol=1e-4, atol=0)
+    value.sum().backward()
+    torch.testing.assert_close(
+        gap.grad, torch.tensor([0.0, 0.01, -1.0], dtype=torch.float64), rtol=1e-3, atol=0
+    )
 
 
 def test_resumed_run_equals_an_unbroken_one(config: TrainConfig, batch: Batch, tmp_path: Path) -> None:
