@@ -43,10 +43,8 @@ def test_a_request_leaves_one_json_line_without_names(
     with caplog.at_level(logging.INFO, logger="clinfuse.serve"):
         reply = httpx.post(f"{url}/v1/fuse", files=files, trust_env=False, timeout=60)
         httpx.get(f"{url}/Smith^John", trust_env=False)
-        end = time.monotonic() + 30
-        while (
-            len(caplog.records) < 2 and time.monotonic() < end
-        ):  # a line is written after its answer has left
+        end = time.monotonic() + 30  # a line is written after its answer has left
+        while len(caplog.records) < 2 and time.monotonic() < end:
             time.sleep(0.01)
     lines = [json.loads(record.getMessage()) for record in caplog.records]
     fused = next(line for line in lines if line["route"] == "/v1/fuse")
