@@ -124,8 +124,7 @@ def student_loss(config: TrainConfig, teacher: Denoiser, lesion_head: LesionHead
 def pseudo_huber(squared: Tensor) -> Tensor:
     """√(d² + c²) − c of squared gaps d² of any shape, c = `HUBER`.
 
-    The bright bone that misregistration moves makes the largest gaps. By their squares they would decide alone, and
-    be softened at the price of the dim border of the brain beside them.
+    By squares, the few large gaps at moved bone would outweigh the many small ones inside the brain.
 
     Reference: Song, Dhariwal, Improved techniques for training consistency models, ICLR 2024, Section 3.3.
     """
