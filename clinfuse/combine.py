@@ -14,11 +14,12 @@ import numpy as np
 from clinfuse import RESEARCH_USE, __version__
 from clinfuse.case import Case, FloatArray
 from clinfuse.errors import ConfigError
-from clinfuse.method.variance_weights import Variances, weighted_std
+from clinfuse.method.variances import Variances
 from clinfuse.presets import Preset
 
 if TYPE_CHECKING:
     from clinfuse.method.calibration import Calibration
+    from clinfuse.method.error_head import ErrorHead
 
 HALF_SATURATION = 0.05
 
@@ -46,6 +47,7 @@ class FusionResult:
         fused: F in [0, 1].
         uncertainty: calibrated doubt in [0, 1]; without calibration std/(std + 0.05), said in info.
         interval: half width of the 90 % conformal interval in image units, or None without calibration.
+        std: raw size of the error that is expected, image units: the error head's, else the root of the total variance.
         aleatoric, epistemic, registration: variances in image units².
         info: the JSON sidecar's content.
     """
@@ -53,6 +55,7 @@ class FusionResult:
     fused: FloatArray
     uncertainty: FloatArray
     interval: FloatArray | None
+    std: FloatArray
     aleatoric: FloatArray
     epistemic: FloatArray
     registration: FloatArray
@@ -66,10 +69,11 @@ class FusionResult:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFacts:
-    """What combining needs to know of a model: its identity and its calibration."""
+    """What combining needs to know of a model: its identity, error head and calibration."""
 
     kind: str
     model_hash: str
+    error_head: ErrorHead | None
     calibration: Calibration | None
 
 
@@ -99,12 +103,15 @@ def combine_samples(
     epistemic = _between(samples, lambda s: s.member)
     calibration, masks = model.calibration, dict(case.masks)
     variances = Variances(aleatoric, epistemic, registration)
-    std = weighted_std(variances, masks, {} if calibration is None else calibration.weights)
+    fused = np.clip(fused, 0, 1)
+    head = model.error_head
+    std = np.sqrt(variances.total) if head is None else head.std(case, fused, variances)
     std = std * _widening(samples, asked)
     return FusionResult(
-        fused=np.clip(fused, 0, 1),
+        fused=fused,
         uncertainty=_uncertainty(std, case, calibration),
         interval=None if calibration is None else calibration.interval(std, masks),
+        std=std,
         aleatoric=aleatoric,
         epistemic=epistemic,
         registration=registration,

@@ -1,6 +1,6 @@
 """Model folders: the Hugging Face layout in safetensors and JSON, written in one atomic step, checked when read.
 
-model_index.json  denoiser/  lesion_head/  scheduler/  members/1 …  calibration.json  presets.yaml
+model_index.json  denoiser/  lesion_head/  scheduler/  members/1 …  error_head/  calibration.json  presets.yaml
 README.md (model card)  metadata.json (hash of every file, value ranges, intended use)
 """
 
@@ -24,6 +24,8 @@ from clinfuse.errors import ModelFolderError
 from clinfuse.method.calibration import Calibration
 from clinfuse.method.denoiser import Denoiser, DenoiserConfig
 from clinfuse.method.diffusion import DiffusionConfig
+from clinfuse.method.error_head import FILE as ERROR_HEAD
+from clinfuse.method.error_head import ErrorHead
 from clinfuse.method.lesion_head import LesionHead, LesionHeadConfig
 from clinfuse.presets import dump_presets, parse_presets
 
@@ -54,6 +56,9 @@ def _write_parts(pipeline: FusionPipeline, folder: Path) -> None:
     if pipeline.lesion_head is not None:
         _save_module(pipeline.lesion_head, asdict(pipeline.lesion_head.config), folder / "lesion_head")
     _write_json(folder / "scheduler" / "config.json", asdict(pipeline.diffusion))
+    if pipeline.error_head is not None:
+        (folder / ERROR_HEAD).parent.mkdir()
+        (folder / ERROR_HEAD).write_bytes(pipeline.error_head.to_bytes())
     if pipeline.calibration is not None:
         _write_json(folder / "calibration.json", pipeline.calibration.to_dict())
     (folder / "presets.yaml").write_text(dump_presets(pipeline.presets), encoding="utf-8")
@@ -82,7 +87,7 @@ def _write_parts(pipeline: FusionPipeline, folder: Path) -> None:
 
 
 def load_pipeline(path: Path, device: str = "cpu", calibrated: bool = True) -> FusionPipeline:
-    """Read a model folder; with calibrated=False without its calibration, which may be of an older format.
+    """Read a model folder; with calibrated=False without error head and calibration, which may be of an older format.
 
     Raises:
         ModelFolderError: missing, of another library or format, incomplete, or a file differs from its recorded hash.
@@ -102,6 +107,7 @@ def load_pipeline(path: Path, device: str = "cpu", calibrated: bool = True) -> F
             kind=index["kind"],
             student_steps=index["student_steps"],
             presets=parse_presets((path / "presets.yaml").read_text(encoding="utf-8")),
+            error_head=_error_head(path / ERROR_HEAD) if calibrated else None,
             calibration=_calibration(path / "calibration.json") if calibrated else None,
             metadata=facts["facts"],
             model_hash=facts["model_hash"],
@@ -110,6 +116,10 @@ def load_pipeline(path: Path, device: str = "cpu", calibrated: bool = True) -> F
         raise ModelFolderError(
             "the model folder does not fit together", found=type(error).__name__, todo="export it again"
         ) from error
+
+
+def _error_head(file: Path) -> ErrorHead | None:
+    return ErrorHead.from_bytes(file.read_bytes()) if file.is_file() else None
 
 
 def _calibration(file: Path) -> Calibration | None:
@@ -201,6 +211,8 @@ def model_card(pipeline: FusionPipeline) -> str:
         "guided teacher" if pipeline.kind == "teacher" else f"{pipeline.student_steps}-step distilled student"
     )
     calibrated = "calibrated on validation cases" if pipeline.calibration else "not calibrated, relative only"
+    if pipeline.error_head:
+        calibrated += ", foretold by an error head from training cases"
     return f"""---
 library_name: clinfuse
 license: apache-2.0

@@ -21,6 +21,7 @@ from clinfuse.features import Features, Part, as_sample, as_tensor, draw_part, s
 from clinfuse.method.calibration import Calibration
 from clinfuse.method.denoiser import Denoiser
 from clinfuse.method.diffusion import DiffusionConfig
+from clinfuse.method.error_head import ErrorHead
 from clinfuse.method.guidance import GuidanceConfig, Guide
 from clinfuse.method.jitter import JitterConfig, apply, draw
 from clinfuse.method.lesion_head import LesionHead
@@ -36,7 +37,7 @@ __all__ = ["FusionPipeline", "FusionResult", "MemberSample"]
 
 @dataclass
 class FusionPipeline:
-    """Members, lesion head, presets and calibration of one model.
+    """Members, lesion head, error head, presets and calibration of one model.
 
     Attributes:
         members: denoisers; one for a single model, K for an ensemble.
@@ -46,7 +47,8 @@ class FusionPipeline:
         student_steps: sampler steps of a student.
         window: slices that a 3D model takes at once where memory is short (clinfuse.windows); None: the whole volume.
         presets: those that callers may name.
-        calibration: map from predicted standard deviation to calibrated uncertainty, or None.
+        error_head: what foretells F's error from the variances and the images, or None: the total variance does.
+        calibration: map from that standard deviation to calibrated uncertainty, or None.
         metadata: model card facts (recipe, data, seeds), JSON-able.
         model_hash: of the weights; set by saving and loading.
     """
@@ -58,6 +60,7 @@ class FusionPipeline:
     student_steps: int = 4
     window: int | None = None
     presets: dict[str, Preset] = field(default_factory=load_presets)
+    error_head: ErrorHead | None = None
     calibration: Calibration | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
     model_hash: str = "unsaved"
@@ -85,7 +88,7 @@ class FusionPipeline:
         Args:
             path: the folder.
             device: torch's name of it.
-            calibrated: False leaves the calibration out, as before it is made anew.
+            calibrated: False leaves error head and calibration out, as before they are made anew.
 
         Raises:
             ModelFolderError: missing, corrupted or foreign folder.
@@ -275,7 +278,12 @@ class FusionPipeline:
             samples: answers that arrived; at least one.
             asked: members asked; fewer answering marks the result degraded.
         """
-        facts = ModelFacts(kind=self.kind, model_hash=self.model_hash, calibration=self.calibration)
+        facts = ModelFacts(
+            kind=self.kind,
+            model_hash=self.model_hash,
+            error_head=self.error_head,
+            calibration=self.calibration,
+        )
         return combine_samples(samples, case, self.resolve_preset(preset), facts, asked=asked, seed=seed)
 
     def _parts(

@@ -1,7 +1,7 @@
 """Calibration of the predicted uncertainty: from raw standard deviation to what it is worth (Section 3.4).
 
-Fitted on validation cases only, where the true error is known. The parts of the predicted variance are weighed by
-region first (clinfuse.method.variance_weights). Three answers for the standard deviation at a voxel:
+Fitted on validation cases only, where the true error is known. The raw standard deviation is the error head's
+(clinfuse.method.error_head), or the root of the total variance. Three answers for it at a voxel:
 
 - `uncertainty`: probability in [0, 1] that |error| exceeds a stated tolerance (isotonic regression);
 - `expected_error`: expected |error| (isotonic regression);
@@ -37,14 +37,15 @@ from clinfuse.method.conformal import (
     subsample,
 )
 from clinfuse.method.knots import Knots, isotonic
-from clinfuse.method.variance_weights import MIN_VOXELS, Variances, Weights, weighted_std
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 EPSILON = 1 / 510
 """ε: half a grey level of an 8-bit image. A constant, as a fitted ε would void the guarantee."""
-FORMAT = "clinfuse-calibration-2"
+FORMAT = "clinfuse-calibration-3"
+MIN_VOXELS = 50
+"""A region with fewer voxels in all fitting cases gets no map, and no factor, of its own."""
 
 FloatArray = NDArray[np.float32]
 
@@ -63,7 +64,6 @@ class Calibration:
         guaranteed_factors: the same with the finite-sample guarantee over cases; None: too few cases.
         cases: number of cases K the fit has seen.
         voxels: voxels used, by region.
-        weights: of the variance's parts by region, see clinfuse.method.variance_weights; None: their plain sum.
         notes: what is missing, in words; empty when nothing is.
     """
 
@@ -79,12 +79,7 @@ class Calibration:
     guaranteed_factors: Mapping[str, float | None]
     cases: int
     voxels: Mapping[str, int]
-    weights: Mapping[str, Weights | None]
     notes: tuple[str, ...] = ()
-
-    def std(self, variances: Variances, rois: Mapping[str, NDArray[Any]]) -> FloatArray:
-        """The std (D, H, W) that the other methods take, image units, from the parts of the predicted variance."""
-        return weighted_std(variances, rois, self.weights)
 
     def uncertainty(self, std: NDArray[Any], rois: Mapping[str, NDArray[Any]] | None = None) -> FloatArray:
         """Probability that |error| exceeds the tolerance.
@@ -165,10 +160,9 @@ class Calibration:
             rest[key] = Knots.from_dict(rest[key])
             name = f"{key}_by_region"
             rest[name] = {k: None if v is None else Knots.from_dict(v) for k, v in rest[name].items()}
-        by_region = ("factors", "guaranteed_factors", "voxels", "weights")
+        by_region = ("factors", "guaranteed_factors", "voxels")
         if any(set(rest[name]) != set(REGIONS) for name in by_region):
             raise InputError("calibration lacks a region", expected=", ".join(REGIONS))
-        rest["weights"] = {k: None if v is None else tuple(v) for k, v in rest["weights"].items()}
         return cls(**{**rest, "notes": tuple(rest["notes"])})
 
 
@@ -180,7 +174,6 @@ def fit_calibration(
     coverage: float = 0.9,
     seed: int = 0,
     case_ids: Sequence[str] | None = None,
-    weights: Mapping[str, Weights | None] | None = None,
 ) -> Calibration:
     """Fit maps and factors on validation cases.
 
@@ -192,7 +185,6 @@ def fit_calibration(
         coverage: nominal coverage of the intervals, in (0, 1).
         seed: of the subsampling.
         case_ids: per volume; volumes of the same patient must share one, as they count as one case.
-        weights: by which `weighted_std` made std; None if std is of the plain sum.
 
     Raises:
         ConfigError: tolerance or coverage out of range.
@@ -236,7 +228,6 @@ def fit_calibration(
         guaranteed_factors=by_region["safe"],
         cases=len(number),
         voxels={name: int((sample.region == label).sum()) for label, name in enumerate(REGIONS)},
-        weights=dict(weights or dict.fromkeys(REGIONS)),
         notes=tuple(notes),
     )
 

@@ -162,6 +162,12 @@ ABLATIONS: dict[str, Ablation] = {
             ordered=False,
             variants=lambda base: {label: replace(base, **each) for label, each in ENSEMBLES.items()},
         ),
+        Ablation(
+            name="error_head",
+            question="What does the error head, with its calibration, add to the total variance (Section 3.4)?",
+            ordered=False,
+            variants=lambda base: {"off": replace(base, error_head=False), "on": base},
+        ),
     )
 }
 

@@ -29,6 +29,8 @@ class Variant:
         preset: Preset.as_dict().
         steps, guided, members, samples, jitters: see FusionPipeline.__call__.
         align: the same; pairs whose true alignment is not known stay as they are, for F is measured against them.
+        error_head: False leaves it out, and with it the calibration that was fitted for it: doubt is then that of the
+            total variance, uncalibrated.
         gradient: of the guidance, "exact" or "cheap".
         masks: "stored", or "auto": brain and bone masks made anew from the images by clinfuse_prep.
         jitter_mm: the aligned companion warped by a rigid and elastic jitter of this amplitude before fusing; 0 is
@@ -47,6 +49,7 @@ class Variant:
     samples: int = 1
     jitters: int = 0
     align: bool = True
+    error_head: bool = True
     gradient: str = "exact"
     masks: str = "stored"
     jitter_mm: float | None = None
@@ -85,6 +88,8 @@ class Variant:
             return BASELINES[self.baseline](seen, self.named_preset()), None
         from clinfuse.method.guidance import GuidanceConfig
 
+        if not self.error_head:
+            pipeline = replace(pipeline, error_head=None, calibration=None)
         judged = seen.aligned_companion is not None or self.jitter_mm is not None
         result = pipeline(
             seen,

@@ -110,10 +110,12 @@ def run_ensemble(arguments: argparse.Namespace) -> dict[str, Any]:
 def add_calibrate_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `clinfuse calibrate`."""
     parser.add_argument("model", metavar="MODEL", help="model folder, or RUN, RUN/student, RUN/ensemble")
-    parser.add_argument("--data", required=True, metavar="D.zarr", help="dataset with validation cases")
+    parser.add_argument(
+        "--data", required=True, metavar="D.zarr", help="dataset with training and validation cases"
+    )
     parser.add_argument("--preset", default="balanced", help="preset used on them (%(default)s)")
     parser.add_argument("--storage", default="runs", metavar="DIR", help="where runs are kept (%(default)s)")
-    parser.add_argument("--slices", type=int, metavar="N", help="only N axial slices of each case")
+    parser.add_argument("--slices", type=int, metavar="N", help="only N axial slices of each validation case")
     parser.add_argument(
         "--steps", type=int, metavar="N", help="reverse steps (default: as the model is used)"
     )
@@ -121,7 +123,7 @@ def add_calibrate_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_calibrate(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Fit the uncertainty's calibration on validation cases only and write it into the model folder."""
+    """Fit error head (training cases) and calibration (validation cases only) and write them into the model folder."""
     from clinfuse_platform.calibrate import calibrate_model
 
     return calibrate_model(
@@ -248,4 +250,5 @@ CALIBRATE = Verb(
     help="Calibrate a model's uncertainty on validation cases.",
     add_arguments=add_calibrate_arguments,
     run=run_calibrate,
+    needs_ray=True,
 )

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 from clinfuse.case import Case
 from clinfuse.combine import FusionResult, MemberSample, ModelFacts, combine_samples
 from clinfuse.errors import ModelFolderError
+from clinfuse.method.error_head import FILE as ERROR_HEAD
+from clinfuse.method.error_head import ErrorHead
 from clinfuse.presets import Preset, parse_presets
 
 if TYPE_CHECKING:
@@ -29,7 +31,7 @@ class ServedModel:
         members: how many the folder holds.
         model_hash: of the weights.
         presets: by name.
-        calibration: or None.
+        error_head, calibration: or None.
         metadata: facts for the model row.
     """
 
@@ -39,6 +41,7 @@ class ServedModel:
     members: int
     model_hash: str
     presets: dict[str, Preset]
+    error_head: ErrorHead | None = None
     calibration: Calibration | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
 
@@ -46,7 +49,12 @@ class ServedModel:
         self, samples: Sequence[MemberSample], case: Case, preset: Preset, *, asked: int, seed: int
     ) -> FusionResult:
         """As `FusionPipeline.combine`."""
-        facts = ModelFacts(kind=self.kind, model_hash=self.model_hash, calibration=self.calibration)
+        facts = ModelFacts(
+            kind=self.kind,
+            model_hash=self.model_hash,
+            error_head=self.error_head,
+            calibration=self.calibration,
+        )
         return combine_samples(samples, case, preset, facts, asked=asked, seed=seed)
 
 
@@ -54,12 +62,14 @@ def read_model(folder: str | Path) -> ServedModel:
     """The facts of a model folder; weights are left to the members, which check them.
 
     Raises:
-        ModelFolderError: no model there, or presets or calibration differ from their recorded hash.
+        ModelFolderError: no model there, or presets, error head or calibration differ from their recorded hash.
     """
     path = Path(folder)
     index, metadata = _json(path, "model_index.json"), _json(path, "metadata.json")
     recorded = metadata.get("files", {})
-    calibration = None
+    error_head, calibration = None, None
+    if (path / ERROR_HEAD).is_file():
+        error_head = ErrorHead.from_bytes(_checked(path, ERROR_HEAD, recorded))
     if (path / "calibration.json").is_file():
         from clinfuse.method.calibration import Calibration
 
@@ -71,7 +81,8 @@ def read_model(folder: str | Path) -> ServedModel:
             spatial_dims=int(_json(path / index["members"][0], "config.json")["spatial_dims"]),
             members=len(index["members"]),
             model_hash=metadata["model_hash"],
-            presets=parse_presets(_checked(path, "presets.yaml", recorded)),
+            presets=parse_presets(_checked(path, "presets.yaml", recorded).decode("utf-8")),
+            error_head=error_head,
             calibration=calibration,
             metadata=metadata.get("facts", {}),
         )
@@ -79,7 +90,7 @@ def read_model(folder: str | Path) -> ServedModel:
         raise ModelFolderError("not a clinfuse model", found=f"no {error}", todo="export it again") from error
 
 
-def _checked(folder: Path, name: str, recorded: dict[str, str]) -> str:
+def _checked(folder: Path, name: str, recorded: dict[str, str]) -> bytes:
     data = (folder / name).read_bytes() if (folder / name).is_file() else b""
     if hashlib.sha256(data).hexdigest() != recorded.get(name):
         raise ModelFolderError(
@@ -88,7 +99,7 @@ def _checked(folder: Path, name: str, recorded: dict[str, str]) -> str:
             found="another file, or none",
             todo="copy or export the model again",
         )
-    return data.decode("utf-8")
+    return data
 
 
 def _json(folder: Path, name: str) -> dict[str, Any]:

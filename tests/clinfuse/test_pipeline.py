@@ -11,10 +11,12 @@ from clinfuse import RESEARCH_USE
 from clinfuse.case import Case
 from clinfuse.errors import ConfigError, InputError, ModelFolderError
 from clinfuse.method import calibration
+from clinfuse.method.error_head import FILE
 from clinfuse.method.prior import findings
 from clinfuse.pipeline import FusionPipeline
 from clinfuse.presets import load_presets
 from clinfuse.training import build_denoiser, build_lesion_head, recipe
+from clinfuse.training.error_fit import error_rows, fit_error_head
 
 SMALL = {"crop": (16, 16), "denoiser.channels": (8, 16), "lesion_head.channels": (4, 8)}
 
@@ -33,7 +35,7 @@ def make(kind: str = "student", members: int = 2, **changes: object) -> FusionPi
 
 def test_result_has_the_case_s_shape_and_tells_its_story(tiny_case: Case) -> None:
     result = make()(tiny_case, "bone_tumor", seed=4, jitters=1)
-    for name in ("fused", "uncertainty", "aleatoric", "epistemic", "registration"):
+    for name in ("fused", "uncertainty", "std", "aleatoric", "epistemic", "registration"):
         values = getattr(result, name)
         assert values.shape == tiny_case.shape
         assert values.dtype == np.float32
@@ -127,8 +129,7 @@ def test_a_calibration_of_an_older_format_is_refused_but_can_be_left_out(
     rng = np.random.default_rng(0)
     std, error = rng.random((2, 200)) / 10
     pipeline = make(members=1)
-    weights = {"brain": (0.5, 2.0, 1.0, 1e-4), "outside": None, "bone": None, "lesion": None}
-    pipeline.calibration = calibration.fit_calibration([std], [error], [{}], weights=weights)
+    pipeline.calibration = calibration.fit_calibration([std], [error], [{}])
     folder = pipeline.save_pretrained(tmp_path / "model")
     assert FusionPipeline.from_pretrained(folder).calibration == pipeline.calibration
     monkeypatch.setattr(calibration, "FORMAT", "clinfuse-calibration-1")
@@ -137,6 +138,26 @@ def test_a_calibration_of_an_older_format_is_refused_but_can_be_left_out(
     with pytest.raises(InputError, match="run clinfuse calibrate again"):
         FusionPipeline.from_pretrained(folder)
     assert FusionPipeline.from_pretrained(folder, calibrated=False).calibration is None
+
+
+def test_an_error_head_comes_back_tells_the_std_and_is_checked(tiny_case: Case, tmp_path: Path) -> None:
+    pipeline, slab = make(members=2), tiny_case.slices(4, 8)
+    plain = pipeline(slab)
+    np.testing.assert_allclose(plain.std, np.sqrt(plain.variances.total), rtol=1e-6)
+    rng = np.random.default_rng(0)
+    error = np.abs(plain.fused - slab.anatomy)
+    rows = error_rows(slab, plain.fused, plain.variances, error, np.ones(slab.shape, bool), rng)
+    pipeline.error_head = fit_error_head([rows])
+    told = pipeline(slab)
+    np.testing.assert_array_equal(told.fused, plain.fused)
+    np.testing.assert_array_equal(told.std, pipeline.error_head.std(slab, told.fused, told.variances))
+    folder = pipeline.save_pretrained(tmp_path / "model")
+    np.testing.assert_array_equal(FusionPipeline.from_pretrained(folder)(slab).std, told.std)
+    assert FusionPipeline.from_pretrained(folder, calibrated=False).error_head is None
+    file = folder / FILE
+    file.write_bytes(file.read_bytes()[:-4] + b"abcd")
+    with pytest.raises(ModelFolderError, match="was changed"):
+        FusionPipeline.from_pretrained(folder)
 
 
 def test_impossible_calls_are_refused(tiny_case: Case) -> None:

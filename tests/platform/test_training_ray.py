@@ -255,8 +255,9 @@ def test_student_and_ensemble_follow_from_the_run(trained: Namespace, place: Pat
     first, second = (dict(member.named_parameters()) for member in pipeline.members)
     assert any(float((first[k] - second[k]).abs().max()) > 1e-3 for k in first)
     calibrated = run_verb("calibrate", [ensemble["result"].as_posix(), "--data", str(trained.data)])
-    assert calibrated["cases"] == 2
-    assert FusionPipeline.from_pretrained(ensemble["result"]).calibration is not None
+    assert calibrated["cases"] == 2 and calibrated["error_head_cases"] >= 1
+    pipeline = FusionPipeline.from_pretrained(ensemble["result"])
+    assert pipeline.calibration is not None and pipeline.error_head is not None
 
 
 def test_a_loss_that_is_not_finite_stops_and_names_the_cases(trained: Namespace, place: Path) -> None:

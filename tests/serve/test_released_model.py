@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from itertools import pairwise
 from pathlib import Path
 
@@ -9,10 +10,13 @@ import numpy as np
 import pytest
 from clinfuse_prep.prepare import prepare_pair
 from clinfuse_serve.fuse import released_model
+from clinfuse_serve.served_model import read_model
 
 from clinfuse.baselines import BASELINES
 from clinfuse.case import Case
+from clinfuse.errors import ModelFolderError
 from clinfuse.evaluation.objectives import objectives
+from clinfuse.method.error_head import FILE
 from clinfuse.pipeline import FusionPipeline
 
 BRAIN_GOAL, BONE_GOAL, WITHIN = 0.96, 0.985, 0.9
@@ -28,6 +32,7 @@ def test_it_is_small_calibrated_and_tells_where_it_is_from(released: FusionPipel
     assert sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) <= 8_000_000
     assert released.kind == "student" and len(released.members) == 3
     assert released.lesion_head is not None and released.calibration is not None
+    assert released.error_head is not None
     assert released.metadata["recipe"] == "cpu-small" and released.metadata["data_hash"]
     assert "research use" in (folder / "README.md").read_text(encoding="utf-8").lower()
 
@@ -38,6 +43,20 @@ def test_it_fuses_whatever_the_size(released: FusionPipeline, tiny_case: Case) -
     bone = tiny_case.bone > 0
     assert np.abs(result.fused - tiny_case.companion)[bone].mean() < 0.1
     assert np.abs(result.fused - tiny_case.anatomy)[tiny_case.brain > 0].mean() < 0.1
+
+
+def test_the_service_tells_the_same_doubt(released: FusionPipeline, tiny_case: Case, tmp_path: Path) -> None:
+    preset = released.resolve_preset("stroke")
+    draws = [released.sample_member(tiny_case, member, preset, seed=5) for member in range(3)]
+    own = released.combine(draws, tiny_case, preset, asked=3, seed=5)
+    served = read_model(released_model()).combine(draws, tiny_case, preset, asked=3, seed=5)
+    for name in ("std", "uncertainty", "interval"):
+        np.testing.assert_array_equal(getattr(served, name), getattr(own, name))
+    assert not np.allclose(own.std, np.sqrt(own.variances.total)), "the error head is asked"
+    damaged = Path(shutil.copytree(released_model(), tmp_path / "damaged"))
+    (damaged / FILE).write_bytes((damaged / FILE).read_bytes()[:-1])
+    with pytest.raises(ModelFolderError, match="is damaged"):
+        read_model(damaged)
 
 
 @pytest.mark.parametrize(("weight", "governed"), [("alpha", "brain_ssim"), ("beta", "bone_ssim")])

@@ -1,0 +1,137 @@
+"""Fits the error head on cases whose true error is known (Section 3.4, see clinfuse.method.error_head)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from clinfuse.case import Case, FloatArray
+from clinfuse.method.conformal import REGIONS, regions
+from clinfuse.method.error_features import COUNT, BoolArray, features
+from clinfuse.method.error_head import CLIP, ErrorHead
+from clinfuse.method.variances import Variances
+from clinfuse.training.loop import fit
+from clinfuse.training.losses import Batch
+
+VOXELS = 4000
+"""At most so many of each region of a case."""
+SINGLE_SLICES = 6
+"""So many axial slices of a case are also seen alone, as a slice without neighbours is fused, too."""
+HIDDEN = (64, 64, 64)
+BATCH, LEARNING_RATE = 4096, 3e-3
+LEAST_STEPS, MOST_STEPS, EPOCHS = 500, 4000, 50
+"""Every voxel is drawn 50 times, but for very few or very many."""
+RARE = 0.999
+
+
+class ErrorRows(NamedTuple):
+    """Voxels of one case: features (n, COUNT), |F − x₀| (n,), label of the region (n,), total variance (n,)."""
+
+    features: FloatArray
+    error: FloatArray
+    region: NDArray[np.uint8]
+    variance: FloatArray
+
+
+def error_rows(
+    case: Case,
+    fused: FloatArray,
+    variances: Variances,
+    error: FloatArray,
+    known: BoolArray,
+    rng: np.random.Generator,
+) -> ErrorRows:
+    """Voxels of a case drawn by region, and of some of its slices as if each were all there is.
+
+    Args:
+        case: with the companion as it was fused.
+        fused, variances: see `ErrorHead.std`.
+        error: |F − x₀| (D, H, W), image units.
+        known: (D, H, W), where that error is one.
+        rng: draws them.
+    """
+    depths = np.flatnonzero(known.any(axis=(1, 2)))
+    singles = rng.choice(depths, min(SINGLE_SLICES, len(depths)), replace=False)
+    cuts = [slice(0, case.shape[0]), *(slice(int(z), int(z) + 1) for z in np.sort(singles))]
+    parts = []
+    for number, cut in enumerate(cuts):
+        part = case.slices(cut.start, cut.stop)
+        labels = regions(part.shape, part.masks)
+        share = VOXELS if number == 0 else VOXELS // len(singles)
+        where = _drawn(labels, known[cut], share, rng)
+        own = Variances(*(variance[cut] for variance in variances))
+        rows = [row for _, row in features(part, fused[cut], own, where)]
+        looked = np.concatenate(rows) if rows else np.empty((0, COUNT), np.float32)
+        parts.append(ErrorRows(looked, error[cut][where], labels[where], own.total[where]))
+    return ErrorRows(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+
+def fit_error_head(rows: Sequence[ErrorRows], *, seed: int = 0) -> ErrorHead:
+    """Least squares on √|F − x₀|; each region counts the same, by its own spread.
+
+    Args:
+        rows: of each case, see `error_rows`.
+        seed: of the first weights and the batches.
+
+    The same rows and seed give the same head on the same machine.
+    """
+    looked, error, region, variance = (np.concatenate(column) for column in zip(*rows, strict=True))
+    mean, scale = looked.mean(axis=0), looked.std(axis=0) + 1e-6
+    scaled = torch.from_numpy(np.clip((looked - mean) / scale, -CLIP, CLIP))
+    root = np.sqrt(error)
+    wanted, weight = torch.from_numpy(root), torch.from_numpy(_region_weights(root, region))
+    network = _network(seed)
+    generator = torch.Generator().manual_seed(seed)
+
+    def batches(step: int) -> Batch:
+        index = torch.randint(len(scaled), (BATCH,), generator=generator)
+        return {"features": scaled[index], "root": wanted[index], "weight": weight[index]}
+
+    steps = min(max(EPOCHS * len(scaled) // BATCH, LEAST_STEPS), MOST_STEPS)
+    fit(network, _loss, batches, steps=steps, learning_rate=LEARNING_RATE)
+    layers = [layer for layer in network if isinstance(layer, nn.Linear)]
+    return ErrorHead(
+        mean=mean,
+        scale=scale,
+        weights=tuple(layer.weight.detach().numpy() for layer in layers),
+        biases=tuple(layer.bias.detach().numpy() for layer in layers),
+        ceiling=float(np.quantile(variance, RARE)),
+    )
+
+
+def _drawn(labels: NDArray[np.uint8], known: BoolArray, share: int, rng: np.random.Generator) -> BoolArray:
+    """At most that many known voxels of each region."""
+    chosen = np.zeros(labels.size, dtype=bool)
+    for label in range(len(REGIONS)):
+        index = np.flatnonzero((labels == label) & known)
+        chosen[rng.choice(index, min(share, len(index)), replace=False)] = True
+    return chosen.reshape(labels.shape)
+
+
+def _region_weights(root: FloatArray, region: NDArray[np.uint8]) -> FloatArray:
+    """(n,), mean 1: the same sum over the regions' variances for each region that has voxels."""
+    weight = np.zeros(len(root), dtype=np.float32)
+    for label in np.unique(region):
+        here = region == label
+        weight[here] = 1 / (here.sum() * (root[here].var() + 1e-6))
+    return weight / weight.mean()
+
+
+def _network(seed: int) -> nn.Sequential:
+    sizes = (COUNT, *HIDDEN, 1)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        layers = [nn.Linear(a, b) for a, b in pairwise(sizes)]
+    between = [part for layer in layers for part in (layer, nn.ReLU())]
+    return nn.Sequential(*between[:-1])
+
+
+def _loss(module: nn.Module, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+    loss = (batch["weight"] * (module(batch["features"])[:, 0] - batch["root"]).square()).mean()
+    return loss, {"loss": float(loss.detach())}

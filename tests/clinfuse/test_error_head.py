@@ -1,0 +1,137 @@
+"""The error head: features that no cut changes, errors foretold on cases not seen, and doubt that is never lost."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.stats import spearmanr
+
+from clinfuse.case import Case
+from clinfuse.errors import InputError
+from clinfuse.method import error_features
+from clinfuse.method.error_features import COUNT, features, head_voxels
+from clinfuse.method.error_head import ErrorHead
+from clinfuse.method.variances import Variances
+from clinfuse.training.error_fit import error_rows, fit_error_head
+
+SHAPE = (14, 30, 26)
+AFFINE = np.array([[1.0, 0.2, 0, -9], [-0.2, 1.1, 0, 4], [0, 0, 2.5, 7], [0, 0, 0, 1]])
+SHIFT_MM = 0.7
+
+
+def smooth(rng: np.random.Generator, width: float = 1.5) -> np.ndarray:
+    from scipy.ndimage import gaussian_filter
+
+    image = gaussian_filter(rng.normal(size=SHAPE), width)
+    return ((image - image.min()) / np.ptp(image)).astype(np.float32)
+
+
+def fused_case(seed: int) -> tuple[Case, np.ndarray, Variances, np.ndarray]:
+    """A case on an oblique anisotropic grid, F, variances and an error: the companion's slope along H times a shift in
+    bone, Gaussian of the aleatoric standard deviation elsewhere."""
+    rng = np.random.default_rng(seed)
+    masks = {name: np.zeros(SHAPE, np.uint8) for name in ("brain", "bone", "lesion")}
+    masks["brain"][:, :14], masks["bone"][:, 14:28], masks["lesion"][5:9, 3:9, 4:12] = 1, 1, 1
+    case = Case(case_id=f"c{seed}", anatomy=smooth(rng), companion=smooth(rng), affine=AFFINE, **masks)
+    fused = np.where(masks["bone"] > 0, case.companion, case.anatomy)
+    aleatoric, epistemic, registration = (rng.gamma(1.0, 1e-4, SHAPE).astype(np.float32) for _ in range(3))
+    slope = np.gradient(case.companion, case.spacing[1], axis=1) * SHIFT_MM
+    noise = np.sqrt(aleatoric) * rng.normal(size=SHAPE)
+    error = np.abs(np.where(masks["bone"] > 0, slope, noise)).astype(np.float32)
+    return case, fused, Variances(aleatoric, epistemic, registration), error
+
+
+def rows_of(seeds: range) -> list[error_features.NDArray]:
+    everywhere = np.ones(SHAPE, bool)
+    made = (fused_case(seed) for seed in seeds)
+    return [error_rows(*parts, everywhere, np.random.default_rng(n)) for n, parts in enumerate(made)]
+
+
+@pytest.fixture(scope="module")
+def head() -> ErrorHead:
+    return fit_error_head(rows_of(range(4)))
+
+
+def test_features_do_not_depend_on_the_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    case, fused, variances, _ = fused_case(0)
+    where = np.random.default_rng(1).random(SHAPE) < 0.3
+    where[3:6] = False
+    whole = np.concatenate([rows for _, rows in features(case, fused, variances, where)])
+    monkeypatch.setattr(error_features, "SLAB", 3)
+    cuts = list(features(case, fused, variances, where))
+    assert whole.shape == (where.sum(), COUNT) and len(cuts) == 4 and cuts[1][0] == slice(6, 9)
+    np.testing.assert_allclose(np.concatenate([rows for _, rows in cuts]), whole, atol=1e-6)
+
+
+def test_features_are_per_millimetre() -> None:
+    """A ramp of 0.01 per mm along H has that slope whatever the spacing, in both windows and at the voxel."""
+    case, _, variances, _ = fused_case(0)
+    ramp = (0.3 + 0.01 * case.spacing[1] * np.arange(SHAPE[1], dtype=np.float32))[None, :, None]
+    ramp = np.broadcast_to(ramp, SHAPE).copy()
+    middle = np.zeros(SHAPE, bool)
+    middle[7, 15, 13] = True
+    sloped = Case(**{**vars(case), "anatomy": ramp, "companion": ramp})
+    ((_, row),) = features(sloped, ramp, variances, middle)
+    slopes = row[0][[2, 5, 12, 15, 21, 24]]
+    np.testing.assert_allclose(slopes, 0.01, rtol=1e-3)
+    np.testing.assert_allclose(row[0][[6, 16]], 0.5, rtol=1e-3, err_msg="they agree, as steep as the floor")
+
+
+def test_errors_of_unseen_cases_are_foretold(head: ErrorHead) -> None:
+    case, fused, variances, error = fused_case(99)
+    told, plain = head.std(case, fused, variances), np.sqrt(variances.total)
+    assert told.shape == SHAPE and told.dtype == np.float32 and (told >= 0).all()
+    bone, brain = case.bone > 0, (case.brain > 0) & (case.lesion == 0)
+    assert spearmanr(told[bone], error[bone]).statistic > 0.8
+    assert abs(spearmanr(plain[bone], error[bone]).statistic) < 0.1, "the variances know nothing of it"
+    assert spearmanr(told[brain], error[brain]).statistic > spearmanr(plain[brain], error[brain]).statistic
+
+
+def test_a_single_slice_is_foretold_too(head: ErrorHead) -> None:
+    case, fused, variances, error = fused_case(99)
+    cut = slice(6, 7)
+    own = Variances(*(part[cut] for part in variances))
+    told = head.std(case.slices(6, 7), fused[cut], own)
+    bone = case.bone[cut] > 0
+    assert spearmanr(told[bone], error[cut][bone]).statistic > 0.6
+
+
+def test_the_same_rows_and_seed_give_the_same_head(head: ErrorHead) -> None:
+    again = fit_error_head(rows_of(range(4)))
+    assert again.to_bytes() == head.to_bytes()
+
+
+def test_variance_beyond_what_fitting_saw_is_added_whole_and_air_keeps_its_own() -> None:
+    case, fused, variances, _ = fused_case(3)
+    images = {"anatomy": case.anatomy.copy(), "companion": case.companion.copy()}
+    for image in images.values():
+        image[:, 28:] = 0.0
+    case = Case(**{**vars(case), **images})
+    silent = ErrorHead(
+        mean=np.zeros(COUNT, np.float32),
+        scale=np.ones(COUNT, np.float32),
+        weights=(np.zeros((1, COUNT), np.float32),),
+        biases=(np.full(1, 0.1, np.float32),),
+        ceiling=2e-4,
+    )
+    told, total, inside = silent.std(case, fused, variances), variances.total, head_voxels(case)
+    assert not inside[:, 28:].any() and (total[inside] > 2e-4).any()
+    wanted = np.sqrt(1e-4 + np.maximum(total - 2e-4, 0))
+    np.testing.assert_allclose(told[inside], wanted[inside], rtol=1e-5)
+    np.testing.assert_allclose(told[~inside], np.sqrt(total)[~inside], rtol=1e-6)
+
+
+def test_the_file_gives_the_same_head_back_and_foreign_ones_are_refused(head: ErrorHead) -> None:
+    data = head.to_bytes()
+    again = ErrorHead.from_bytes(data)
+    assert again.to_bytes() == data and again.ceiling == head.ceiling
+    narrow = ErrorHead(
+        mean=head.mean[:5],
+        scale=head.scale[:5],
+        weights=(head.weights[0][:, :5], *head.weights[1:]),
+        biases=head.biases,
+        ceiling=0.0,
+    )
+    for broken in (data[:100], b"{}", narrow.to_bytes()):
+        with pytest.raises(InputError, match="run clinfuse calibrate again"):
+            ErrorHead.from_bytes(broken)
