@@ -25,10 +25,16 @@ SLOPE_FLOOR = 0.01
 """Per mm: what is less steep has no border to speak of."""
 SLAB = 24
 """Axial slices taken at once, so that memory does not grow with so many maps of a whole volume."""
+FLOOR = 1e-3
+"""Added before logarithms: a quarter of a grey level."""
 BRIGHT = 0.35
 """Of the companion; in a bone window only bone is as bright."""
 COUNT = 39
 """Features of a voxel."""
+MASKS = (34, 35, 36)
+"""Those of them that say whether it lies in brain, bone, lesion."""
+OWN = slice(29, 37)
+"""Those of them that say what F itself does there: gaps to both sources, variances, masks."""
 
 BoolArray = NDArray[np.bool_]
 
@@ -68,7 +74,7 @@ def features(
         rois = [mask[near].astype(np.float32) for mask in case.masks.values()]
         columns = [column[keep][asked] for column in _around(images, rois, case.spacing)]
         columns += _own(*(image[own][asked] for image in (case.anatomy, case.companion, fused)))
-        columns += [np.sqrt(part[own][asked]) for part in variances]
+        columns += [_log(np.sqrt(part[own][asked])) for part in variances]
         columns += [roi[keep][asked] for roi in rois]
         columns += [np.full(len(columns[0]), value) for value in of_all]
         yield own, np.stack(columns, axis=1, dtype=np.float32)
@@ -88,7 +94,7 @@ def _contrast(case: Case) -> tuple[float, float]:
 
 def _own(anatomy: FloatArray, companion: FloatArray, fused: FloatArray) -> list[FloatArray]:
     """Grey values of the voxel itself."""
-    return [anatomy, companion, fused, np.abs(fused - anatomy), np.abs(fused - companion)]
+    return [anatomy, companion, fused, _log(np.abs(fused - anatomy)), _log(np.abs(fused - companion))]
 
 
 def _around(
@@ -102,13 +108,13 @@ def _around(
         slopes = [_slopes(image, spacing) for image in smooth]
         for image, mean, slope in zip(images, smooth, slopes, strict=True):
             yield image - mean
-            yield np.sqrt(np.maximum(_blur(np.square(image), sigma, spacing) - np.square(mean), 0))
-            yield _length(slope)
+            yield _log(np.sqrt(np.maximum(_blur(np.square(image), sigma, spacing) - np.square(mean), 0)))
+            yield _log(_length(slope))
         product = np.sum([a * b for a, b in zip(*slopes, strict=True)], axis=0)
         yield product / (_length(slopes[0]) * _length(slopes[1]) + SLOPE_FLOOR**2)
         yield from (_blur(roi, sigma, spacing) for roi in rois)
     for image in images:
-        yield from (np.abs(slope) for slope in _slopes(image, spacing))
+        yield from (_log(np.abs(slope)) for slope in _slopes(image, spacing))
 
 
 def _blur(image: FloatArray, sigma_mm: float, spacing: tuple[float, float, float]) -> FloatArray:
@@ -124,6 +130,11 @@ def _slopes(image: FloatArray, spacing: tuple[float, float, float]) -> list[NDAr
         np.gradient(image, step, axis=axis) if image.shape[axis] > 1 else np.zeros_like(image)
         for axis, step in enumerate(spacing)
     ]
+
+
+def _log(size: NDArray[Any]) -> FloatArray:
+    """Sizes of all orders count alike: those of real and of simulated images differ by factors."""
+    return np.asarray(np.log(size + FLOOR))
 
 
 def _length(slope: list[NDArray[Any]]) -> FloatArray:

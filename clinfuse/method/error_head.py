@@ -2,7 +2,7 @@
 
 The law of total variance adds aleatoric, epistemic and registration variance as if each were known exactly. Each is an
 estimate with a scale of its own, and none sees whether the borders of the two sources lie on each other. A small
-network takes the three and the voxel's surroundings (clinfuse.method.error_features) and foretells √|F − x₀|. It is
+network takes the three and the voxel's surroundings (clinfuse.method.error_features) and foretells log |F − x₀|. It is
 fitted on training patients (clinfuse.training.error_fit), and calibrated on validation patients like any other std.
 
 References: Lahlou et al., DEUP: Direct Epistemic Uncertainty Prediction, TMLR 2023, arXiv:2102.08501 (a second
@@ -20,13 +20,27 @@ from safetensors.numpy import load, save
 
 from clinfuse.case import Case, FloatArray
 from clinfuse.errors import InputError
-from clinfuse.method.error_features import COUNT, features, head_voxels
+from clinfuse.method.error_features import COUNT, MASKS, OWN, features, head_voxels
 from clinfuse.method.variances import Variances
 
 FILE = "error_head/model.safetensors"
 """Where a model folder keeps it."""
 CLIP = 4.0
 """A feature counts as at most so many standard deviations from its mean: no voxel is further off than those seen."""
+
+
+def scaled(rows: FloatArray, mean: FloatArray, scale: FloatArray) -> FloatArray:
+    """Rows of features (n, COUNT) as the network takes them, in standard deviations from their mean.
+
+    In the brain F is wrong by what it does itself, not by moved borders, and real tissue has another texture than
+    simulated: there the surroundings are left out (set to their mean).
+    """
+    brain, bone, lesion = (rows[:, column] > 0 for column in MASKS)
+    result = np.clip((rows - mean) / scale, -CLIP, CLIP)
+    surroundings = np.ones(COUNT, dtype=bool)
+    surroundings[OWN] = False
+    result[np.ix_(brain & ~bone & ~lesion, surroundings)] = 0
+    return np.asarray(result)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,12 +79,12 @@ class ErrorHead:
         return result
 
     def expected(self, rows: FloatArray) -> FloatArray:
-        """Rows of features (n, COUNT) → expected size of the error (n,), the square of the foretold root."""
-        hidden = np.clip((rows - self.mean) / self.scale, -CLIP, CLIP)
+        """Rows of features (n, COUNT) → expected size of the error (n,) in (0, 1], its geometric mean."""
+        hidden = scaled(rows, self.mean, self.scale)
         for weight, bias in zip(self.weights[:-1], self.biases[:-1], strict=True):
             hidden = np.maximum(hidden @ weight.T + bias, 0)
-        root = (hidden @ self.weights[-1].T + self.biases[-1])[:, 0]
-        return np.asarray(np.square(np.maximum(root, 0)))
+        logarithm = (hidden @ self.weights[-1].T + self.biases[-1])[:, 0]
+        return np.asarray(np.exp(np.minimum(logarithm, 0)))
 
     def to_bytes(self) -> bytes:
         """A safetensors file's content; `from_bytes` gives the same head back, to the last bit."""

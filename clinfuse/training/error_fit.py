@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -12,9 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from clinfuse.case import Case, FloatArray
+from clinfuse.method.calibration import EPSILON
 from clinfuse.method.conformal import REGIONS, regions
 from clinfuse.method.error_features import COUNT, BoolArray, features
-from clinfuse.method.error_head import CLIP, ErrorHead
+from clinfuse.method.error_head import ErrorHead, scaled
 from clinfuse.method.variances import Variances
 from clinfuse.training.loop import fit
 from clinfuse.training.losses import Batch
@@ -23,6 +25,8 @@ VOXELS = 4000
 """At most so many of each region of a case."""
 SINGLE_SLICES = 6
 """So many axial slices of a case are also seen alone, as a slice without neighbours is fused, too."""
+THICK = 3
+"""Every third slice of a case is also seen as a volume of its own, as many scans have slices of 5 mm."""
 HIDDEN = (64, 64, 64)
 BATCH, LEARNING_RATE = 4096, 3e-3
 LEAST_STEPS, MOST_STEPS, EPOCHS = 500, 4000, 50
@@ -47,7 +51,7 @@ def error_rows(
     known: BoolArray,
     rng: np.random.Generator,
 ) -> ErrorRows:
-    """Voxels of a case drawn by region, and of some of its slices as if each were all there is.
+    """Voxels of a case drawn by region; also of some of its slices as if each, or every third, were all there is.
 
     Args:
         case: with the companion as it was fused.
@@ -57,13 +61,13 @@ def error_rows(
         rng: draws them.
     """
     depths = np.flatnonzero(known.any(axis=(1, 2)))
-    singles = rng.choice(depths, min(SINGLE_SLICES, len(depths)), replace=False)
-    cuts = [slice(0, case.shape[0]), *(slice(int(z), int(z) + 1) for z in np.sort(singles))]
+    singles = np.sort(rng.choice(depths, min(SINGLE_SLICES, len(depths)), replace=False))
+    cuts = [slice(None), slice(None, None, THICK), *(slice(int(z), int(z) + 1) for z in singles)]
     parts = []
     for number, cut in enumerate(cuts):
-        part = case.slices(cut.start, cut.stop)
+        part = _cut(case, cut)
         labels = regions(part.shape, part.masks)
-        share = VOXELS if number == 0 else VOXELS // len(singles)
+        share = VOXELS if number < 2 else VOXELS // len(singles)
         where = _drawn(labels, known[cut], share, rng)
         own = Variances(*(variance[cut] for variance in variances))
         rows = [row for _, row in features(part, fused[cut], own, where)]
@@ -73,7 +77,7 @@ def error_rows(
 
 
 def fit_error_head(rows: Sequence[ErrorRows], *, seed: int = 0) -> ErrorHead:
-    """Least squares on √|F − x₀|; each region counts the same, by its own spread.
+    """Least squares on log(|F − x₀| + ε); each region counts the same, by its own spread.
 
     Args:
         rows: of each case, see `error_rows`.
@@ -83,17 +87,17 @@ def fit_error_head(rows: Sequence[ErrorRows], *, seed: int = 0) -> ErrorHead:
     """
     looked, error, region, variance = (np.concatenate(column) for column in zip(*rows, strict=True))
     mean, scale = looked.mean(axis=0), looked.std(axis=0) + 1e-6
-    scaled = torch.from_numpy(np.clip((looked - mean) / scale, -CLIP, CLIP))
-    root = np.sqrt(error)
-    wanted, weight = torch.from_numpy(root), torch.from_numpy(_region_weights(root, region))
+    seen = torch.from_numpy(scaled(looked, mean, scale))
+    size = np.log(error + EPSILON, dtype=np.float32)
+    wanted, weight = torch.from_numpy(size), torch.from_numpy(_region_weights(size, region))
     network = _network(seed)
     generator = torch.Generator().manual_seed(seed)
 
     def batches(step: int) -> Batch:
-        index = torch.randint(len(scaled), (BATCH,), generator=generator)
-        return {"features": scaled[index], "root": wanted[index], "weight": weight[index]}
+        index = torch.randint(len(seen), (BATCH,), generator=generator)
+        return {"features": seen[index], "size": wanted[index], "weight": weight[index]}
 
-    steps = min(max(EPOCHS * len(scaled) // BATCH, LEAST_STEPS), MOST_STEPS)
+    steps = min(max(EPOCHS * len(seen) // BATCH, LEAST_STEPS), MOST_STEPS)
     fit(network, _loss, batches, steps=steps, learning_rate=LEARNING_RATE)
     layers = [layer for layer in network if isinstance(layer, nn.Linear)]
     return ErrorHead(
@@ -105,6 +109,14 @@ def fit_error_head(rows: Sequence[ErrorRows], *, seed: int = 0) -> ErrorHead:
     )
 
 
+def _cut(case: Case, cut: slice) -> Case:
+    """Some axial slices as a case of its own; where they lie in the world does not matter here, their spacing does."""
+    affine = case.affine.copy()
+    affine[:3, 2] *= cut.step or 1
+    arrays = {name: getattr(case, name)[cut] for name in ("anatomy", "companion", *case.masks)}
+    return replace(case, affine=affine, aligned_companion=None, **arrays)
+
+
 def _drawn(labels: NDArray[np.uint8], known: BoolArray, share: int, rng: np.random.Generator) -> BoolArray:
     """At most that many known voxels of each region."""
     chosen = np.zeros(labels.size, dtype=bool)
@@ -114,12 +126,12 @@ def _drawn(labels: NDArray[np.uint8], known: BoolArray, share: int, rng: np.rand
     return chosen.reshape(labels.shape)
 
 
-def _region_weights(root: FloatArray, region: NDArray[np.uint8]) -> FloatArray:
+def _region_weights(size: FloatArray, region: NDArray[np.uint8]) -> FloatArray:
     """(n,), mean 1: the same sum over the regions' variances for each region that has voxels."""
-    weight = np.zeros(len(root), dtype=np.float32)
+    weight = np.zeros(len(size), dtype=np.float32)
     for label in np.unique(region):
         here = region == label
-        weight[here] = 1 / (here.sum() * (root[here].var() + 1e-6))
+        weight[here] = 1 / (here.sum() * (size[here].var() + 1e-6))
     return weight / weight.mean()
 
 
@@ -133,5 +145,5 @@ def _network(seed: int) -> nn.Sequential:
 
 
 def _loss(module: nn.Module, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-    loss = (batch["weight"] * (module(batch["features"])[:, 0] - batch["root"]).square()).mean()
+    loss = (batch["weight"] * (module(batch["features"])[:, 0] - batch["size"]).square()).mean()
     return loss, {"loss": float(loss.detach())}

@@ -11,11 +11,15 @@ import numpy as np
 from clinfuse.case import FloatArray, MaskArray
 
 if TYPE_CHECKING:
+    from clinfuse.case import Case
     from clinfuse.method.error_head import ErrorHead
     from clinfuse.training.error_fit import ErrorRows
 
 LEARN_SLICES = 24
 """The error head sees a slab of so many slices of a case: many patients teach more than whole ones."""
+
+
+CONTRAST_SHARE = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,8 +78,9 @@ class Observer:
     def learn(self, number: int, case_id: str) -> ErrorRows:
         """What the error head learns from one training case: voxels of a slab, whose place differs from case to case.
 
-        Every second case is seen with automatic masks, as most are in use. Where the aligned companion is known, the
-        error is known in all of the head, else only in the regions that have a reference.
+        Every second case is seen with automatic masks, as most are in use, and grey values vary as they do from scanner
+        to scanner. Where the aligned companion is known, the error is known in all of the head, else only in the
+        regions that have a reference.
         """
         from clinfuse.alignment import aligned
         from clinfuse.evaluation.uncertain import error_and_regions
@@ -89,7 +94,7 @@ class Observer:
         case, rng = aligned(case), np.random.default_rng((self.setting.seed, number))
         count = min(LEARN_SLICES, case.shape[0])
         start = int(rng.integers(case.shape[0] - count + 1))
-        case = case.slices(start, start + count)
+        case = other_contrast(case.slices(start, start + count), seed=number)
         result = self.pipeline(
             case, self.preset, steps=self.setting.steps, seed=self.setting.seed, align=False
         )
@@ -110,6 +115,26 @@ class Observer:
         masks = (mask[where] for mask in (case.brain, case.bone, case.lesion))
         patient = str(case.attrs.get("patient", case.case_id))
         return Observed(patient, result.std[where], error[where], *masks)
+
+
+def other_contrast(case: Case, seed: int) -> Case:
+    """The case with other grey values in a share of both images, see clinfuse.training.contrast."""
+    import torch
+
+    from clinfuse.training.contrast import vary_contrast
+
+    known = case.companion if case.aligned_companion is None else case.aligned_companion
+    images = {"anatomy": case.anatomy, "companion": case.companion, "aligned": known, "brain": case.brain}
+    batch = {
+        name: torch.from_numpy(np.ascontiguousarray(image))[None, None] for name, image in images.items()
+    }
+    varied = {name: image[0, 0].numpy() for name, image in vary_contrast(batch, CONTRAST_SHARE, seed).items()}
+    return replace(
+        case,
+        anatomy=varied["anatomy"],
+        companion=varied["companion"],
+        aligned_companion=None if case.aligned_companion is None else varied["aligned"],
+    )
 
 
 class Observers:

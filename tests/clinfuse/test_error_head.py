@@ -72,7 +72,7 @@ def test_features_are_per_millimetre() -> None:
     middle[7, 15, 13] = True
     sloped = Case(**{**vars(case), "anatomy": ramp, "companion": ramp})
     ((_, row),) = features(sloped, ramp, variances, middle)
-    slopes = row[0][[2, 5, 12, 15, 21, 24]]
+    slopes = np.exp(row[0][[2, 5, 12, 15, 21, 24]]) - error_features.FLOOR
     np.testing.assert_allclose(slopes, 0.01, rtol=1e-3)
     np.testing.assert_allclose(row[0][[6, 16]], 0.5, rtol=1e-3, err_msg="they agree, as steep as the floor")
 
@@ -96,6 +96,20 @@ def test_a_single_slice_is_foretold_too(head: ErrorHead) -> None:
     assert spearmanr(told[bone], error[cut][bone]).statistic > 0.6
 
 
+def test_in_the_brain_only_what_f_does_itself_counts(head: ErrorHead) -> None:
+    case, fused, variances, _ = fused_case(99)
+    regions = {"brain": (case.brain > 0) & (case.lesion == 0), "bone": case.bone > 0}
+    for name, where in regions.items():
+        rows = np.concatenate([rows for _, rows in features(case, fused, variances, where)])
+        assert (rows[:, error_features.MASKS[0]] == (name == "brain")).all()
+        others = rows + np.float32(0.3)
+        others[:, error_features.OWN] = rows[:, error_features.OWN]
+        assert np.allclose(head.expected(others), head.expected(rows)) == (name == "brain")
+        doubted = rows.copy()
+        doubted[:, error_features.OWN.start] += 0.5
+        assert not np.allclose(head.expected(doubted), head.expected(rows))
+
+
 def test_the_same_rows_and_seed_give_the_same_head(head: ErrorHead) -> None:
     again = fit_error_head(rows_of(range(4)))
     assert again.to_bytes() == head.to_bytes()
@@ -111,7 +125,7 @@ def test_variance_beyond_what_fitting_saw_is_added_whole_and_air_keeps_its_own()
         mean=np.zeros(COUNT, np.float32),
         scale=np.ones(COUNT, np.float32),
         weights=(np.zeros((1, COUNT), np.float32),),
-        biases=(np.full(1, 0.1, np.float32),),
+        biases=(np.full(1, np.log(0.01), np.float32),),
         ceiling=2e-4,
     )
     told, total, inside = silent.std(case, fused, variances), variances.total, head_voxels(case)
