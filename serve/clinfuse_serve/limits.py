@@ -29,7 +29,8 @@ class Limits:
         queue: requests waiting or working per aggregator replica; one more is answered 429.
         at_once: requests of one aggregator replica that work at the same time.
         deadline_s: longest time for one request; members that have not answered by then are left out.
-        kept_bytes: memory for prepared cases that a page may fuse again without sending them, per replica.
+        kept_bytes: memory for prepared cases that a page may fuse again without sending them, per aggregator replica;
+            a head of 181 × 217 × 181 voxels takes 75 MiB.
         features_bytes: memory for what a member saw of those cases, per member replica; 0 keeps nothing.
         kept_s: how long an unused prepared case, or what was seen of it, is kept.
         samples: most sampler runs (members × samples × jitters) of one request.
@@ -43,7 +44,7 @@ class Limits:
     queue: int = 16
     at_once: int = 4
     deadline_s: float = 300.0
-    kept_bytes: int = 64 << 20
+    kept_bytes: int = 256 << 20
     features_bytes: int = 32 << 20
     kept_s: float = 900.0
     samples: int = 64

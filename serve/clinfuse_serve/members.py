@@ -159,7 +159,7 @@ class Aggregator:
 
     async def kept_case(self, token: str) -> KeptCase | None:
         """A case that is kept here, for another replica to keep too."""
-        kept = self.service.kept.get(token)
+        kept = self.service.cases.kept.get(token)
         return None if kept is None else replace(kept, held=None)
 
     async def metrics_snapshot(self) -> dict[str, Any]:

@@ -37,11 +37,13 @@ class Recent(Generic[Value]):
         return entry.value
 
     def put(self, key: Hashable, value: Value, nbytes: int) -> None:
-        """Keep a value; the least recently used go until all fit (one too large for all is not kept)."""
+        """Keep a value; the least recently used go until all fit. One too large for all is not kept, and none goes."""
+        self._entries.pop(key, None)
+        if nbytes > self.max_bytes:
+            return
         self._entries[key] = _Entry(value, nbytes, self.clock())
-        self._entries.move_to_end(key)
         self._forget_idle()
-        while self._entries and self.bytes > self.max_bytes:
+        while self.bytes > self.max_bytes:
             self._entries.popitem(last=False)
 
     @property

@@ -17,16 +17,16 @@ from clinfuse.outputs import case_grid, encode_fused, jsonable
 from clinfuse.presets import Preset
 from clinfuse_serve.answer import Answer, Count, Progress, silent
 from clinfuse_serve.backend import Backend
+from clinfuse_serve.cases import Cases
 from clinfuse_serve.examples import Examples, SimulatedExamples
-from clinfuse_serve.fuse import came_as_picture
-from clinfuse_serve.kept import KeptCase, KeptCases, case_token, check_roles
+from clinfuse_serve.kept import KeptCase
 from clinfuse_serve.limits import Limits
 from clinfuse_serve.metrics import Metrics, Sink
 from clinfuse_serve.middleware import Gate
 from clinfuse_serve.observe import note_drift
 from clinfuse_serve.ordering import order_of, parts_of
 from clinfuse_serve.preset_table import PresetTable
-from clinfuse_serve.problems import ProblemError, case_gone, no_members
+from clinfuse_serve.problems import ProblemError, no_members
 from clinfuse_serve.schemas import (
     ExampleRow,
     FuseParams,
@@ -62,10 +62,10 @@ class FusionService:
         sink: Sink | None = None,
     ) -> None:
         self._model, self.backend, self.limits = model, backend, limits
-        self.secret, self.examples = secret, examples or SimulatedExamples()
+        self.examples = examples or SimulatedExamples()
         self.presets = PresetTable(model.presets if model else {}, replica)
-        self.kept = KeptCases(limits.kept_bytes, limits.kept_s)
         self.metrics = Metrics(sink)
+        self.cases = Cases(backend, limits, secret, self.examples, self.metrics)
         self.gate = Gate(limits, self.metrics)
         self._at_once = asyncio.Semaphore(limits.at_once)
         self._learned = False
@@ -100,13 +100,13 @@ class FusionService:
             ProblemError: case gone (410), too much asked (422) or no member answered (503).
         """
         with self._gone():
-            return await self._fuse(params, partial(self._case, params, files), tell)
+            return await self._fuse(params, partial(self.cases.case_of, params, files), tell)
 
     async def fuse_case(self, params: FuseParams, token: str, make: Callable[[], Case]) -> Answer:
         """Fuse a case of the service's own; raises as `fuse`."""
         with self._gone():
             return await self._fuse(
-                params, partial(self._keep, token, lambda: KeptCase(token, make())), silent
+                params, partial(self.cases.keep, token, lambda: KeptCase(token, make())), silent
             )
 
     async def _fuse(
@@ -213,8 +213,8 @@ class FusionService:
     def snapshot(self) -> dict[str, Any]:
         """This replica's numbers."""
         self.metrics.set("clinfuse_in_flight", self.gate.waiting)
-        self.metrics.set("clinfuse_kept_cases", len(self.kept))
-        self.metrics.set("clinfuse_kept_bytes", self.kept.bytes)
+        self.metrics.set("clinfuse_kept_cases", len(self.cases.kept))
+        self.metrics.set("clinfuse_kept_bytes", self.cases.kept.bytes)
         return self.metrics.snapshot()
 
     async def metrics_snapshots(self) -> list[Mapping[str, Any]]:
@@ -233,53 +233,6 @@ class FusionService:
             self.metrics.count("clinfuse_cancelled_total")
             raise
 
-    async def _case(self, params: FuseParams, files: Mapping[str, Path]) -> KeptCase:
-        if params.case is not None and not files:
-            kept = self.kept.get(params.case) or await self._from_peer(params.case)
-            if kept is None:
-                raise ProblemError(case_gone())
-            self.metrics.count("clinfuse_kept_case_hits_total")
-            return kept
-        if params.example is not None and not files:
-            token = f"example{params.example}"
-        else:
-            check_roles(files)
-            token = await asyncio.to_thread(case_token, self.secret, files)
-        return await self._keep(token, partial(self._make, token, params.example, files))
-
-    async def _keep(self, token: str, make: Callable[[], KeptCase]) -> KeptCase:
-        kept = self.kept.get(token)
-        if kept is None:
-            kept = await asyncio.to_thread(_made_aligned, make)
-        return await self._held(kept)
-
-    async def _from_peer(self, token: str) -> KeptCase | None:
-        found = await self.backend.find_case(token)
-        return None if found is None else await self._held(found)
-
-    async def _held(self, kept: KeptCase) -> KeptCase:
-        if kept.held is None:
-            kept.held = await self.backend.hold(kept.case)
-        self.kept.put(kept)
-        return kept
-
-    def _make(self, token: str, example: str | None, files: Mapping[str, Path]) -> KeptCase:
-        if example is not None and not files:
-            return KeptCase(token, self.examples.case(example))
-        from clinfuse_prep.config import PrepConfig
-        from clinfuse_prep.prepare import prepare_pair
-
-        case = prepare_pair(
-            files["anatomy"],
-            files["companion"],
-            brain=files.get("brain"),
-            bone=files.get("bone"),
-            lesion=files.get("lesion"),
-            config=PrepConfig(max_voxels=self.limits.voxels),
-            case_id=token,
-        )
-        return KeptCase(token, case, "png" if came_as_picture(case) else "nifti")
-
     @contextmanager
     def _phase(self, name: str, seconds: dict[str, float], start: float | None = None) -> Iterator[None]:
         begun = time.monotonic() if start is None else start
@@ -294,11 +247,3 @@ class FusionService:
         if answer.degraded:
             self.metrics.count("clinfuse_degraded_replies_total")
         note_drift(self.metrics, case, result, self.model.metadata.get("intensity", {}))
-
-
-def _made_aligned(make: Callable[[], KeptCase]) -> KeptCase:
-    """A new case as `FusionPipeline` itself would take it: aligned once for all members and presets."""
-    from clinfuse.alignment import aligned
-
-    kept = make()
-    return replace(kept, case=aligned(kept.case))
