@@ -5,7 +5,7 @@ Light on purpose: needs no network and no torch, so that an aggregator which onl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,14 +14,12 @@ import numpy as np
 from clinfuse import RESEARCH_USE, __version__
 from clinfuse.case import Case, FloatArray
 from clinfuse.errors import ConfigError
-from clinfuse.method.variances import Variances
+from clinfuse.method.variances import HALF_SATURATION, Variances
 from clinfuse.presets import Preset
 
 if TYPE_CHECKING:
     from clinfuse.method.calibration import Calibration
     from clinfuse.method.error_head import ErrorHead
-
-HALF_SATURATION = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +44,8 @@ class FusionResult:
     Attributes:
         fused: F in [0, 1].
         uncertainty: calibrated doubt in [0, 1]; without calibration std/(std + 0.05), said in info.
-        interval: half width of the 90 % conformal interval in image units, or None without calibration.
+        interval: half width of the conformal interval in image units, its nominal coverage in info; None without
+            calibration.
         std: raw size of the error that is expected, image units: the error head's, else the root of the total variance.
         aleatoric, epistemic, registration: variances in image units².
         info: the JSON sidecar's content.
@@ -82,6 +81,9 @@ def combine_samples(
 ) -> FusionResult:
     """Mean image and the law of total variance over members, draws and jitters (Section 3.4).
 
+    Variance of F over all draws = registration (over the jitters of a draw) + sampling (over a member's draws, each the
+    mean of its jitters; counts as aleatoric) + epistemic (over the members' means).
+
     Args:
         samples: answers that arrived; at least one.
         case: the case they belong to.
@@ -99,7 +101,7 @@ def combine_samples(
     fused = np.mean([s.fused for s in samples], axis=0, dtype=np.float32)
     aleatoric = np.mean([s.variance for s in samples], axis=0, dtype=np.float32)
     registration = _registration(samples)
-    aleatoric = aleatoric + _within([s for s in samples if s.jitter == 0], lambda s: (s.member,))
+    aleatoric = aleatoric + _sampling(samples)
     epistemic = _between(samples, lambda s: s.member)
     calibration, masks = model.calibration, dict(case.masks)
     variances = Variances(aleatoric, epistemic, registration)
@@ -127,9 +129,20 @@ def _widening(samples: Sequence[MemberSample], asked: int) -> np.float32:
 
 def _registration(samples: Sequence[MemberSample]) -> FloatArray:
     """What misregistration may change: as the jittered draws differ, without such as it is to first order."""
-    if any(s.jitter for s in samples):
+    if _jittered(samples):
         return _within(samples, lambda s: (s.member, s.sample))
     return samples[0].registration
+
+
+def _sampling(samples: Sequence[MemberSample]) -> FloatArray:
+    """What the noise changes: mean over members of the variance of their draws, each the mean of its jitters."""
+    members = sorted({s.member for s in samples})
+    own = [[s for s in samples if s.member == member] for member in members]
+    return np.mean([_between(draws, lambda s: s.sample) for draws in own], axis=0, dtype=np.float32)
+
+
+def _jittered(samples: Sequence[MemberSample]) -> bool:
+    return any(s.jitter for s in samples)
 
 
 def _uncertainty(std: FloatArray, case: Case, calibration: Calibration | None) -> FloatArray:
@@ -141,7 +154,6 @@ def _uncertainty(std: FloatArray, case: Case, calibration: Calibration | None) -
 def _info(
     samples: Sequence[MemberSample], case: Case, preset: Preset, model: ModelFacts, asked: int, seed: int
 ) -> dict[str, Any]:
-    calibrated = model.calibration is not None
     members = sorted({s.member for s in samples})
     return {
         "case_id": case.case_id,
@@ -160,8 +172,7 @@ def _info(
         "residual_energy": float(np.mean([s.residual_energy for s in samples])),
         **({"alignment": case.attrs["alignment"]} if "alignment" in case.attrs else {}),
         "lesion_reference": "present" if case.has_lesion else "absent",
-        "units": _units(calibrated),
-        **({} if model.calibration is None else {"error_tolerance": model.calibration.tolerance}),
+        **_meaning(model.calibration, _jittered(samples)),
         "modalities": list(case.modalities),
         "simulated_companion": bool(case.attrs.get("simulated", False)),
         "software": f"clinfuse {__version__}",
@@ -169,11 +180,24 @@ def _info(
     }
 
 
-def _units(calibrated: bool) -> Mapping[str, str | None]:
+def _meaning(calibration: Calibration | None, jittered: bool) -> dict[str, Any]:
+    """Units of the maps, and what a calibration promises of them.
+
+    It was fitted on draws without jitters, so of jittered ones it promises nothing.
+    """
+    fused = "relative intensity, 0 to 1"
+    if calibration is None:
+        doubt = f"uncalibrated std/(std + {HALF_SATURATION:g})"
+        return {"units": {"fused": fused, "uncertainty": doubt, "interval": None}}
+    width = "half width of the conformal interval, relative intensity"
+    if jittered:
+        unknown = "calibration was fitted without jitters"
+        doubt, width = f"uncalibrated, 0 to 1: {unknown}", f"{width}, of unknown coverage: {unknown}"
+        return {"units": {"fused": fused, "uncertainty": doubt, "interval": width}}
     return {
-        "fused": "relative intensity, 0 to 1",
-        "uncertainty": "calibrated, 0 to 1" if calibrated else "uncalibrated std/(std + 0.05)",
-        "interval": "half width of the conformal interval, relative intensity" if calibrated else None,
+        "units": {"fused": fused, "uncertainty": "calibrated, 0 to 1", "interval": width},
+        "error_tolerance": calibration.tolerance,
+        "interval_coverage": calibration.coverage,
     }
 
 

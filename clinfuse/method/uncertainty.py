@@ -12,8 +12,8 @@ from torch import Tensor
 from clinfuse.method.denoiser import Estimate, Inputs, to_image, to_image_variance
 from clinfuse.method.filters import gaussian_blur
 from clinfuse.method.prior import Sources, look, weight_of
+from clinfuse.method.variances import HALF_SATURATION
 
-HALF_SATURATION = 0.05
 REMAINING_MM = 0.75
 UncertaintyMap = Callable[[Tensor], Tensor]
 

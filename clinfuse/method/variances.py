@@ -7,6 +7,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+HALF_SATURATION = 0.05
+"""Without calibration a standard deviation of this size, image units, counts as a doubt of one half."""
+
 
 class Variances(NamedTuple):
     """Aleatoric, epistemic and registration variance, arrays of one shape in image units²."""
