@@ -15,6 +15,7 @@ from clinfuse.method.sampler import sample
 from clinfuse.presets import Preset
 from clinfuse.training.config import TrainConfig
 from clinfuse.training.losses import Batch, draw_vectors, masks
+from clinfuse.training.spacing import by_spacing
 
 if TYPE_CHECKING:
     from clinfuse.pipeline import FusionPipeline
@@ -39,6 +40,12 @@ def guided_target(
 
     Reference: proposal, Section 3.5 and Algorithm 1.
     """
+    numbered = {**batch, "number": torch.arange(len(batch["anatomy"]))}
+    return {**batch, **by_spacing(numbered, lambda part: _target(teacher, part, preset, config, seed))}
+
+
+def _target(teacher: FusionPipeline, batch: Batch, preset: Preset, config: TrainConfig, seed: int) -> Batch:
+    """Entries "teacher" and "vector" for samples of one spacing; noise is by a sample's "number" in the batch."""
     here = {name: value.to(teacher.device) for name, value in batch.items()}
     vector = torch.tensor([preset.vector], device=teacher.device).expand(len(here["anatomy"]), -1)
     inputs = Inputs(here["anatomy"], here["aligned"], masks(here), vector)
@@ -49,18 +56,19 @@ def guided_target(
         preset=preset,
         head_mask=((inputs.anatomy > HEAD_LEVEL) | (inputs.companion > HEAD_LEVEL)).float(),
     )
+    seeds = [seed + number for number in batch["number"].tolist()]
     done = sample(
         [teacher.members[0]],
         inputs,
         diffusion=config.diffusion,
         steps=config.teacher_steps,
-        generators=[torch.Generator(teacher.device).manual_seed(seed + item) for item in range(len(vector))],
+        generators=[torch.Generator(teacher.device).manual_seed(one) for one in seeds],
         guide=guide,
     )
     brain, bone, lesion = inputs.masks.split(1, dim=1)
     sources = (inputs.anatomy, inputs.companion, brain, bone, lesion)
     target = refined_prior(*sources, vector, config.refine_steps, start=done.fused)
-    return {**batch, "teacher": target.cpu(), "vector": vector.cpu().contiguous()}
+    return {"teacher": target.cpu(), "vector": vector.cpu().contiguous()}
 
 
 def between(preset: Preset, seed: int) -> Preset:

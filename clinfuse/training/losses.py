@@ -18,9 +18,10 @@ from clinfuse.method.jitter import apply, draw
 from clinfuse.method.lesion_head import LesionHead, segmentation_loss
 from clinfuse.method.prior import fusion_prior
 from clinfuse.method.refine import refined_prior
-from clinfuse.method.roi_loss import RoiWeights, composite, roi_reference, roi_terms
+from clinfuse.method.roi_loss import RoiTerms, RoiWeights, composite, roi_reference, roi_terms
 from clinfuse.method.seam_loss import seam_loss
 from clinfuse.training.config import TrainConfig
+from clinfuse.training.spacing import by_spacing
 
 Batch = dict[str, Tensor]
 LossFn = Callable[[nn.Module, Batch, torch.Generator], tuple[Tensor, dict[str, float]]]
@@ -85,10 +86,10 @@ def denoiser_loss(config: TrainConfig, lesion_head: LesionHead | None) -> LossFn
 def student_loss(config: TrainConfig, teacher: Denoiser, lesion_head: LesionHead | None) -> LossFn:
     """Distillation of the guided teacher into few steps without gradients at inference (Section 3.5).
 
-    The batch also holds "teacher" (B, 1, *S), the guided teacher's F, and "vector" (B, 6). At each of the student's own
-    timesteps its estimate must equal F (consistency to the trajectory's end, Song et al., ICML 2023), by the
-    pseudo-Huber distance; L_ROI amortises guidance; and the score-distillation refinement pulls the estimate, noised
-    again, to the teacher's own denoising.
+    The batch also holds "teacher" (B, 1, *S), the guided teacher's F after `refine_steps` (clinfuse.training.distill),
+    and "vector" (B, 6). At each of the student's own timesteps its estimate must equal that (consistency to the
+    trajectory's end, Song et al., ICML 2023), by the pseudo-Huber distance; L_ROI amortises guidance; and the
+    score-distillation refinement pulls the estimate, noised again, to the teacher's own denoising.
     """
     alpha_bars = alphas_cumprod(config.diffusion)
     levels = config.denoiser.levels
@@ -159,15 +160,18 @@ def draw_vectors(count: int, generator: torch.Generator) -> Tensor:
 
 
 def jittered_companion(batch: Batch, config: TrainConfig, generator: torch.Generator) -> Tensor:
-    """The companion as seen in the clinic: a share of the samples warped by a drawn jitter, the rest as stored."""
+    """The companion as seen in the clinic: a share of the samples warped by a drawn jitter, the rest aligned.
+
+    What is stored as the companion is not taken: in the cohort it is further off than alignment leaves it.
+    """
     if config.jitter_share == 0:
-        return batch["companion"]
+        return batch["aligned"]
     warped = []
-    for i in range(len(batch["companion"])):
-        lucky = float(torch.rand((), generator=generator)) >= config.jitter_share
+    for i in range(len(batch["aligned"])):
+        still = float(torch.rand((), generator=generator)) >= config.jitter_share
         warp = draw(config.jitter, generator, config.spatial_dims)
         spacing = tuple(batch["spacing"][i].tolist())
-        warped.append(batch["companion"][i] if lucky else apply(warp, batch["aligned"][i], spacing))
+        warped.append(batch["aligned"][i] if still else apply(warp, batch["aligned"][i], spacing))
     return torch.stack(warped)
 
 
@@ -184,9 +188,13 @@ def _roi(
     estimate: Estimate, batch: Batch, vector: Tensor, config: TrainConfig, lesion_head: LesionHead | None
 ) -> tuple[Tensor, dict[str, float]]:
     fused = to_image(estimate.x_0, config.denoiser.levels).clamp(-0.5, 1.5)
-    spacing = tuple(batch["spacing"][0].tolist())
-    reference = roi_reference(batch["anatomy"], batch["aligned"], masks(batch), spacing, config.tau_mm)
-    terms = roi_terms(fused, reference, lesion_head)
+
+    def terms_of(part: Batch) -> Batch:
+        spacing = tuple(part["spacing"][0].tolist())
+        reference = roi_reference(part["anatomy"], part["aligned"], masks(part), spacing, config.tau_mm)
+        return vars(roi_terms(part["fused"], reference, lesion_head))
+
+    terms = RoiTerms(**by_spacing({**batch, "fused": fused}, terms_of))
     seam = seam_loss(fused, batch["anatomy"], batch["aligned"])
     value = composite(terms, RoiWeights.from_vector(vector)) + config.seam_weight * seam
     return value, terms.means() | {"seam": float(seam.detach().mean())}

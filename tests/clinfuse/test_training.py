@@ -1,5 +1,6 @@
 """Training: losses fall, a resumed run continues exactly, configurations are checked."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 from clinfuse.case import Case
 from clinfuse.errors import ConfigError, ModelFolderError
+from clinfuse.method.jitter import apply, draw
 from clinfuse.pipeline import FusionPipeline
 from clinfuse.presets import load_presets
 from clinfuse.training import (
@@ -22,7 +24,8 @@ from clinfuse.training import (
     student_loss,
 )
 from clinfuse.training.distill import between, guided_target
-from clinfuse.training.losses import HUBER, draw_vectors, pseudo_huber
+from clinfuse.training.losses import HUBER, draw_vectors, jittered_companion, pseudo_huber
+from clinfuse.training.spacing import by_spacing
 
 
 @pytest.fixture
@@ -128,6 +131,76 @@ def test_configuration_round_trip_and_changes() -> None:
         recipe("cpu-debug", nonsense=1)
     with pytest.raises(ConfigError, match="crop"):
         recipe("cpu-debug", crop=(17, 16))
+
+
+def test_without_jitter_the_companion_is_the_aligned_one(config: TrainConfig, batch: Batch) -> None:
+    """What is stored may be further off than any jitter; a share of 1 takes nothing else than warps."""
+    stored = {**batch, "companion": torch.rand_like(batch["aligned"])}
+    for share in (0.0, 1e-9):
+        seen = jittered_companion(
+            stored, replace(config, jitter_share=share), torch.Generator().manual_seed(0)
+        )
+        assert torch.equal(seen, batch["aligned"])
+    seen = jittered_companion(stored, replace(config, jitter_share=1.0), torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    for i in range(2):
+        torch.rand((), generator=generator)
+        warp = draw(config.jitter, generator, 2)
+        assert torch.equal(seen[i], apply(warp, batch["aligned"][i], (1.5, 2.0)))
+        assert not torch.equal(seen[i], batch["aligned"][i])
+
+
+def with_spacings(batch: Batch, *rows: tuple[float, float]) -> Batch:
+    return {**batch, "spacing": torch.tensor(rows)}
+
+
+def test_each_sample_s_millimetres_are_its_own(config: TrainConfig, batch: Batch) -> None:
+    """Only sample 1 has a lesion: the lesion terms follow its spacing, not that of sample 0."""
+    config = replace(config, jitter_share=0.0)
+    loss = denoiser_loss(config, build_lesion_head(config).freeze())
+    lesion = batch["lesion"] * torch.tensor([0.0, 1.0]).view(2, 1, 1, 1)
+
+    def terms(first: tuple[float, float], second: tuple[float, float]) -> dict[str, float]:
+        here = with_spacings({**batch, "lesion": lesion}, first, second)
+        return loss(build_denoiser(config), here, torch.Generator().manual_seed(0))[1]
+
+    fine, coarse = (1.0, 1.0), (4.0, 3.0)
+    assert terms(coarse, fine) == pytest.approx(terms(fine, fine), rel=1e-5)
+    assert terms(coarse, coarse) == pytest.approx(terms(fine, coarse), rel=1e-5)
+    assert terms(fine, coarse)["hd"] > 1.2 * terms(fine, fine)["hd"]
+
+
+def test_targets_of_a_batch_with_several_spacings_are_those_of_each_alone(
+    config: TrainConfig, batch: Batch
+) -> None:
+    config = replace(config, refine_steps=0)
+    teacher = build_denoiser(replace(config, denoiser=replace(config.denoiser, anchor_std=0.2)))
+    head = build_lesion_head(config)
+    pipeline = FusionPipeline(members=[teacher], lesion_head=head, diffusion=config.diffusion)
+    preset = load_presets()["balanced"].changed(eta=0.05)
+    mixed = with_spacings(batch, (4.0, 3.0), (1.0, 1.0))
+    both = guided_target(pipeline, mixed, preset, config, seed=3)
+    assert set(both) == {*batch, "teacher", "vector"}
+    for i in (0, 1):
+        alone = {name: value[i : i + 1] for name, value in mixed.items()}
+        wanted = guided_target(pipeline, alone, preset, config, seed=3 + i)
+        torch.testing.assert_close(both["teacher"][i : i + 1], wanted["teacher"], atol=1e-5, rtol=0)
+    other = guided_target(pipeline, with_spacings(batch, *[(4.0, 3.0)] * 2), preset, config, seed=3)
+    assert not torch.allclose(both["teacher"][1], other["teacher"][1], atol=1e-4)
+
+
+def test_spacings_that_differ_by_rounding_are_one(batch: Batch) -> None:
+    seen: list[int] = []
+
+    def act(part: Batch) -> Batch:
+        seen.append(len(part["spacing"]))
+        return {"spacing": part["spacing"]}
+
+    rows = torch.tensor([[2.0, 1.0], [1.0, 1.0], [2.0000002, 1.0]])
+    assert torch.equal(by_spacing({"spacing": rows}, act)["spacing"], rows)
+    assert sorted(seen) == [1, 2]
+    by_spacing({"spacing": rows[[0, 2]]}, act)
+    assert seen[2:] == [2]
 
 
 def test_preset_vectors_fill_both_simplices() -> None:
