@@ -1,50 +1,26 @@
-"""The HTTP application: routes, form parsing, replies; runs under Ray Serve or any ASGI server."""
+"""The HTTP application: routes and what is answered to errors; runs under Ray Serve or any ASGI server."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Mapping
-from contextlib import ExitStack
 from http import HTTPStatus
 from typing import Annotated, Any
 
 from fastapi import FastAPI, File, Form, Request, Response, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import PlainTextResponse
-from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
 from clinfuse import RESEARCH_USE, __version__
 from clinfuse.errors import ClinfuseError
-from clinfuse.outputs import bundle
 from clinfuse_serve import metrics, monai_label, pages, problems, streaming, study_routes
-from clinfuse_serve.answer import Answer, Progress, reply_of, silent
+from clinfuse_serve.answer import Progress
 from clinfuse_serve.middleware import Guard
-from clinfuse_serve.problems import Problem, ProblemError
+from clinfuse_serve.problems import Problem
+from clinfuse_serve.replies import IMAGES, PROBLEMS, answer_fuse, fuse_uploads, made_bundle, parse_params
 from clinfuse_serve.schemas import ExampleRow, FuseParams, FuseReply, Health, ModelRow, PresetBody, PresetRow
 from clinfuse_serve.service import FusionService
 from clinfuse_serve.study import Study
-from clinfuse_serve.uploads import received
 
-PROBLEMS: dict[int | str, dict[str, Any]] = {
-    status: {"description": text, "content": {problems.MEDIA_TYPE: {"schema": {"type": "object"}}}}
-    for status, text in {
-        401: "no token, or a wrong one",
-        410: "the case is no longer kept; send the images again",
-        413: "larger than this service takes",
-        422: "input that cannot be used: expected, found, to do",
-        429: "the queue is full; see Retry-After",
-        503: "no member answered; says which are missing",
-    }.items()
-}
-MEDIA = {
-    ".json": "application/json",
-    ".png": "image/png",
-    ".dcm": "application/dicom",
-    ".nii": "application/octet-stream",
-    ".gz": "application/gzip",
-}
-IMAGES = ("image/png", "application/dicom", "application/octet-stream", "application/gzip")
 Upload = Annotated[UploadFile | None, File(description="NIfTI (.nii, .nii.gz) or PNG")]
 
 
@@ -160,110 +136,11 @@ def _add_fuse(app: FastAPI, service: FusionService) -> None:
         if wanted.output == "stream":
 
             async def work(tell: Progress) -> streaming.Final:
-                answer = await fuse_uploads(service, wanted, uploads, tell)
-                request.state.facts = log_facts(answer)
+                answer = await fuse_uploads(request, service, wanted, uploads, tell)
                 return await made_bundle(service, answer, wanted)
 
-            return await streaming.stream(work)
+            return await streaming.stream(request, work)
         return await streaming.unless_gone(request, answer_fuse(request, service, wanted, uploads))
-
-
-async def fuse_uploads(
-    service: FusionService,
-    params: FuseParams,
-    uploads: Mapping[str, UploadFile | None],
-    tell: Progress = silent,
-) -> Answer:
-    """Fuse what was uploaded."""
-    streams = {role: upload.file for role, upload in uploads.items() if upload is not None}
-    with ExitStack() as stack:
-        files = await asyncio.to_thread(stack.enter_context, received(streams, service.limits.voxels))
-        return await service.fuse(params, files, tell)
-
-
-async def answer_fuse(
-    request: Request, service: FusionService, params: FuseParams, uploads: Mapping[str, UploadFile | None]
-) -> Response:
-    """Fuse and make the reply that was asked for."""
-    answer = await fuse_uploads(service, params, uploads)
-    request.state.facts = log_facts(answer)
-    if params.output == "json":
-        body = reply_of(answer).model_dump_json().encode()
-        return Response(body, media_type="application/json", headers=reply_headers(answer))
-    if params.output == "bundle":
-        data, media, headers = await made_bundle(service, answer, params)
-        return Response(data, media_type=media, headers=dict(headers))
-    files_out = await service.encode(answer, params)
-    if params.image not in files_out:
-        raise ProblemError(
-            Problem(
-                status=422,
-                title=f"this model gives no {params.image} map",
-                expected="a calibrated model",
-                found="a model without calibration",
-                todo="run `clinfuse calibrate` on the model, or ask for another map",
-            )
-        )
-    name, data = files_out[params.image]
-    headers = {**reply_headers(answer), **attachment(name)}
-    return Response(data, media_type=media_type(name), headers=headers)
-
-
-async def made_bundle(service: FusionService, answer: Answer, params: FuseParams) -> streaming.Final:
-    """All files of an answer as one zip, with its media type and headers."""
-    data = bundle(await service.encode(answer, params))
-    headers = {**reply_headers(answer), **attachment(f"{answer.kept.token}.zip")}
-    return data, "application/zip", headers
-
-
-def log_facts(answer: Answer) -> dict[str, Any]:
-    """What the request's log line says of a fused pair: numbers only."""
-    shape, members = list(answer.part.shape), f"{answer.used}/{answer.asked}"
-    return {"shape": shape, "members": members, "degraded": answer.degraded, "phases": answer.seconds}
-
-
-def attachment(name: str) -> dict[str, str]:
-    """The header that names a file."""
-    return {"Content-Disposition": f'attachment; filename="{name}"'}
-
-
-def media_type(name: str) -> str:
-    """What a file of a reply is, by its name."""
-    return MEDIA[name[name.rindex(".") :]]
-
-
-def reply_headers(answer: Answer) -> dict[str, str]:
-    """What every fused reply says about itself."""
-    timing = ", ".join(f"{name};dur={value * 1000:.1f}" for name, value in answer.seconds.items())
-    return {
-        "X-Clinfuse-Case": answer.kept.token,
-        "X-Clinfuse-Members": f"{answer.used}/{answer.asked}",
-        "X-Clinfuse-Degraded": "true" if answer.degraded else "false",
-        "X-Clinfuse-Simulated": "true" if answer.kept.case.attrs.get("simulated") else "false",
-        "X-Research-Use": RESEARCH_USE,
-        "Server-Timing": timing,
-    }
-
-
-def parse_params(text: str) -> FuseParams:
-    """The checked parameters; ProblemError 422 says which field is wrong and how."""
-    try:
-        return FuseParams.model_validate_json(text)
-    except ValidationError as error:
-        raise ProblemError(_invalid("params cannot be used", error.errors())) from error
-
-
-def _invalid(title: str, errors: Any) -> Problem:
-    rows = [{"field": ".".join(map(str, row["loc"])), "problem": row["msg"]} for row in errors[:20]]
-    found = "; ".join(f"{row['field'] or 'body'}: {row['problem']}" for row in rows)
-    return Problem(
-        status=422,
-        title=title,
-        expected="what /openapi.json describes",
-        found=found,
-        todo="correct the fields named",
-        more={"fields": rows},
-    )
 
 
 def _add_handlers(app: FastAPI, service: FusionService) -> None:
@@ -278,7 +155,7 @@ def _add_handlers(app: FastAPI, service: FusionService) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def wrong_form(request: Request, error: RequestValidationError) -> Response:
-        return respond(request, _invalid("the request cannot be used", error.errors()))
+        return respond(request, problems.invalid("the request cannot be used", error.errors()))
 
     @app.exception_handler(HTTPException)
     async def plain(request: Request, error: HTTPException) -> Response:

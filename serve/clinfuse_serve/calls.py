@@ -176,7 +176,8 @@ class Parts:
     def __init__(self, progress: Progress) -> None:
         self.progress = progress
         self.reply = Reply(0, {}, b"", "the reply ended early")
-        self._held = b""
+        self._held = bytearray()
+        self._headers: dict[str, str] | None = None  # of the part that is arriving
 
     def feed(self, piece: bytes) -> None:
         """Take what has arrived."""
@@ -190,14 +191,22 @@ class Parts:
                 self.reply = Reply(int(headers.get("x-status", "200")), headers, content)
 
     def _whole(self) -> Iterator[tuple[dict[str, str], bytes]]:
-        while (end := self._held.find(b"\r\n\r\n")) >= 0:
-            lines = self._held[:end].decode("latin-1").split("\r\n")[1:]
-            headers = {k.lower(): v.strip() for k, _, v in (line.partition(":") for line in lines)}
-            stop = end + 4 + int(headers["content-length"])
-            if len(self._held) < stop + 2:
+        """Parts that have arrived whole; nothing is copied before the length that a part's head tells is there."""
+        while (headers := self._head()) is not None:
+            length = int(headers["content-length"])
+            if len(self._held) < length + 2:
                 return
-            content, self._held = self._held[end + 4 : stop], self._held[stop + 2 :]
+            content = bytes(self._held[:length])
+            del self._held[: length + 2]
+            self._headers = None
             yield headers, content
+
+    def _head(self) -> dict[str, str] | None:
+        if self._headers is None and (end := self._held.find(b"\r\n\r\n")) >= 0:
+            lines = self._held[:end].decode("latin-1").split("\r\n")[1:]
+            self._headers = {k.lower(): v.strip() for k, _, v in (line.partition(":") for line in lines)}
+            del self._held[: end + 4]
+        return self._headers
 
 
 def _pause_s(attempt: int, retry_after: str | None) -> float:

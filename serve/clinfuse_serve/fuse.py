@@ -129,7 +129,8 @@ def fuse_there(
         authority: file with the certificate that vouches for an https service; default the system's authorities.
 
     Raises:
-        InputError: a file cannot be read. ServiceError: the service refused or is not there.
+        ConfigError: asks for what only `fuse_here` does. InputError: a file cannot be read.
+        ServiceError: the service refused or is not there.
     """
     from clinfuse_serve.client import Client
 
@@ -137,8 +138,8 @@ def fuse_there(
         raise ConfigError("a service does not register", expected="--register none with --url")
     if job.window is not None:
         raise ConfigError("a service has its own memory", expected="no --window with --url")
-    if job.guided:
-        raise ConfigError("a service does not guide a student", expected="no --guided with --url")
+    if job.case_id != FuseJob.case_id:
+        raise ConfigError("a service gives pseudonyms of its own", expected="no --case-id with --url")
     sources = {"anatomy": job.anatomy, "companion": job.companion, **job.masks}
     sent = {role: sendable(path, role) for role, path in sources.items()}
     masks = {role: data for role, data in sent.items() if role in ROIS}
@@ -155,6 +156,7 @@ def fuse_there(
             members=job.members,
             samples=job.samples,
             jitters=job.jitters,
+            guided=job.guided or None,
             format=job.image_format,
         )
     paths = reply.save(job.out)

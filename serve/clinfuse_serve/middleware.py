@@ -73,11 +73,15 @@ class Guard:
                 raise
             await _reply(finish, problems.from_error(error), request_id)
         finally:
-            route = route_of(scope["path"])
-            self.gate.metrics.count("clinfuse_requests_total", route=route, status=str(status))
-            facts = {"request": request_id, "method": scope["method"], "route": route, "status": status}
-            facts |= {"seconds": round(time.monotonic() - start, 4), **scope["state"].get("facts", {})}
-            LOG.info(json.dumps(facts))
+            self._tell(scope, status, time.monotonic() - start)
+
+    def _tell(self, scope: Scope, status: int, seconds: float) -> None:
+        """Count the request and log one line; of a streamed reply, what came of it after its first step."""
+        state, route = scope["state"], route_of(scope["path"])
+        outcome = state.get("outcome", status)
+        self.gate.metrics.count("clinfuse_requests_total", route=route, status=str(outcome))
+        facts = {"request": state["request_id"], "method": scope["method"], "route": route, "status": outcome}
+        LOG.info(json.dumps({**facts, "seconds": round(seconds, 4), **state.get("facts", {})}))
 
     async def _checked(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> None:
         headers = {k.decode("latin-1").lower(): v.decode("latin-1") for k, v in scope["headers"]}

@@ -8,37 +8,36 @@ companion image. The reply is multipart/form-data with the parts `params` and `f
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 from uuid import uuid4
 
-from fastapi import File, Form, Response, UploadFile
+from fastapi import FastAPI, File, Form, Request, Response, UploadFile
 
 from clinfuse import RESEARCH_USE, __version__
 from clinfuse.errors import InputError
 from clinfuse_serve.answer import reply_of
 from clinfuse_serve.problems import Problem, ProblemError
+from clinfuse_serve.replies import (
+    IMAGES,
+    PROBLEMS,
+    chosen_map,
+    fuse_uploads,
+    media_type,
+    parse_params,
+    reply_headers,
+)
 from clinfuse_serve.schemas import FuseParams
-
-if TYPE_CHECKING:
-    from fastapi import FastAPI
-
-    from clinfuse_serve.service import FusionService
+from clinfuse_serve.service import FusionService
+from clinfuse_serve.streaming import unless_gone
 
 MODEL = "clinfuse"
 Upload = Annotated[UploadFile | None, File()]
+Output = Literal["all", "image", "json"]
 
 
 def add_routes(app: FastAPI, service: FusionService) -> None:
     """GET /info/ and POST /infer/{model}."""
-    from clinfuse_serve.application import (
-        IMAGES,
-        PROBLEMS,
-        fuse_uploads,
-        media_type,
-        parse_params,
-        reply_headers,
-    )
-
     unknown = {"description": "no such model", "content": PROBLEMS[422]["content"]}
     content: dict[str, Any] = {kind: {} for kind in ("multipart/form-data", "application/json", *IMAGES)}
     answers: dict[int | str, dict[str, Any]] = {200: {"content": content}, 404: unknown, **PROBLEMS}
@@ -52,9 +51,10 @@ def add_routes(app: FastAPI, service: FusionService) -> None:
 
     @app.post("/infer/{model}", tags=["MONAI Label"], response_class=Response, responses=answers)
     async def infer(
+        request: Request,
         model: str,
         image: str = "",
-        output: Literal["all", "image", "json"] = "all",
+        output: Output = "all",
         params: Annotated[str, Form()] = "{}",
         file: Upload = None,
         label: Upload = None,
@@ -69,22 +69,29 @@ def add_routes(app: FastAPI, service: FusionService) -> None:
         wanted = parse_params(known_params(params, image if file is None else ""))
         uploads = {"anatomy": file, "companion": companion or label, "brain": brain, "bone": bone}
         uploads["lesion"] = lesion
-        answer = await fuse_uploads(service, wanted, uploads)
-        reply = reply_of(answer)
-        facts = {
-            "label_names": {},
-            "description": RESEARCH_USE,
-            "clinfuse": reply.model_dump(mode="json"),
-        }
-        if output == "json":
-            return Response(json.dumps(facts), media_type="application/json")
-        name, data = (await service.encode(answer, wanted))[wanted.image]
-        headers = reply_headers(answer)
-        if output == "image":
-            return Response(data, media_type=media_type(name), headers=headers)
-        boundary = uuid4().hex
-        body = multipart(boundary, json.dumps(facts).encode(), name, data)
-        return Response(body, media_type=f"multipart/form-data; boundary={boundary}", headers=headers)
+        return await unless_gone(request, answer_infer(request, service, wanted, uploads, output))
+
+
+async def answer_infer(
+    request: Request,
+    service: FusionService,
+    params: FuseParams,
+    uploads: Mapping[str, UploadFile | None],
+    output: Output,
+) -> Response:
+    """Fuse and make the reply that a MONAI Label client asked for."""
+    answer = await fuse_uploads(request, service, params, uploads)
+    reply = reply_of(answer).model_dump(mode="json")
+    facts = json.dumps({"label_names": {}, "description": RESEARCH_USE, "clinfuse": reply})
+    if output == "json":
+        return Response(facts, media_type="application/json")
+    name, data = await chosen_map(service, answer, params)
+    headers = reply_headers(answer)
+    if output == "image":
+        return Response(data, media_type=media_type(name), headers=headers)
+    boundary = uuid4().hex
+    body = multipart(boundary, facts.encode(), name, data)
+    return Response(body, media_type=f"multipart/form-data; boundary={boundary}", headers=headers)
 
 
 def describe(service: FusionService, presets: list[str], examples: list[str]) -> dict[str, Any]:

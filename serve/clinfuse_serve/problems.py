@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
@@ -81,6 +82,30 @@ def from_error(error: Exception) -> Problem:
         title="the service failed",
         found=type(error).__name__,
         todo="repeat the request; if it fails again, look for its request id in the service's log",
+    )
+
+
+def invalid(title: str, errors: Sequence[Mapping[str, Any]]) -> Problem:
+    """422: fields that pydantic refused; names the first twenty and says what is wrong with each."""
+    rows = [{"field": ".".join(map(str, row["loc"])), "problem": row["msg"]} for row in errors[:20]]
+    return Problem(
+        status=HTTPStatus.UNPROCESSABLE_ENTITY,
+        title=title,
+        expected="what /openapi.json describes",
+        found="; ".join(f"{row['field'] or 'body'}: {row['problem']}" for row in rows),
+        todo="correct the fields named",
+        more={"fields": rows},
+    )
+
+
+def no_map(name: str) -> Problem:
+    """422: a map that only a calibrated model gives."""
+    return Problem(
+        status=HTTPStatus.UNPROCESSABLE_ENTITY,
+        title=f"this model gives no {name} map",
+        expected="a calibrated model",
+        found="a model without calibration",
+        todo="run `clinfuse calibrate` on the model, or ask for another map",
     )
 
 

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from http import HTTPStatus
 from typing import TypeVar
 
 from fastapi import Request
@@ -24,6 +26,7 @@ from clinfuse_serve.problems import Problem, ProblemError
 BOUNDARY = "clinfuse"
 MEDIA_TYPE = f"multipart/mixed; boundary={BOUNDARY}"
 LOOK_S = 0.25
+LOG = logging.getLogger("clinfuse.serve")
 Result = TypeVar("Result")
 Final = tuple[bytes, str, Mapping[str, str]]
 Step = tuple[int, int]
@@ -42,10 +45,13 @@ async def unless_gone(request: Request, work: Awaitable[Result]) -> Result:
             task.cancel()
 
 
-async def stream(work: Callable[[Callable[[int, int], None]], Awaitable[Final]]) -> StreamingResponse:
+async def stream(
+    request: Request, work: Callable[[Callable[[int, int], None]], Awaitable[Final]]
+) -> StreamingResponse:
     """A streamed reply of some work.
 
     Args:
+        request: whose log line and count tell what came of the work, though the reply itself began with 200.
         work: called with `tell(done, all)`; gives the last part's bytes, media type and headers.
 
     Returns:
@@ -66,11 +72,11 @@ async def stream(work: Callable[[Callable[[int, int], None]], Awaitable[Final]])
         raise
     if first is None and task.exception() is not None:
         task.result()
-    return StreamingResponse(_parts(task, steps, first), media_type=MEDIA_TYPE)
+    return StreamingResponse(_parts(request, task, steps, first), media_type=MEDIA_TYPE)
 
 
 async def _parts(
-    task: asyncio.Future[Final], steps: asyncio.Queue[Step | None], first: Step | None
+    request: Request, task: asyncio.Future[Final], steps: asyncio.Queue[Step | None], first: Step | None
 ) -> AsyncIterator[bytes]:
     step = first
     try:
@@ -81,13 +87,20 @@ async def _parts(
         try:
             yield part(*task.result())
         except Exception as error:
-            problem = problems.from_error(error)
-            yield part(
-                problem.body(), problems.MEDIA_TYPE, {"X-Status": str(problem.status), **problem.headers}
-            )
+            yield _failed(request, error)
         yield f"--{BOUNDARY}--\r\n".encode()
     finally:
         task.cancel()
+
+
+def _failed(request: Request, error: Exception) -> bytes:
+    """The problem as last part; the log tells what nobody foresaw, as it does of replies that are not streamed."""
+    request_id, problem = request.state.request_id, problems.from_error(error)
+    request.state.outcome = int(problem.status)
+    if problem.status == HTTPStatus.INTERNAL_SERVER_ERROR:
+        LOG.error("request %s failed", request_id, exc_info=error)
+    headers = {"X-Status": f"{problem.status:d}", **problem.headers}
+    return part(problem.body(request_id), problems.MEDIA_TYPE, headers)
 
 
 def part(data: bytes, media: str, headers: Mapping[str, str]) -> bytes:

@@ -15,6 +15,7 @@ from clinfuse.case import Case
 from clinfuse.outputs import case_grid, nifti_bytes
 from clinfuse_serve.examples import Examples, StoreExamples
 from clinfuse_serve.problems import Problem, ProblemError
+from clinfuse_serve.replies import PROBLEMS
 from clinfuse_serve.schemas import FuseParams
 from clinfuse_serve.study import Answers, Item, Study, order_of
 
@@ -108,8 +109,6 @@ def _same(case: Case) -> Case:
 
 def add_routes(app: FastAPI, service: FusionService, study: Study | None) -> None:
     """GET /v1/study and what is under it; 404 where no study is set up."""
-    from clinfuse_serve.application import PROBLEMS
-
     reading = Reading(study, service) if study is not None else None
     answers: dict[int | str, dict[str, Any]] = {k: PROBLEMS[k] for k in (401, 422)}
     answers[404] = {"description": "no study here, or no such item", "content": PROBLEMS[422]["content"]}

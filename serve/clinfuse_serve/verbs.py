@@ -176,7 +176,9 @@ def _fuse_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--format", default="auto", choices=("auto", "nifti", "png", "dicom"), help="of the images"
     )
-    parser.add_argument("--case-id", default="case", help="pseudonym for file names (letters, digits)")
+    parser.add_argument(
+        "--case-id", default="case", help="pseudonym for file names (letters, digits); not with --url"
+    )
     parser.add_argument("--register", default="none", choices=("none", "rigid", "affine"))
     parser.add_argument(
         "--window", type=int, metavar="N", help="slices that a 3D model takes at once, if memory is short"

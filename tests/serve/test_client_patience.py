@@ -6,6 +6,7 @@ import asyncio
 import json
 import pickle
 import threading
+import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -152,3 +153,19 @@ def test_a_streamed_reply_is_read_however_it_is_cut() -> None:
     early = Parts(lambda *_: None)
     early.feed(body[:20])
     assert early.reply.status == 0
+
+
+def test_a_large_reply_is_held_once_while_it_arrives() -> None:
+    """Its pieces are joined in place: at no time is what has arrived copied to take one more piece."""
+    data, piece = bytes(8 << 20), 64 << 10
+    body, parts = part(data, "application/zip", {}), Parts(lambda *_: None)
+    tracemalloc.start()
+    try:
+        for start in range(0, len(data), piece):
+            parts.feed(body[start : start + piece])
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert parts.reply.status == 0 and peak < 1.5 * len(data)
+    parts.feed(body[len(data) :])
+    assert parts.reply.content == data

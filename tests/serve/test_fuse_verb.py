@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +11,12 @@ import numpy as np
 import pytest
 from clinfuse_platform.cli import main
 from clinfuse_serve.fuse import released_model, sendable
+from clinfuse_serve.served_model import read_model
 from clinfuse_serve.verbs import FUSE, SERVE
 from PIL import Image
+from posting import Pair, Start
 from scipy.ndimage import binary_erosion
 from scipy.stats import spearmanr
-
-Start = Callable[..., str]
-Pair = dict[str, Path]
 
 
 def arguments(pair: Pair, out: Path, *more: str) -> list[str]:
@@ -71,17 +69,33 @@ def test_png_in_png_out_and_nifti_if_asked(
     np.testing.assert_allclose(np.asarray(picture) / 255, volume[:, :, 0].T, atol=0.5 / 255 + 1e-6)
 
 
-def test_a_student_is_guided_if_asked(
-    png_pair: Pair, model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_student_is_guided_if_asked_here_and_there_alike(
+    png_pair: Pair, model_dir: Path, local_service: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    more = ("--model", str(model_dir), "--format", "nifti", "--set", "alpha=0", "--set", "eta=0.02")
+    more = ("--format", "nifti", "--set", "alpha=0", "--set", "eta=0.02")
+    here, there = ("--model", str(model_dir)), ("--url", local_service())
     images = []
-    for name, flag in (("plain", ()), ("guided", ("--guided",))):
-        done = run(arguments(png_pair, tmp_path / name, *more, *flag), capsys)
+    for name, words in (("plain", here), ("guided", (*here, "--guided")), ("there", (*there, "--guided"))):
+        done = run(arguments(png_pair, tmp_path / name, *more, *words), capsys)
         images.append(np.asarray(nib.load(done["files"]["fused"]).dataobj))
-    assert 1e-3 < np.abs(images[1] - images[0]).max() <= 1
-    assert main(arguments(png_pair, tmp_path / "far", "--url", "http://127.0.0.1:9", "--guided")) == 2
-    assert "does not guide" in capsys.readouterr().err
+    plain, guided, served = images
+    assert 1e-3 < np.abs(guided - plain).max() <= 1
+    np.testing.assert_allclose(served, guided, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (("--case-id", "head7"), "pseudonyms of its own"),
+        (("--register", "rigid"), "does not register"),
+        (("--window", "8"), "its own memory"),
+    ],
+)
+def test_what_a_service_does_not_do_is_refused(
+    png_pair: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: tuple[str, ...], words: str
+) -> None:
+    assert main(arguments(png_pair, tmp_path, "--url", "http://127.0.0.1:9", *more)) == 2
+    assert words in capsys.readouterr().err
 
 
 def test_dicom_leaves_as_plain_nifti(data_root: Path) -> None:
@@ -98,17 +112,11 @@ def test_dicom_leaves_as_plain_nifti(data_root: Path) -> None:
     assert b"Research use only" in sent.header["descrip"].tobytes()
 
 
-def test_without_a_model_the_error_says_what_to_do(
-    nifti_pair: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_without_a_model_it_is_the_released_one(
+    png_pair: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    try:
-        released_model()
-    except Exception as error:
-        assert "--model FOLDER or --url URL" in str(error)
-        assert main(arguments(nifti_pair, tmp_path)) == 1
-        assert "released model" in capsys.readouterr().err
-    else:
-        run(arguments(nifti_pair, tmp_path), capsys)
+    done = run(arguments(png_pair, tmp_path), capsys)
+    assert done["info"]["model_hash"] == read_model(released_model()).model_hash
 
 
 @pytest.mark.parametrize(

@@ -42,12 +42,15 @@ def test_a_request_leaves_one_json_line_without_names(
     files = {role: (path.name, path.read_bytes()) for role, path in nifti_pair.items()}
     with caplog.at_level(logging.INFO, logger="clinfuse.serve"):
         reply = httpx.post(f"{url}/v1/fuse", files=files, trust_env=False, timeout=60)
+        files["file"] = files.pop("anatomy")
+        httpx.post(f"{url}/infer/clinfuse", files=files, trust_env=False, timeout=60)
         httpx.get(f"{url}/Smith^John", trust_env=False)
         end = time.monotonic() + 30  # a line is written after its answer has left
-        while len(caplog.records) < 2 and time.monotonic() < end:
+        while len(caplog.records) < 3 and time.monotonic() < end:
             time.sleep(0.01)
     lines = [json.loads(record.getMessage()) for record in caplog.records]
-    fused = next(line for line in lines if line["route"] == "/v1/fuse")
+    fused, inferred = (next(line for line in lines if line["route"] == r) for r in ("/v1/fuse", "/infer"))
+    assert inferred["members"] == "3/3" and inferred["shape"] == fused["shape"]
     assert fused["request"] == reply.headers["x-request-id"] and fused["status"] == 200
     assert fused["members"] == "3/3" and fused["shape"] == [12, 32, 28] and not fused["degraded"]
     assert {"queue", "prepare", "sample", "combine", "encode"} <= set(fused["phases"])

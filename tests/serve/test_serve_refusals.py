@@ -124,12 +124,13 @@ def test_deadline_leaves_out_latecomers(local_service: Start, nifti_pair: Pair) 
     assert [row["member"] for row in problem["missing"]] == [0, 1, 2] and reply.headers["retry-after"]
 
 
-def test_a_gone_client_ends_the_work(local_service: Start, nifti_pair: Pair) -> None:
-    url = local_service()
+@pytest.mark.parametrize(("path", "first"), [("/v1/fuse", "anatomy"), ("/infer/clinfuse", "file")])
+def test_a_gone_client_ends_the_work(local_service: Start, nifti_pair: Pair, path: str, first: str) -> None:
+    url, files = local_service(), {role: path.read_bytes() for role, path in nifti_pair.items()}
+    files[first] = files.pop("anatomy")
     with pytest.raises(httpx.ReadTimeout):
         form = {"data": {"params": json.dumps({"steps": 20, "samples": 7, "jitters": 2})}}
-        files = {role: path.read_bytes() for role, path in nifti_pair.items()}
-        httpx.post(f"{url}/v1/fuse", files=files, timeout=1, trust_env=False, **form)
+        httpx.post(f"{url}{path}", files=files, timeout=1, trust_env=False, **form)
     for _ in range(150):
         if "clinfuse_cancelled_total 1" in httpx.get(f"{url}/metrics", trust_env=False).text:
             return
