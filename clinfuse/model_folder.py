@@ -1,7 +1,10 @@
 """Model folders: the Hugging Face layout in safetensors and JSON, written in one atomic step, checked when read.
 
 model_index.json  denoiser/  lesion_head/  scheduler/  members/1 …  error_head/  calibration.json  presets.yaml
-README.md (model card)  metadata.json (hash of every file, value ranges, intended use)
+README.md (model card)  metadata.json (hash of every file but the card, value ranges, intended use)
+
+Two hashes tell models apart: `model_hash` whatever changes an answer (networks, error head, calibration, presets,
+steps), `weights_hash` what was trained: calibrating anew changes the first and not the second.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import json
 import os
 import shutil
 import uuid
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +38,8 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 WEIGHTS = "model.safetensors"
+CARD = "README.md"
+FACTS = "metadata.json"
 
 
 def save_pipeline(pipeline: FusionPipeline, path: Path) -> Path:
@@ -45,7 +51,7 @@ def save_pipeline(pipeline: FusionPipeline, path: Path) -> Path:
         _swap(aside, path)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-    pipeline.model_hash = _read_json(path / "metadata.json")["model_hash"]
+    pipeline.model_hash = _read_json(path / FACTS)["model_hash"]
     return path
 
 
@@ -62,7 +68,7 @@ def _write_parts(pipeline: FusionPipeline, folder: Path) -> None:
     if pipeline.calibration is not None:
         _write_json(folder / "calibration.json", pipeline.calibration.to_dict())
     (folder / "presets.yaml").write_text(dump_presets(pipeline.presets), encoding="utf-8")
-    (folder / "README.md").write_text(model_card(pipeline), encoding="utf-8")
+    (folder / CARD).write_text(model_card(pipeline), encoding="utf-8")
     index = {
         "_class_name": "FusionPipeline",
         "_library": f"clinfuse {__version__}",
@@ -73,17 +79,31 @@ def _write_parts(pipeline: FusionPipeline, folder: Path) -> None:
         "lesion_head": "lesion_head" if pipeline.lesion_head is not None else None,
     }
     _write_json(folder / "model_index.json", index)
-    files = {p.relative_to(folder).as_posix(): _sha256(p) for p in sorted(folder.rglob("*")) if p.is_file()}
-    weights = "".join(h for name, h in files.items() if name.endswith((".safetensors", "config.json")))
+    files = {
+        p.relative_to(folder).as_posix(): _sha256(p)
+        for p in sorted(folder.rglob("*"))
+        if p.is_file() and p != folder / CARD
+    }
     facts = {
-        "model_hash": hashlib.sha256(weights.encode()).hexdigest()[:16],
+        "model_hash": _short_hash(json.dumps(files, sort_keys=True)),
         "files": files,
         "axes": "D inferior to superior, H posterior to anterior, W left to right (RAS+)",
         "value_range": [0.0, 1.0],
         "intended_use": RESEARCH_USE,
         "facts": pipeline.metadata,
     }
-    _write_json(folder / "metadata.json", facts)
+    _write_json(folder / FACTS, facts)
+
+
+def weights_hash(facts: Mapping[str, Any]) -> str:
+    """16 hex digits of what training made: networks and their configs, not what calibrating adds.
+
+    Args:
+        facts: the content of a model folder's metadata.json.
+    """
+    files = sorted(facts["files"].items())
+    trained = [(name, h) for name, h in files if name.endswith((".safetensors", "config.json"))]
+    return _short_hash("".join(h for name, h in trained if name != ERROR_HEAD))
 
 
 def load_pipeline(path: Path, device: str = "cpu", calibrated: bool = True) -> FusionPipeline:
@@ -142,9 +162,11 @@ def _checked_index(path: Path) -> dict[str, Any]:
 
 
 def _checked_files(path: Path) -> dict[str, Any]:
-    facts = _read_json(path / "metadata.json")
+    facts = _read_json(path / FACTS)
     for name, recorded in facts.get("files", {}).items():
         file = path / name
+        if name == CARD:  # in older folders; a card may be written anew
+            continue
         if not file.is_file() or _sha256(file) != recorded:
             raise ModelFolderError(
                 f"{name} is missing or was changed",
@@ -202,6 +224,10 @@ def _write_json(path: Path, values: dict[str, Any]) -> None:
 
 def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _short_hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def model_card(pipeline: FusionPipeline) -> str:

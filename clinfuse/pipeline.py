@@ -50,7 +50,7 @@ class FusionPipeline:
         error_head: what foretells F's error from the variances and the images, or None: the total variance does.
         calibration: map from that standard deviation to calibrated uncertainty, or None.
         metadata: model card facts (recipe, data, seeds), JSON-able.
-        model_hash: of the weights; set by saving and loading.
+        model_hash: of all that changes an answer (clinfuse.model_folder); set by saving and loading.
     """
 
     members: list[Denoiser]

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from upath import UPath
 
 from clinfuse import RESEARCH_USE, __version__
+from clinfuse_platform.runs import write_atomic
 from clinfuse_platform.variants import Variant
 
 CLINICAL = ("ssim", "fsim", "psnr", "dice", "nsd", "hd95", "seam")
@@ -24,7 +24,7 @@ Tables = Mapping[str, pd.DataFrame | None]
 def write_card(
     variant: Variant, tables: Tables, out: Path, data: str, split: str, *, into_model: bool = False
 ) -> Path:
-    """Write model_card.md; with `into_model` also as the model folder's README.md, its recorded hash renewed.
+    """Write model_card.md; with `into_model` also as the model folder's README.md.
 
     Args:
         variant: the model.
@@ -33,23 +33,13 @@ def write_card(
         data: the dataset evaluated on.
         split: the split evaluated.
     """
+    from clinfuse.model_folder import CARD
+
     text = card(variant, tables, data, split)
     file = out / "model_card.md"
-    file.write_text(text, encoding="utf-8")
-    if into_model:
-        put_into_model(text, Path(variant.model))
+    for place in (file, *([Path(variant.model) / CARD] if into_model else [])):
+        write_atomic(UPath(place), text.encode("utf-8"))
     return file
-
-
-def put_into_model(text: str, folder: Path) -> None:
-    """Replace the model folder's card; the weights and their hash stay as they are."""
-    readme, facts_file = folder / "README.md", folder / "metadata.json"
-    facts = json.loads(facts_file.read_text(encoding="utf-8"))
-    facts["files"]["README.md"] = hashlib.sha256(text.encode("utf-8")).hexdigest()
-    for file, content in ((readme, text), (facts_file, json.dumps(facts, indent=2, sort_keys=True))):
-        aside = file.with_name(f".{file.name}.new")
-        aside.write_text(content, encoding="utf-8")
-        os.replace(aside, file)
 
 
 def card(variant: Variant, tables: Tables, data: str, split: str) -> str:

@@ -87,12 +87,11 @@ def _model_variant(name: str, arguments: argparse.Namespace) -> Variant:
 
 
 def model_of(name: str, storage: str) -> tuple[Path, str]:
-    """The model folder meant by the name, absolute, and the hash of its weights and calibration.
+    """The model folder meant by the name, absolute, and the hash of what changes its answers.
 
     Raises:
         InputError: neither a model nor a baseline; the message lists both.
     """
-    import hashlib
     import json
 
     from clinfuse.baselines import BASELINES
@@ -107,10 +106,7 @@ def model_of(name: str, storage: str) -> tuple[Path, str]:
             found=error.found,
             todo=error.todo,
         ) from error
-    weights = json.loads((folder / "metadata.json").read_text(encoding="utf-8"))["model_hash"]
-    calibration = folder / "calibration.json"
-    text = weights + (calibration.read_text(encoding="utf-8") if calibration.is_file() else "")
-    return folder, hashlib.sha256(text.encode()).hexdigest()[:16]
+    return folder, json.loads((folder / "metadata.json").read_text(encoding="utf-8"))["model_hash"]
 
 
 def preset_of(name: str, model: str) -> Preset:

@@ -42,7 +42,9 @@ def note_use(model: str | Path, use: str, where: str, facts: Mapping[str, Any]) 
 
 
 def lineage(run: Run) -> dict[str, Any]:
-    """From the data's hash to every model: code commit, weights' hash, what each was made from and is used for."""
+    """From the data's hash to every model: code commit, hashes, of which weights each was made and its uses."""
+    from clinfuse.model_folder import weights_hash
+
     config, environment = run.read_json("config.json"), run.read_json("environment.json")
     uses = _uses(run)
     models = {}
@@ -52,7 +54,8 @@ def lineage(run: Run) -> dict[str, Any]:
             continue
         known, calibration = facts.get("facts", {}), run.read_json(f"{kind}/calibration.json")
         models[kind] = {
-            "model_hash": facts.get("model_hash"),
+            "model_hash": facts["model_hash"],
+            "weights_hash": weights_hash(facts),
             "made_from": known.get("base") or known.get("teacher"),
             "calibrated": calibration.get("coverage") if calibration else None,
             "uses": [one for one in uses if one["model"] == kind],

@@ -43,7 +43,8 @@ def train_members(
 
     Args:
         run: the run whose model is the first member.
-        settings: of every member: "config", "data", "data_hash", "teacher", "base" (model folder), and their keys.
+        settings: of every member: "config", "data", "data_hash", "teacher" and "base" (model folders), and
+            "teacher_key" and "base_key" (hashes of their weights).
         count: members in all, 2 or more.
         workers: of each job.
         mlflow: tell MLflow of each job.
@@ -163,8 +164,8 @@ def _assemble(run: Run, settings: Mapping[str, Any], count: int) -> None:
     """The base model's member and the further ones as one model folder, which appears in one step."""
     from clinfuse.pipeline import FusionPipeline
 
-    whole = FusionPipeline.from_pretrained(find_model(settings["base"]))
-    whole.calibration = None  # the base model's is not the ensemble's
+    # the base model's error head and calibration are not the ensemble's
+    whole = FusionPipeline.from_pretrained(find_model(settings["base"]), calibrated=False)
     for number in range(1, count):
         further = FusionPipeline.from_pretrained(find_model(run.path / member_kind(number)))
         whole.members += further.members

@@ -89,7 +89,7 @@ def distill_plan(work: Work) -> Plan:
             kind="student",
             student_steps=config.student_steps,
             presets=teacher.presets,
-            metadata=teacher.metadata | _facts(work) | {"teacher": teacher.model_hash},
+            metadata=teacher.metadata | _facts(work) | {"teacher": work.settings["teacher_key"]},
         ).save_pretrained(folder)
 
     return Plan(phases=(student,), export=export)
@@ -125,8 +125,8 @@ def member_kind(number: int) -> str:
 
 
 def _export_member(work: Work, base: FusionPipeline, name: str, done: Modules, folder: Path) -> None:
-    metadata = base.metadata | _facts(work) | {"base": base.model_hash}
-    replace(base, members=[done[name]], metadata=metadata, calibration=None).save_pretrained(folder)
+    metadata = base.metadata | _facts(work) | {"base": work.settings["base_key"]}
+    replace(base, members=[done[name]], metadata=metadata).save_pretrained(folder)
 
 
 def _student_phase(
@@ -218,10 +218,13 @@ def _varied(
 
 
 def _pipeline(work: Work, role: str) -> FusionPipeline:
+    """The "teacher" or "base" as it was trained: a calibration of it is no other model's, and changes none."""
     from clinfuse.pipeline import FusionPipeline
     from clinfuse_platform.runs import find_model
 
-    return FusionPipeline.from_pretrained(find_model(work.settings[role]), device=work.device)
+    return FusionPipeline.from_pretrained(
+        find_model(work.settings[role]), device=work.device, calibrated=False
+    )
 
 
 def _on_cpu(pipeline: FusionPipeline) -> FusionPipeline:

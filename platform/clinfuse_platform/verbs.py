@@ -101,6 +101,8 @@ def run_ensemble(arguments: argparse.Namespace) -> dict[str, Any]:
     if not run.has_model(base):
         raise InputError(f"run {run.name} has no {base}", todo=f"make it first (clinfuse distill {run.name})")
     settings |= {"base": str(run.path / base), "base_key": _key_of(run, base)}
+    if base == "student":  # its members take as many steps as it does
+        settings["config"]["student_steps"] = run.read_json(f"{base}/model_index.json")["student_steps"]
     workers = _workers(arguments, settings["config"]["recipe"])
     model = train_members(run, settings, arguments.members, workers, mlflow=arguments.mlflow)
     jobs = map(member_name, range(1, arguments.members))
@@ -203,8 +205,10 @@ def _of_finished_run(arguments: argparse.Namespace) -> tuple[Run, dict[str, Any]
 
 
 def _key_of(run: Run, kind: str) -> str:
-    """Hash of the model's weights, so that a job is done anew when what it builds on has changed."""
-    return str(run.read_json(f"{kind}/metadata.json").get("model_hash", ""))
+    """Hash of the model's weights: a job is done anew when what it builds on was trained anew, not when calibrated."""
+    from clinfuse.model_folder import FACTS, weights_hash
+
+    return weights_hash(run.read_json(f"{kind}/{FACTS}"))
 
 
 def _result(run: Run, model: UPath, job: str, *parts: str) -> dict[str, Any]:
@@ -217,7 +221,7 @@ def _result(run: Run, model: UPath, job: str, *parts: str) -> dict[str, Any]:
     return {
         "result": model,
         "run": run.name,
-        "model_hash": _key_of(run, model.name),
+        "model_hash": run.read_json(f"{model.name}/metadata.json")["model_hash"],
         "seconds": state.get("seconds"),
         "last": last,
         "research_use": RESEARCH_USE,

@@ -1,7 +1,9 @@
 """FusionPipeline: deterministic, exact round trip through its folder, refuses what is not a model."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,14 +13,23 @@ from clinfuse import RESEARCH_USE
 from clinfuse.case import Case
 from clinfuse.errors import ConfigError, InputError, ModelFolderError
 from clinfuse.method import calibration
-from clinfuse.method.error_head import FILE
+from clinfuse.method.error_features import COUNT
+from clinfuse.method.error_head import FILE, ErrorHead
 from clinfuse.method.prior import findings
+from clinfuse.model_folder import weights_hash
 from clinfuse.pipeline import FusionPipeline
 from clinfuse.presets import load_presets
 from clinfuse.training import build_denoiser, build_lesion_head, recipe
 from clinfuse.training.error_fit import error_rows, fit_error_head
 
 SMALL = {"crop": (16, 16), "denoiser.channels": (8, 16), "lesion_head.channels": (4, 8)}
+ERROR_HEAD = ErrorHead(
+    mean=np.zeros(COUNT, np.float32),
+    scale=np.ones(COUNT, np.float32),
+    weights=(np.zeros((1, COUNT), np.float32),),
+    biases=(np.zeros(1, np.float32),),
+    ceiling=1.0,
+)
 
 
 def make(kind: str = "student", members: int = 2, **changes: object) -> FusionPipeline:
@@ -97,6 +108,38 @@ def test_round_trip_is_exact(tiny_case: Case, tmp_path: Path, members: int) -> N
     np.testing.assert_array_equal(again(slab).fused, pipeline(slab).fused)
     assert not [p for p in tmp_path.rglob("*") if p.suffix in (".pkl", ".pt", ".pth", ".bin")]
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+def facts(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "metadata.json").read_text())
+
+
+def test_a_version_is_told_by_all_that_changes_answers_and_its_weights_by_training_alone(
+    tmp_path: Path,
+) -> None:
+    pipeline = make(members=1)
+    made = facts(pipeline.save_pretrained(tmp_path / "made"))
+    std, error = np.random.default_rng(0).random((2, 200)) / 10
+    changed = {
+        "calibration": replace(pipeline, calibration=calibration.fit_calibration([std], [error], [{}])),
+        "error_head": replace(pipeline, error_head=ERROR_HEAD),
+        "presets": replace(pipeline, presets={"balanced": load_presets()["balanced"].changed(eta=3.0)}),
+        "student_steps": replace(pipeline, student_steps=4),
+        "members": make(members=2),
+    }
+    found = {name: facts(one.save_pretrained(tmp_path / name)) for name, one in changed.items()}
+    assert len({made["model_hash"], *(one["model_hash"] for one in found.values())}) == 1 + len(changed)
+    assert [name for name, one in found.items() if weights_hash(one) != weights_hash(made)] == ["members"]
+
+
+def test_a_folder_of_the_format_before_loads_whatever_its_card_says(tmp_path: Path) -> None:
+    folder = make(members=1).save_pretrained(tmp_path / "model")
+    known = facts(folder)
+    known["files"]["README.md"], known["model_hash"] = "0" * 64, "as it was"
+    (folder / "metadata.json").write_text(json.dumps(known))
+    (folder / "README.md").write_text("# a card of other words\n")
+    assert FusionPipeline.from_pretrained(folder).model_hash == "as it was"
+    assert weights_hash(known) == weights_hash(facts(make(members=1).save_pretrained(tmp_path / "again")))
 
 
 def test_saving_again_replaces_the_folder(tmp_path: Path) -> None:

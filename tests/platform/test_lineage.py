@@ -10,6 +10,8 @@ from clinfuse_platform.runs import create_run, publish_folder
 from clinfuse_platform.verb_table import run_verb
 from upath import UPath
 
+from clinfuse.model_folder import weights_hash
+
 CONFIG = {"verb": "train", "config": {"recipe": "cpu-debug", "seed": 0}, "data_hash": "d" * 16}
 
 
@@ -18,7 +20,8 @@ def make_model(folder: Path, model_hash: str, **facts: str) -> Path:
     aside = folder.with_name("aside")
     aside.mkdir(parents=True)
     (aside / "model_index.json").write_text("{}")
-    (aside / "metadata.json").write_text(json.dumps({"model_hash": model_hash, "facts": facts}))
+    told = {"model_hash": model_hash, "facts": facts, "files": {"denoiser/config.json": "0" * 64}}
+    (aside / "metadata.json").write_text(json.dumps(told))
     publish_folder(aside, UPath(folder))
     return folder
 
@@ -27,7 +30,8 @@ def test_from_the_data_to_what_is_served(tmp_path: Path) -> None:
     run = create_run("first", tmp_path, CONFIG)
     folder = Path(str(run.path))
     teacher = make_model(folder / "model", "aaaa")
-    student = make_model(folder / "student", "bbbb", teacher="aaaa")
+    weights = weights_hash(json.loads((teacher / "metadata.json").read_text()))
+    student = make_model(folder / "student", "bbbb", teacher=weights)
     (student / "calibration.json").write_text(json.dumps({"coverage": 0.9}))
     assert note_use(folder, "sweep", "sweeps/one", {"trials": 4})
     assert note_use(teacher, "sweep", "sweeps/one", {"trials": 8}), "the same sweep, gone on with"
@@ -38,7 +42,7 @@ def test_from_the_data_to_what_is_served(tmp_path: Path) -> None:
     (sweep,) = line["models"]["model"]["uses"]
     assert (sweep["use"], sweep["where"], sweep["trials"]) == ("sweep", "sweeps/one", 8)
     assert sweep["model_hash"] == line["models"]["model"]["model_hash"] == "aaaa"
-    assert line["models"]["student"]["made_from"] == "aaaa"
+    assert line["models"]["student"]["made_from"] == line["models"]["model"]["weights_hash"] == weights
     assert line["models"]["student"]["calibrated"] == 0.9 and line["models"]["model"]["calibrated"] is None
     (served,) = line["models"]["student"]["uses"]
     assert (served["use"], served["where"]) == ("serve", "http://127.0.0.1:8000")

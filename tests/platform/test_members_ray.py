@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from clinfuse_platform.launch import TrainingError, Workers
@@ -21,6 +22,10 @@ from clinfuse_platform.runs import Run, create_run
 from clinfuse_platform.session import gpus_present
 from clinfuse_platform.verb_table import run_verb
 
+from clinfuse.method.calibration import fit_calibration
+from clinfuse.method.error_features import COUNT
+from clinfuse.method.error_head import ErrorHead
+from clinfuse.model_folder import weights_hash
 from clinfuse.pipeline import FusionPipeline
 from clinfuse.training import build_denoiser, build_lesion_head, fit, recipe
 
@@ -101,11 +106,12 @@ def test_members_train_at_once_and_go_on_after_a_kill(ray_session: None, run: Ru
         time.sleep(0.05)
     process.kill()
     process.wait()
-    assert {run.state(job) for job in ("member_1", "member_2", "ensemble")} == {"running"}
+    assert run.state("ensemble") == "running"
     result = run_verb(words[0], [*words[1:], "3"])
     whole = FusionPipeline.from_pretrained(result["result"])
     base = FusionPipeline.from_pretrained(Path(str(run.path / "model")))
-    assert whole.metadata["base"] == base.model_hash and whole.metadata["ensemble_steps"] == STEPS
+    told = run.read_json("model/metadata.json")
+    assert whole.metadata["base"] == weights_hash(told) and whole.metadata["ensemble_steps"] == STEPS
     assert len(whole.members) == 3
     for number, member in enumerate(whole.members):
         expected = bare(run, number) if number else base.members[0].state_dict()
@@ -117,6 +123,36 @@ def test_members_train_at_once_and_go_on_after_a_kill(ray_session: None, run: Ru
     fewer = run_verb(words[0], [*words[1:], "2"])  # put together from those there are
     assert len(FusionPipeline.from_pretrained(fewer["result"]).members) == 2
     assert all(run.read_json("state.json")[job] == known[job] for job in steps), "trained again"
+
+
+def calibrate(folder: Path) -> None:
+    """Give the model an error head and a calibration."""
+    whole = FusionPipeline.from_pretrained(folder)
+    layers = (np.zeros((1, COUNT), np.float32),), (np.zeros(1, np.float32),)
+    mean, scale = np.zeros(COUNT, np.float32), np.ones(COUNT, np.float32)
+    whole.error_head = ErrorHead(mean=mean, scale=scale, weights=layers[0], biases=layers[1], ceiling=1.0)
+    std, error = np.random.default_rng(0).random((2, 200)) / 10
+    whole.calibration = fit_calibration([std], [error], [{}])
+    whole.save_pretrained(folder)
+
+
+@pytest.mark.ray
+def test_calibrating_the_base_trains_no_member_again_and_is_not_inherited(
+    ray_session: None, tiny_store: Path, tmp_path: Path
+) -> None:
+    run = made(tmp_path, "base", tiny_store, member_steps=1)
+    words = [str(run.path), *ONE, "--members"]
+    before = FusionPipeline.from_pretrained(run_verb("ensemble", [*words, "2"])["result"])
+    known, base = run.read_json("state.json"), Path(str(run.path / "model"))
+    calibrate(base)
+    run_verb("ensemble", [*words, "2"])
+    assert run.read_json("state.json") == known, "trained again"
+    after = FusionPipeline.from_pretrained(run_verb("ensemble", [*words, "3"])["result"])
+    assert run.read_json("state.json")["member_1"] == known["member_1"], "trained again"
+    assert FusionPipeline.from_pretrained(base).error_head is not None
+    for whole in (after, FusionPipeline.from_pretrained(Path(str(run.path / "members" / "2")))):
+        assert whole.error_head is None and whole.calibration is None
+    assert len(after.members) == 3 and after.metadata["base"] == before.metadata["base"]
 
 
 @severally

@@ -152,13 +152,13 @@ def test_errors_come_back_from_the_workers_in_their_own_words(tmp_path: Path) ->
     assert isinstance(unexpected, TrainingError) and "test_positions" in unexpected.__notes__[0]
 
 
-def test_targets_are_made_once_and_depend_on_the_seed(tmp_path: Path, tiny_store: Path) -> None:
+def test_targets_are_made_once_and_depend_on_seed_and_teacher(tmp_path: Path, tiny_store: Path) -> None:
     config = recipe("cpu-debug", crop=(24, 24), batch_size=2, distill_batches=2, teacher_steps=1)
     teacher = FusionPipeline(
         members=[build_denoiser(config)], lesion_head=build_lesion_head(config), diffusion=config.diffusion
     )
     reader = ShardReader(tiny_store, crop=config.crop, batch_size=2)
-    settings = {"run": str(tmp_path), "config": config.to_dict(), "data_hash": "d"}
+    settings = {"run": str(tmp_path), "config": config.to_dict(), "data_hash": "d", "teacher_key": "t"}
     work = Work(job="distill", settings=settings)
     made = Targets.of(work, config, teacher, reader)
     assert made.batches[0]["teacher"].shape == (2, 1, 24, 24)
@@ -172,7 +172,8 @@ def test_targets_are_made_once_and_depend_on_the_seed(tmp_path: Path, tiny_store
     for first, second in zip(made.batches, again.batches, strict=True):
         assert all(torch.equal(first[key], second[key]) for key in first)
     Targets.of(work, config.changed({"seed": 1}), teacher, reader)
-    assert len(list((tmp_path / "targets").iterdir())) == 2
+    Targets.of(Work(job="distill", settings=settings | {"teacher_key": "u"}), config, teacher, reader)
+    assert len(list((tmp_path / "targets").iterdir())) == 3
     assert made.batch(5) is made.batches[1]
 
 
