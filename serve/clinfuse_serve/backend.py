@@ -83,8 +83,8 @@ class Backend(Protocol):
     async def tell_presets(self, changes: Mapping[str, Any]) -> None:
         """Tell every other replica of changed presets."""
 
-    async def learn_presets(self) -> Mapping[str, Any]:
-        """Presets that other replicas know of."""
+    async def learn_presets(self) -> list[Mapping[str, Any]]:
+        """Changed presets that other replicas know of, one mapping a replica; empty if none of them answered."""
 
     async def snapshots(self, own: Mapping[str, Any]) -> list[Mapping[str, Any]]:
         """Metric snapshots of all aggregator replicas, this one's included."""
@@ -189,9 +189,9 @@ class LocalBackend:
     async def tell_presets(self, changes: Mapping[str, Any]) -> None:
         """Nobody else to tell."""
 
-    async def learn_presets(self) -> Mapping[str, Any]:
-        """Nobody else to ask."""
-        return {}
+    async def learn_presets(self) -> list[Mapping[str, Any]]:
+        """Nobody else was told of any."""
+        return [{}]
 
     async def snapshots(self, own: Mapping[str, Any]) -> list[Mapping[str, Any]]:
         """Only this process."""

@@ -20,6 +20,7 @@ from clinfuse_serve.kept import KeptCase
 from clinfuse_serve.kept_features import KeptFeatures
 from clinfuse_serve.limits import Limits
 from clinfuse_serve.parts import SLAB
+from clinfuse_serve.preset_table import PresetTable
 from clinfuse_serve.ray_backend import AGGREGATOR, RayBackend, member_name
 from clinfuse_serve.versions import LoadedVersions, change_over, checked_model, wanted_folder
 
@@ -72,7 +73,7 @@ class Member:
         torch.set_num_threads(settings.threads)
         self.member = member
         self._versions = LoadedVersions(settings.device)
-        self._changes: dict[str, Any] = {}
+        self._presets = PresetTable({}, origin="")
         self._turn = asyncio.Lock()
         self._kept = KeptFeatures(settings.limits.features_bytes, settings.limits.kept_s)
         self._draw_together.set_max_batch_size(settings.batch)  # type: ignore[attr-defined]
@@ -98,12 +99,12 @@ class Member:
         return self._versions.hashes()
 
     async def remember_presets(self, changes: Mapping[str, Any]) -> None:
-        """Keep changed presets."""
-        self._changes.update(changes)
+        """Keep changed presets, unless newer ones are known."""
+        self._presets.merge(changes)
 
     async def known_presets(self) -> dict[str, Any]:
         """Changed presets heard of."""
-        return self._changes
+        return self._presets.changes()
 
 
 @serve.ingress()

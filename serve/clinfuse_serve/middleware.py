@@ -130,8 +130,11 @@ class Guard:
 
 
 def is_work(scope: Scope) -> bool:
-    """Whether a request takes a place in the queue."""
-    return scope["method"] == "POST" and route_of(scope["path"]) in ("/v1/fuse", "/infer")
+    """Whether a request fuses, and so takes a place in the queue."""
+    method, path = scope["method"], scope["path"]
+    if method == "GET":
+        return route_of(path) == "/v1/study" and path.endswith("/fused")
+    return method == "POST" and route_of(path) in ("/v1/fuse", "/infer")
 
 
 def route_of(path: str) -> str:

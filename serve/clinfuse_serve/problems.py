@@ -151,13 +151,22 @@ def queue_full(limit: int, retry_after_s: float) -> Problem:
     )
 
 
-def no_members(asked: int, missing: dict[int, str]) -> Problem:
+def no_members(asked: int, missing: Mapping[int, str]) -> Problem:
     """503: no member answered; says which are missing and why."""
+    return _missing("no ensemble member answered", asked, 0, missing)
+
+
+def not_whole(asked: int, missing: Mapping[int, str]) -> Problem:
+    """503: a picture that all members must make, and one is missing."""
+    return _missing("not every ensemble member answered", asked, asked - len(missing), missing)
+
+
+def _missing(title: str, asked: int, used: int, missing: Mapping[int, str]) -> Problem:
     return Problem(
         status=HTTPStatus.SERVICE_UNAVAILABLE,
-        title="no ensemble member answered",
+        title=title,
         expected=f"{asked} members",
-        found="0 members",
+        found=f"{used} members",
         todo="repeat the request shortly: members come back by themselves",
         more={"missing": [{"member": k, "reason": v} for k, v in sorted(missing.items())]},
         headers={"Retry-After": "5"},

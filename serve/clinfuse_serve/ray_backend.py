@@ -103,15 +103,10 @@ class RayBackend:
         calls = [self._broadcast(handle, "remember_presets", dict(changes)) for handle in self.handles]
         await asyncio.gather(self._broadcast(self._peers(), "merge_presets", dict(changes)), *calls)
 
-    async def learn_presets(self) -> Mapping[str, Any]:
-        """What the members remember, newest stamps win."""
+    async def learn_presets(self) -> list[Mapping[str, Any]]:
+        """What the members remember."""
         told = await asyncio.gather(*(self._broadcast(h, "known_presets") for h in self.handles))
-        rows: dict[str, Any] = {}
-        for changes in (change for answers in told for change in answers):
-            for name, row in changes.items():
-                if name not in rows or row["stamp"] > rows[name]["stamp"]:
-                    rows[name] = row
-        return rows
+        return [changes for answers in told for changes in answers]
 
     async def snapshots(self, own: Mapping[str, Any]) -> list[Mapping[str, Any]]:
         """Ask every aggregator replica; this one's own numbers if none answers."""

@@ -67,7 +67,7 @@ class FusionService:
         self.metrics = Metrics(sink)
         self.cases = Cases(backend, limits, secret, self.examples, self.metrics)
         self.gate = Gate(limits, self.metrics)
-        self._at_once = asyncio.Semaphore(limits.at_once)
+        self.at_once = asyncio.Semaphore(limits.at_once)
         self._learned = False
 
     def use(self, model: ServedModel) -> None:
@@ -116,7 +116,7 @@ class FusionService:
         start, model = time.monotonic(), self.model
         await self.learn()
         order, members = order_of(params, self.presets, model, self.limits, self.backend.members)
-        async with self._at_once:
+        async with self.at_once:
             with self._phase("queue", seconds, start):
                 pass
             with self._phase("prepare", seconds):
@@ -164,16 +164,25 @@ class FusionService:
             )
 
     async def change_preset(self, preset: Preset) -> Preset:
-        """Set a preset here and on every other replica."""
+        """Set a preset here and on every other replica.
+
+        Raises:
+            ConfigError: an impossible name, or too many presets. ProblemError: 503 while nobody tells which changes
+            were made before: this one might then count as older than they.
+        """
         await self.learn()
+        if not self._learned:
+            raise ProblemError(no_members(self.backend.members, {}))
         await self.backend.tell_presets(self.presets.change(preset))
         return preset
 
     async def learn(self) -> None:
-        """Once after the start: take over what other replicas know of changed presets."""
+        """After the start, until somebody answers: take over what other replicas know of changed presets."""
         if not self._learned:
-            self.presets.merge(await self.backend.learn_presets())
-            self._learned = True
+            told = await self.backend.learn_presets()
+            for changes in told:
+                self.presets.merge(changes)
+            self._learned = bool(told)
 
     async def preset_rows(self) -> list[PresetRow]:
         """All presets with their values."""

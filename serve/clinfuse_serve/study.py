@@ -3,7 +3,8 @@
 Every (case, arm) is one item. A reader sees every case once per round, in an order of his own drawn from the study's
 seed and his pseudonym; which arm a case shows in a round is drawn too. The page and its requests name only the item's
 place in that order. An answer becomes one small Parquet file, written aside and renamed: replicas and readers never
-wait for each other, an item is answered once, and a study goes on where it stopped.
+wait for each other, an item is answered once, and a study goes on where it stopped. Beside the answers a hidden file
+an item tells by which model version its picture was made, as another replica may take the answer.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -89,13 +91,14 @@ class Item:
 
 
 def read_study(path: str | Path) -> Study:
-    """A study file (YAML).
+    """A study file (YAML); folders in it that are not absolute lie beside it, whichever process reads it.
 
     Raises:
         ConfigError: not readable, or with fields that are missing, unknown or impossible.
     """
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        values |= {name: _beside(path, values[name]) for name in ("results", "cases") if values.get(name)}
         arms = tuple(Arm(**arm) for arm in values.pop("arms"))
         return Study(arms=arms, questions=tuple(values.pop("questions")), **values)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -106,6 +109,10 @@ def read_study(path: str | Path) -> Study:
             expected="title, results, arms (name, and preset or method), questions; see docs/serving.md",
             found=str(error),
         ) from error
+
+
+def _beside(path: str | Path, folder: str) -> str:
+    return folder if "://" in folder else str(Path(path).resolve().parent / folder)
 
 
 def order_of(study: Study, case_ids: Sequence[str], reader: str) -> list[Item]:
@@ -142,11 +149,17 @@ class Answers:
         """Places that this reader has answered."""
         return {int(path.stem.rpartition("-")[2]) for path in self.folder.glob(f"{reader}-*.parquet")}
 
-    def add(self, item: Item, reader: str, ratings: Sequence[int], seconds: float, model_hash: str) -> None:
+    def note_drawn(self, item: Item, reader: str, model_hash: str) -> None:
+        """Keep by which model version the picture was made that this reader sees; "" for a method without a model."""
+        with self._aside() as aside:
+            aside.write_text(model_hash, encoding="ascii")
+            os.replace(aside, self._drawn(item, reader))
+
+    def add(self, item: Item, reader: str, ratings: Sequence[int], seconds: float) -> None:
         """Write one answer, a row a question.
 
         Raises:
-            InputError: not one rating in range for every question, or answered before.
+            InputError: not one rating in range for every question, answered before, or the picture was never shown.
         """
         import pandas as pd
 
@@ -165,7 +178,7 @@ class Answers:
             "arm": item.arm.name,
             "preset": item.arm.preset,
             "method": item.arm.method or "model",
-            "model_hash": model_hash if item.arm.method is None else "",
+            "model_hash": self._model_hash(item, reader),
             "question": list(questions),
             "rating": list(ratings),
             "seconds": float(seconds),
@@ -174,12 +187,34 @@ class Answers:
             "notice": RESEARCH_USE,
         }
         target = self.folder / f"{reader}-{item.position:05d}.parquet"
+        with self._aside() as aside:
+            pd.DataFrame(rows).to_parquet(aside, index=False)
+            try:
+                os.link(aside, target)  # unlike a rename, refuses to replace an answer
+            except FileExistsError as error:
+                raise InputError("this picture is rated already", found=f"item {item.position}") from error
+
+    def _drawn(self, item: Item, reader: str) -> Path:
+        return (
+            self.folder / f".{reader}-{item.position:05d}.model"
+        )  # the dot hides it from pandas.read_parquet
+
+    def _model_hash(self, item: Item, reader: str) -> str:
+        try:
+            return self._drawn(item, reader).read_text(encoding="ascii")
+        except FileNotFoundError as error:
+            raise InputError(
+                "this picture cannot be rated before it was shown",
+                expected="a rating after GET …/fused",
+                found=f"item {item.position}",
+            ) from error
+
+    @contextmanager
+    def _aside(self) -> Iterator[Path]:
+        """A file of the folder that nobody reads, to be moved to its place when it is whole."""
         aside = self.folder / f".{uuid4().hex}.part"
         try:
-            pd.DataFrame(rows).to_parquet(aside, index=False)
-            os.link(aside, target)  # unlike a rename, refuses to replace an answer
-        except FileExistsError as error:
-            raise InputError("this picture is rated already", found=f"item {item.position}") from error
+            yield aside
         finally:
             aside.unlink(missing_ok=True)
 

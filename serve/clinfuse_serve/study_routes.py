@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
-from fastapi import FastAPI, Path, Response
+from fastapi import FastAPI, Path, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from clinfuse import RESEARCH_USE
 from clinfuse.case import Case
 from clinfuse.outputs import case_grid, nifti_bytes
 from clinfuse_serve.examples import Examples, StoreExamples
-from clinfuse_serve.problems import Problem, ProblemError
+from clinfuse_serve.problems import Problem, ProblemError, not_whole
 from clinfuse_serve.replies import PROBLEMS
 from clinfuse_serve.schemas import FuseParams
+from clinfuse_serve.streaming import unless_gone
 from clinfuse_serve.study import Answers, Item, Study, order_of
 
 if TYPE_CHECKING:
@@ -85,26 +85,37 @@ class Reading:
             item=left[0].position if left else None, done=len(done), items=len(items), simulated=simulated
         )
 
-    async def picture(self, item: Item, picture: Picture) -> bytes:
+    async def picture(self, reader: str, position: int, picture: Picture) -> bytes:
         """One volume on the RAS+ grid, windowed to [0, 1]; nothing in it tells the arm."""
+        item = await asyncio.to_thread(self.item, reader, position)
         case = await asyncio.to_thread(self.cases.case, item.case_id)
-        volume = getattr(case, picture) if picture != "fused" else await self._fused(case, item)
+        volume = getattr(case, picture) if picture != "fused" else await self._fused(case, item, reader)
         array, affine = case_grid(np.asarray(volume, np.float32), case)
         return await asyncio.to_thread(nifti_bytes, array, affine)
 
-    async def _fused(self, case: Case, item: Item) -> Any:
+    async def _fused(self, case: Case, item: Item, reader: str) -> Any:
+        """The picture to rate, whole or not at all; notes by which model version it was made.
+
+        Raises:
+            ProblemError: 503 if a member is missing, as its picture would be rated as the arm's.
+        """
+        volume, model_hash = await (self._method(case, item) if item.arm.method else self._model(case, item))
+        await asyncio.to_thread(self.answers.note_drawn, item, reader, model_hash)
+        return volume
+
+    async def _method(self, case: Case, item: Item) -> tuple[Any, str]:
+        from clinfuse.baselines import BASELINES
+
         preset = self.service.presets.find(item.arm.preset)
-        if item.arm.method is not None:
-            from clinfuse.baselines import BASELINES
+        async with self.service.at_once:
+            return await asyncio.to_thread(BASELINES[str(item.arm.method)], case, preset), ""
 
-            return await asyncio.to_thread(BASELINES[item.arm.method], case, preset)
+    async def _model(self, case: Case, item: Item) -> tuple[Any, str]:
         params = FuseParams.model_validate({"preset": item.arm.preset, "seed": SEED})
-        answer = await self.service.fuse_case(params, f"study{item.case_id}", partial(_same, case))
-        return answer.result.fused
-
-
-def _same(case: Case) -> Case:
-    return case
+        answer = await self.service.fuse_case(params, f"study{item.case_id}", lambda: case)
+        if answer.degraded:
+            raise ProblemError(not_whole(answer.asked, answer.missing))
+        return answer.result.fused, str(answer.result.info["model_hash"])
 
 
 def add_routes(app: FastAPI, service: FusionService, study: Study | None) -> None:
@@ -146,17 +157,21 @@ def add_routes(app: FastAPI, service: FusionService, study: Study | None) -> Non
         "/v1/study/readers/{reader}/{item}/{picture}",
         tags=["Reader study"],
         response_class=Response,
-        responses={**answers, 200: {"content": {"application/octet-stream": {}}}, 503: PROBLEMS[503]},
+        responses={
+            **answers,
+            200: {"content": {"application/octet-stream": {}}},
+            429: PROBLEMS[429],
+            503: PROBLEMS[503],
+        },
     )
-    async def picture(reader: Reader, item: int, picture: Picture) -> Response:
+    async def picture(request: Request, reader: Reader, item: int, picture: Picture) -> Response:
         """One picture of an item as NIfTI."""
-        data = await here().picture(await asyncio.to_thread(here().item, reader, item), picture)
+        data = await unless_gone(request, here().picture(reader, item, picture))
         return Response(data, media_type="application/octet-stream")
 
     @app.post("/v1/study/readers/{reader}/{item}", tags=["Reader study"], responses=answers)
     async def rate(reader: Reader, item: int, body: Rating) -> NextItem:
         """Keep one answer; says what is next."""
         rated = await asyncio.to_thread(here().item, reader, item)
-        model_hash = service.model.model_hash
-        await asyncio.to_thread(here().answers.add, rated, reader, body.ratings, body.seconds, model_hash)
+        await asyncio.to_thread(here().answers.add, rated, reader, body.ratings, body.seconds)
         return await asyncio.to_thread(here().next, reader)

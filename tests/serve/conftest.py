@@ -16,6 +16,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from clinfuse_serve.backend import LocalBackend
 from clinfuse_serve.limits import Limits
 from clinfuse_serve.study import Study
 from PIL import Image
@@ -120,7 +121,6 @@ def local_service(model_dir: Path, pipeline: FusionPipeline) -> Iterator[Callabl
     """Starts services over real HTTP with the members in this process; yields a function that returns the URL."""
     import uvicorn
     from clinfuse_serve.application import build_application
-    from clinfuse_serve.backend import LocalBackend
     from clinfuse_serve.served_model import read_model
     from clinfuse_serve.service import FusionService
 
@@ -130,6 +130,7 @@ def local_service(model_dir: Path, pipeline: FusionPipeline) -> Iterator[Callabl
         limits: Limits | None = None,
         digest: str | None = None,
         study: Study | None = None,
+        backend: type[LocalBackend] = LocalBackend,
         **service_options: object,
     ) -> str:
         with socket.socket() as probe:
@@ -139,9 +140,9 @@ def local_service(model_dir: Path, pipeline: FusionPipeline) -> Iterator[Callabl
 
         def run() -> None:
             async def serve() -> None:
-                backend = LocalBackend(pipeline, limits)
+                members = backend(pipeline, limits)
                 service = FusionService(
-                    read_model(model_dir), backend, limits or Limits(), secret=b"k", **service_options
+                    read_model(model_dir), members, limits or Limits(), secret=b"k", **service_options
                 )
                 app = build_application(service, digest=digest, loopback_only=digest is None, study=study)
                 server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error"))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
-from collections.abc import Callable
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,13 +16,15 @@ import numpy as np
 import pandas as pd
 import pytest
 from chromium import Browser
+from clinfuse_serve.backend import Gathered, LocalBackend
+from clinfuse_serve.limits import Limits
 from clinfuse_serve.schemas import ExampleRow
 from clinfuse_serve.study import Answers, Arm, Study, interval, order_of, read_study
+from posting import Start
 
 from clinfuse.case import Case
 from clinfuse.errors import ConfigError, InputError
 
-Start = Callable[..., str]
 ARMS = (Arm(name="A", preset="balanced"), Arm(name="B", preset="bone_tumor"), Arm(name="C", method="mean"))
 CASES = ["c1", "c2", "c3", "c4"]
 
@@ -70,16 +75,22 @@ def test_answers_are_kept_once_and_summed_up(study: Study) -> None:
     for reader in ("r1", "r2"):
         for item in order_of(study, CASES, reader):
             best = {"A": 5, "B": 3, "C": 1}[item.arm.name]
-            answers.add(item, reader, [best, 2], 10.0 + item.position, "hash")
+            answers.note_drawn(item, reader, f"version{item.position % 2}")
+            answers.add(item, reader, [best, 2], 10.0 + item.position)
     assert answers.done("r1") == set(range(12))
     with pytest.raises(InputError, match="rated already"):
-        answers.add(order_of(study, CASES, "r1")[0], "r1", [1, 1], 1.0, "hash")
+        answers.add(order_of(study, CASES, "r1")[0], "r1", [1, 1], 1.0)
     for wrong in ([1], [0, 3], [3, 6]):
         with pytest.raises(InputError, match="2 ratings of 1 to 5"):
-            answers.add(order_of(study, CASES, "r3")[0], "r3", wrong, 1.0, "hash")
+            answers.add(order_of(study, CASES, "r3")[0], "r3", wrong, 1.0)
+    with pytest.raises(InputError, match="before it was shown"):
+        answers.add(order_of(study, CASES, "r3")[0], "r3", [1, 1], 1.0)
     table = pd.read_parquet(study.results)
     assert len(table) == 2 * 12 * 2 and set(table["reader"]) == {"r1", "r2"}
     assert {"rating", "seconds", "arm", "question", "case_id", "position"} <= set(table.columns)
+    assert set(table["model_hash"][table["position"] == 3]) == {"version1"}, (
+        "as it was when the picture was made"
+    )
     rows = {(row["question"], row["arm"]): row for row in answers.summary()}
     assert rows["Lesion border", "A"] | {"median_seconds": 0} == {
         "question": "Lesion border", "arm": "A", "answers": 8, "readers": 2,
@@ -102,6 +113,7 @@ def test_study_files_are_checked(tmp_path: Path) -> None:
     path = tmp_path / "study.yaml"
     path.write_text(good)
     assert read_study(path).arms[1].method == "mean"
+    assert read_study(path).results == str(tmp_path / "r"), "beside the file, whichever process reads it"
     for before, after in (
         ("name: b", "name: a"),
         ("mean", "magic"),
@@ -137,6 +149,72 @@ def test_study_over_http_is_blind_and_resumes(local_service: Start, tiny_case: C
     assert rate(url, "r1", 0, [4, 2]).status_code == 422 and rate(url, "r1", 9, [1, 1]).status_code == 404
     assert rate(url, "Dr Who", 0, [1, 1]).status_code == 422
     assert {row["arm"] for row in get(url, "/v1/study/summary").json()} == {"A", "B", "C"}
+    served, table = get(url, "/v1/models").json()[0]["model_hash"], pd.read_parquet(study.results)
+    assert set(zip(table["arm"], table["model_hash"], strict=True)) == {
+        ("A", served),
+        ("B", served),
+        ("C", ""),
+    }
+
+
+class OneDown(LocalBackend):
+    """Member 1 never answers."""
+
+    async def sample(self, held: Case, orders: Any, members: Any, deadline_s: float, tell: Any) -> Gathered:
+        there = [member for member in members if member != 1]
+        gathered = await super().sample(held, orders, there, deadline_s, tell)
+        gathered.missing[1] = "down"
+        return gathered
+
+
+def test_a_picture_that_lacks_a_member_is_not_shown(
+    local_service: Start, tiny_case: Case, study: Study
+) -> None:
+    options = {"examples": TwoCases(tiny_case), "study": replace(study, arms=ARMS[:2])}
+    url = local_service(backend=OneDown, **options)
+    reply = get(url, "/v1/study/readers/r1/0/fused")
+    assert reply.status_code == 503 and reply.headers["retry-after"]
+    assert reply.json()["missing"] == [{"member": 1, "reason": "down"}]
+    assert rate(url, "r1", 0, [4, 2]).status_code == 422
+    assert get(url, "/v1/study/readers/r1").json()["done"] == 0
+
+
+class Patient(LocalBackend):
+    """Draws once the test says so."""
+
+    go = threading.Event()
+
+    async def sample(self, held: Case, orders: Any, members: Any, deadline_s: float, tell: Any) -> Gathered:
+        while not self.go.is_set():
+            await asyncio.sleep(0.01)
+        return await super().sample(held, orders, members, deadline_s, tell)
+
+
+def until(url: str, line: str) -> None:
+    """Wait for a line of the metrics."""
+    end = time.monotonic() + 60
+    while line not in get(url, "/metrics").text.splitlines():
+        assert time.monotonic() < end, line
+        time.sleep(0.02)
+
+
+def test_pictures_wait_in_the_queue_and_end_with_their_reader(
+    local_service: Start, tiny_case: Case, study: Study
+) -> None:
+    options = {"examples": TwoCases(tiny_case), "study": replace(study, arms=ARMS[:2])}
+    url = local_service(Limits(queue=1), backend=Patient, **options)
+    Patient.go.clear()
+    path = "/v1/study/readers/r1/0/fused"
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.get(url + path, trust_env=False, timeout=0.5)
+    until(url, "clinfuse_cancelled_total 1")
+    until(url, "clinfuse_in_flight 0")
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(get, url, path)
+        until(url, "clinfuse_in_flight 1")
+        assert get(url, path).status_code == 429 and get(url, "/v1/study/readers/r1").status_code == 200
+        Patient.go.set()
+        assert first.result().status_code == 200
 
 
 def get(url: str, path: str) -> httpx.Response:

@@ -25,6 +25,7 @@ async function begin() {
 }
 
 async function show(next) {
+  $("rating").hidden = true; // nothing is rated before it is seen
   state.item = next.item;
   $("progress").hidden = false;
   $("progress").value = next.done / next.items;
@@ -33,7 +34,7 @@ async function show(next) {
   say(`Picture ${next.done + 1} of ${next.items}: loading …`, "busy");
   const rows = {};
   for (const [key, title] of Object.entries(PICTURES)) {
-    const buffer = await (await ask(`${pathOf(next.item)}/${key}`)).arrayBuffer();
+    const buffer = await picture(`${pathOf(next.item)}/${key}`);
     rows[key] = { title, layers: [await makeImage(buffer, key)] };
   }
   const deep = sizeOf(rows.fused.layers[0])[2] > 1;
@@ -46,6 +47,17 @@ async function show(next) {
   askQuestions();
   say(`Picture ${next.done + 1} of ${next.items}.`);
   state.shown = performance.now();
+}
+
+// One picture; a service that is full, or lacks a member, is asked again when it says.
+async function picture(path) {
+  for (;;) {
+    try { return await (await ask(path)).arrayBuffer(); } catch (error) {
+      if (!error.retryAfter) throw error;
+      say(`Waiting: ${error.message}`, "busy");
+      await new Promise((resolve) => setTimeout(resolve, 1000 * error.retryAfter));
+    }
+  }
 }
 
 function finish(next) {
@@ -79,7 +91,7 @@ async function guarded(action) {
   if (state.busy) return;
   state.busy = true;
   $("send").disabled = true;
-  try { await action(); } catch (error) { say(error.message, "bad"); }
+  try { await action(); } catch (error) { say(error.message, "bad"); $("begin").hidden = false; }
   $("send").disabled = false;
   state.busy = false;
 }
