@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 APP = "clinfuse"
 IMPORT_PATH = "clinfuse_serve.config:application"
+ANYWHERE = "0.0.0.0"  # taken for the address while it is not known, so that a token is asked
 
 
 class ServiceArgs(BaseModel):
@@ -59,7 +60,7 @@ def application(values: dict[str, Any]) -> Application:
 
     args = ServiceArgs(**values)
     digest = token_digest(read_token(args.token_file)) if args.token_file else args.token_digest
-    host, _ = serve_address() or ("127.0.0.1", 0)
+    host, _ = serve_address() or (ANYWHERE, 0)
     require_token_beyond_loopback(host, digest)
     settings = Settings(
         app=APP,

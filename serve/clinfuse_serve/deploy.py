@@ -210,20 +210,11 @@ def start_proxy(host: str, port: int, certificate: tuple[str, str] | None = None
 
 
 def serve_address() -> tuple[str, int] | None:
-    """Host and port of a Serve that runs on this cluster already."""
-    import ray
-    from ray import serve
-
-    try:
-        with _quiet():
-            status = serve.status()
-    except ray.exceptions.RayError:
-        return None
-    if not status.proxies:
-        return None
+    """Host and port that the Serve of this cluster listens on, or is about to; None if no Serve runs."""
     from ray.serve.context import _get_global_client
 
-    client = _get_global_client(raise_if_no_controller_running=False)
+    with _quiet():
+        client = _get_global_client(raise_if_no_controller_running=False)
     return (client.http_config.host, client.http_config.port) if client else None
 
 
