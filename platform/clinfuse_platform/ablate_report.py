@@ -11,6 +11,7 @@ import pandas as pd
 
 from clinfuse import RESEARCH_USE
 from clinfuse_platform.ablations import Ablation
+from clinfuse_platform.storage import write_atomic, write_table
 from clinfuse_platform.variants import Variant
 
 COSTS = ["method", "what", "seconds per case", "fastest", "cases"]
@@ -33,14 +34,13 @@ def write_ablations(
     from clinfuse_platform.evaluate_costs import cost_table
     from clinfuse_platform.evaluate_report import failures, plain_markdown
 
-    out.mkdir(parents=True, exist_ok=True)
     names = ("metrics.parquet", "summary.parquet", "table.md", "report.html")
     files = {Path(name).stem: out / name for name in names}
     parts = rows["method"].str.partition(": ")
     rows = rows.assign(ablation=parts[0], level=parts[2])
     summary = merged_presets(summarise(rows))
-    rows.to_parquet(files["metrics"], index=False)
-    summary.to_parquet(files["summary"], index=False)
+    write_table(files["metrics"], rows)
+    write_table(files["summary"], summary)
     sections, text = [], []
     for ablation in ablations:
         prefix = f"{ablation.name}: "
@@ -54,9 +54,9 @@ def write_ablations(
         if ablation.name == "jitter":
             body += sensitivity(part)
         sections.append(Section(ablation.name.capitalize(), body))
-    files["table"].write_text("\n".join([*text, RESEARCH_USE, ""]), encoding="utf-8")
+    write_atomic(files["table"], "\n".join([*text, RESEARCH_USE, ""]))
     sections.extend(failures(rows))
-    files["report"].write_text(page("Ablations", sections), encoding="utf-8")
+    write_atomic(files["report"], page("Ablations", sections))
     return files
 
 

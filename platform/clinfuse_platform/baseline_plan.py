@@ -11,7 +11,7 @@ from upath import UPath
 
 from clinfuse import RESEARCH_USE, __version__
 from clinfuse_platform.phases import Modules, Phase, Plan, Work
-from clinfuse_platform.runs import MODEL_INDEX, publish_folder
+from clinfuse_platform.storage import MODEL_INDEX, publish_folder
 
 if TYPE_CHECKING:
     from clinfuse.baselines.learned import Learned

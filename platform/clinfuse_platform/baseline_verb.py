@@ -40,7 +40,8 @@ def run_baseline(arguments: argparse.Namespace) -> dict[str, Any]:
     from clinfuse_platform.baseline_plan import JOB, trained_kinds
     from clinfuse_platform.launch import Workers, launch
     from clinfuse_platform.provenance import data_hash
-    from clinfuse_platform.runs import create_run, storage_path
+    from clinfuse_platform.runs import create_run
+    from clinfuse_platform.storage import storage_path
 
     config = config_of(arguments)
     workers = Workers.parse(arguments.workers, arguments.gpus_per_worker, arguments.cpus_per_worker)

@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, is_dataclass
 from typing import Any
 
 from clinfuse import RESEARCH_USE, __version__
@@ -76,6 +74,8 @@ def overview() -> str:
 
 def report_result(result: Mapping[str, Any], *, as_json: bool) -> int:
     """Write the result (JSON, or the path to look at) to standard output; 1 if cases were lost, else 0."""
+    from clinfuse.outputs import jsonable
+
     lost = int(result.get("lost") or 0)
     if as_json:
         sys.stdout.write(json.dumps(jsonable(result), indent=2, allow_nan=False) + "\n")
@@ -111,21 +111,6 @@ def our_error(error: BaseException | None, depth: int = 5) -> ClinfuseError | No
         if found is not None:
             return found
     return error if isinstance(error, ClinfuseError) else None
-
-
-def jsonable(value: Any) -> Any:
-    """The same value in JSON's words: paths and scalars of numpy as text and numbers, NaN as null."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return jsonable(asdict(value))
-    if isinstance(value, Mapping):
-        return {str(key): jsonable(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [jsonable(item) for item in value]
-    if hasattr(value, "tolist"):
-        return jsonable(value.tolist())
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value if value is None or isinstance(value, bool | int | str) else str(value)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,6 @@ from clinfuse_platform.demo_serving import free_port, serving
 from clinfuse_platform.memory import MemorySampler
 from clinfuse_platform.verb_table import run_verb
 
-BASELINES = ("mean", "max", "mri", "ct", "hard_roi", "prior")
 PRESETS = ("balanced", "bone_tumor")
 MEMBERS = 3
 PATHS = {
@@ -159,9 +158,11 @@ class _Job:
 
     def commands(self) -> dict[str, str]:
         """The command lines by title; paths are quoted for a shell."""
+        from clinfuse.baselines import TRIVIAL
+
         quoted = {name: quote(str(self.out / path)) for name, path in PATHS.items()}
         size = {"patients": self.size.patients, "spacing": f"{self.size.spacing_mm:g}"}
-        fixed = {"presets": ",".join(PRESETS), "baselines": " ".join(BASELINES), "members": MEMBERS}
+        fixed = {"presets": ",".join(PRESETS), "baselines": " ".join(TRIVIAL), "members": MEMBERS}
         words = {**quoted, **size, **fixed, "recipe": self.recipe, "trials": self.size.trials}
         return {title: line.format(**words) for title, line in COMMANDS.items()}
 

@@ -14,7 +14,9 @@ from typing import Any
 from clinfuse import RESEARCH_USE, __version__
 from clinfuse.console import say
 from clinfuse.errors import ConfigError
+from clinfuse.outputs import jsonable
 from clinfuse_platform.memory import MemorySampler
+from clinfuse_platform.storage import write_atomic
 from clinfuse_platform.verb_table import give_memory_back
 
 NAME = "demo.json"
@@ -86,8 +88,6 @@ class Journal:
             work: does it and returns a JSON-able result.
             memory: the running sampler.
         """
-        from clinfuse_platform.cli import jsonable
-
         done = self.find(title)
         if done is not None:
             say(f"[bold]{title}[/bold]: done before in {done.seconds:.1f} s")
@@ -125,9 +125,7 @@ class Journal:
             "memory": [[round(at, 2), round(gb, 4)] for at, gb in self.memory],
         }
         path = self.folder / NAME
-        aside = path.with_name(f".{NAME}")
-        aside.write_text(json.dumps(data, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        os.replace(aside, path)
+        write_atomic(path, json.dumps(data, indent=1, allow_nan=False) + "\n")
         return path
 
 

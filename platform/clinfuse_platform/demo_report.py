@@ -12,6 +12,7 @@ import pandas as pd
 from clinfuse_prep.store import CaseStore
 
 from clinfuse import RESEARCH_USE
+from clinfuse.baselines import TRIVIAL
 from clinfuse.case import Case
 from clinfuse.evaluation.uncertain import error_and_regions
 from clinfuse.metrics.uncertainty import reliability
@@ -35,6 +36,7 @@ from clinfuse.report.html import command
 from clinfuse_platform.demo_cases import read_volume
 from clinfuse_platform.demo_journal import SERVED, TIMED, Journal
 from clinfuse_platform.evaluate_slices import with_picture
+from clinfuse_platform.storage import write_atomic
 
 USEFUL_DICE = 0.1
 MEMORY_LIMIT_GB, TIME_LIMIT_SECONDS = 4.0, 360.0
@@ -49,7 +51,6 @@ SHOWN_METRICS = (
     ("seam", "borders"),
 )
 UNCERTAINTY_METRICS = ("ece", "ece_pooled", "brier", "coverage", "ause_ratio", "spearman")
-BASELINES = ("mean", "max", "mri", "ct", "hard_roi", "prior")
 METHOD_NAMES = {
     "ensemble": "clinfuse (3 members × 4 steps)",
     "mean": "mean of both",
@@ -76,7 +77,7 @@ def write_report(journal: Journal, store: Path) -> Path:
     ]
     words = "The whole job on the embedded cohort: simulated patients from the MNI152 template."
     path = journal.folder / "report.html"
-    path.write_text(page("clinfuse demo", sections, notice=NOTICE, subtitle=words), encoding="utf-8")
+    write_atomic(path, page("clinfuse demo", sections, notice=NOTICE, subtitle=words))
     return path
 
 
@@ -161,7 +162,7 @@ def _calibration(journal: Journal, store: Path) -> str:
     shown = [
         (m, r) for r in ("head", "brain", "bone", "lesion") for m in UNCERTAINTY_METRICS if (m, r) in there
     ]
-    models = summary[~summary["method"].isin(BASELINES)]
+    models = summary[~summary["method"].isin(TRIVIAL)]
     words = (
         f"<p>Intervals should cover {100 * calibration['coverage']:.0f} % of the voxels. Fitted on "
         f"{calibration['cases']} validation case(s), so this is a demonstration of the machinery, not a guarantee.</p>"

@@ -19,8 +19,8 @@ def check_cluster(address: str | None, storage: str) -> list[Check]:
     """
     import ray
 
-    from clinfuse_platform.runs import storage_path, write_atomic
     from clinfuse_platform.session import session
+    from clinfuse_platform.storage import storage_path, write_atomic
 
     mark = storage_path(storage) / f".doctor-{uuid.uuid4().hex[:8]}"
     with session(address):

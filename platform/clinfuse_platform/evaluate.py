@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from clinfuse_platform.evaluate_slices import keep_picture, keep_slice
-from clinfuse_platform.runs import write_atomic
+from clinfuse_platform.storage import write_table
 from clinfuse_platform.variants import Variant, slab
 
 if TYPE_CHECKING:
@@ -204,13 +204,7 @@ def _lost(job: Job, error: Exception) -> Rows:
 
 def keep_part(part: str, rows: Rows) -> None:
     """Write a part in one go."""
-    import io
-
-    from upath import UPath
-
-    buffer = io.BytesIO()
-    pd.DataFrame(rows).to_parquet(buffer, index=False)
-    write_atomic(UPath(part), buffer.getvalue())
+    write_table(part, pd.DataFrame(rows))
 
 
 def read_part(part: str) -> Rows | None:

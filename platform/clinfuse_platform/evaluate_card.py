@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from upath import UPath
 
 from clinfuse import RESEARCH_USE, __version__
-from clinfuse_platform.runs import write_atomic
+from clinfuse_platform.storage import write_atomic
 from clinfuse_platform.variants import Variant
 
 CLINICAL = ("ssim", "fsim", "psnr", "dice", "nsd", "hd95", "seam")
@@ -38,7 +37,7 @@ def write_card(
     text = card(variant, tables, data, split)
     file = out / "model_card.md"
     for place in (file, *([Path(variant.model) / CARD] if into_model else [])):
-        write_atomic(UPath(place), text.encode("utf-8"))
+        write_atomic(place, text)
     return file
 
 
@@ -158,7 +157,8 @@ def calibration_part(own: pd.DataFrame, folder: Path) -> str:
         return "Not calibrated: the uncertainty is relative only."
     known = json.loads(file.read_text(encoding="utf-8"))
     words = (
-        f"Fitted on {known['cases']} validation cases: probability that the error exceeds {known['tolerance']:g}, and "
+        "An error head, fitted on training cases, foretells the size of the error. What is made of it was fitted on "
+        f"{known['cases']} validation cases: the probability that the error exceeds {known['tolerance']:g}, and "
         f"intervals of nominal coverage {known['coverage']:g}."
     )
     notes = "".join(f"\n- {note}" for note in known.get("notes", ()))

@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from clinfuse_platform.evaluate import Job, Rows, keep_part, ray_ready, read_part, run_jobs
+from clinfuse_platform.storage import write_table
 from clinfuse_platform.variants import Variant, slab
 
 if TYPE_CHECKING:
@@ -265,7 +266,7 @@ def measure(
 def write_downstream(rows: pd.DataFrame, out: Path) -> Path:
     """downstream.parquet: the metric rows of every probe."""
     file = out / "downstream.parquet"
-    rows.to_parquet(file, index=False)
+    write_table(file, rows)
     return file
 
 

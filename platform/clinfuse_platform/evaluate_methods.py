@@ -12,16 +12,14 @@ if TYPE_CHECKING:
     from clinfuse.presets import Preset
     from clinfuse_platform.variants import Variant
 
-ALWAYS = ("mean", "max", "mri", "ct", "hard_roi", "prior")
-
 
 def methods_of(arguments: argparse.Namespace) -> list[Variant]:
     """The asked methods as variants, models first, then baselines (the trivial ones always, unless --bare)."""
-    from clinfuse.baselines import BASELINES
+    from clinfuse.baselines import BASELINES, TRIVIAL
     from clinfuse_platform.variants import Variant
 
     asked = expanded(arguments.methods, arguments.storage)
-    names = list(dict.fromkeys([*asked, *(() if arguments.bare else ALWAYS)]))
+    names = list(dict.fromkeys([*asked, *(() if arguments.bare else TRIVIAL)]))
     models = [name for name in names if name not in BASELINES]
     variants = [_model_variant(name, arguments) for name in models]
     preset = preset_of(arguments.preset, variants[0].model if variants else "").as_dict()

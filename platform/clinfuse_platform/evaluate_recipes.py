@@ -26,7 +26,7 @@ def prepared(arguments: argparse.Namespace, out: Path) -> None:
         InputError: no such data, or one patient in two splits.
     """
     from clinfuse.baselines import BASELINES
-    from clinfuse_platform.runs import storage_path
+    from clinfuse_platform.storage import storage_path
     from clinfuse_platform.verb_table import run_verb
 
     source = arguments.data or default_source()
@@ -66,7 +66,7 @@ def refuse_leaks(data: str) -> None:
     Raises:
         InputError: one does; the pseudonyms are shown.
     """
-    from clinfuse_platform.runs import storage_path
+    from clinfuse_platform.storage import storage_path
 
     with (storage_path(data) / "manifest.parquet").open("rb") as file:
         rows = pd.read_parquet(file, columns=["patient", "split"])

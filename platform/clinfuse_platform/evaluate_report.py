@@ -10,6 +10,7 @@ import pandas as pd
 
 from clinfuse import RESEARCH_USE
 from clinfuse_platform.evaluate_slices import drill_down, with_picture
+from clinfuse_platform.storage import write_atomic, write_table
 from clinfuse_platform.variants import slab
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def write_evaluation(
     split: str = "test",
     card: bool = False,
 ) -> dict[str, Path]:
-    """Write all files of an evaluation and say where they are.
+    """Write all files of an evaluation, each whole or not at all, and say where they are.
 
     Args:
         rows: see clinfuse.evaluation.rows.COLUMNS.
@@ -51,7 +52,6 @@ def write_evaluation(
     from clinfuse_platform.evaluate_downstream import downstream_section, write_downstream
     from clinfuse_platform.evaluate_shift import shift_section, write_shift
 
-    out.mkdir(parents=True, exist_ok=True)
     names = (
         "metrics.parquet",
         "summary.parquet",
@@ -63,15 +63,15 @@ def write_evaluation(
     files = {Path(name).stem: out / name for name in names}
     variants = methods_in(jobs)
     first, summary, costs = variants[0].label, summarise(rows), cost_table(rows, variants)
-    rows.to_parquet(files["metrics"], index=False)
-    summary.to_parquet(files["summary"], index=False)
-    paired_tests(rows).to_parquet(files["tests"], index=False)
-    costs.to_parquet(files["costs"], index=False)
+    write_table(files["metrics"], rows)
+    write_table(files["summary"], summary)
+    write_table(files["tests"], paired_tests(rows))
+    write_table(files["costs"], costs)
     systems = systems_table(variants)
-    files["table"].write_text(
+    write_atomic(
+        files["table"],
         f"{to_markdown(summary)}\n## Parameters and time\n\n{plain_markdown(costs)}\n\n"
         f"## Systems named in the proposal\n\n{plain_markdown(systems)}\n\n{RESEARCH_USE}\n",
-        encoding="utf-8",
     )
     compared = (
         comparison_html(rows, first, metrics=FIELD) if only_field(rows) else comparison_html(rows, first)
@@ -90,7 +90,7 @@ def write_evaluation(
         sections += downstream_section(downstream)
     sections += [*pictures(data, jobs), *drill_down(rows, data, jobs)]
     sections.append(Section("Systems named in the proposal", table(systems)))
-    files["report"].write_text(page("Evaluation", sections), encoding="utf-8")
+    write_atomic(files["report"], page("Evaluation", sections))
     model = next((variant for variant in variants if variant.model), None)
     if model is not None:
         tables = {"rows": rows, "shifts": shifts, "downstream": downstream}

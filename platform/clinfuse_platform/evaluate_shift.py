@@ -12,6 +12,7 @@ import pandas as pd
 
 from clinfuse.errors import ConfigError
 from clinfuse_platform.ablate_report import PANELS, jitter_area
+from clinfuse_platform.storage import write_table
 from clinfuse_platform.variants import Variant
 
 if TYPE_CHECKING:
@@ -166,7 +167,7 @@ def shift_section(rows: pd.DataFrame) -> list[Section]:
 def write_shift(rows: pd.DataFrame, out: Path) -> Path:
     """misregistration.parquet: one row per metric, case, method and amplitude."""
     file = out / "misregistration.parquet"
-    rows.to_parquet(file, index=False)
+    write_table(file, rows)
     return file
 
 

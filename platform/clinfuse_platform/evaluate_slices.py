@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from clinfuse.case import Case, FloatArray
+from clinfuse_platform.storage import write_atomic
 from clinfuse_platform.variants import slab
 
 if TYPE_CHECKING:
@@ -48,11 +50,7 @@ def slice_png(image: FloatArray, case: Case) -> bytes:
 
 def keep_slice(path: str, fused: FloatArray, case: Case) -> None:
     """Write the shown slice of a fused image."""
-    from upath import UPath
-
-    from clinfuse_platform.runs import write_atomic
-
-    write_atomic(UPath(path), slice_png(fused, case))
+    write_atomic(path, slice_png(fused, case))
 
 
 def drill_down(rows: pd.DataFrame, data: str, jobs: Sequence[Job]) -> list[Section]:
@@ -138,8 +136,9 @@ def with_picture(case: Case, picture: Path) -> dict[str, Any]:
 
 
 def keep_picture(path: Path, fused: Any, uncertainty: Any) -> None:
-    """Fused image and uncertainty (D, H, W) as float16, for reports."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write fused image and uncertainty (D, H, W) as float16, for reports."""
     given = {"fused": fused} | ({} if uncertainty is None else {"uncertainty": uncertainty})
     arrays: dict[str, Any] = {name: np.asarray(array, np.float16) for name, array in given.items()}
-    np.savez_compressed(path, **arrays)
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    write_atomic(path, buffer.getvalue())

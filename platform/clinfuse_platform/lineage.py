@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clinfuse_platform.runs import MODEL_INDEX, storage_path, utc_now, write_atomic
+from clinfuse_platform.runs import utc_now
+from clinfuse_platform.storage import MODEL_INDEX, storage_path, write_atomic
 
 if TYPE_CHECKING:
     from clinfuse_platform.runs import Run
@@ -37,7 +38,7 @@ def note_use(model: str | Path, use: str, where: str, facts: Mapping[str, Any]) 
     note = {"use": use, "where": where, "model": folder.name, "model_hash": known.get("model_hash"), **facts}
     name = hashlib.sha256(where.encode()).hexdigest()[:8]
     file = folder.parent / FOLDER / f"{use}-{name}.json"
-    write_atomic(file, json.dumps({**note, "noted": utc_now()}, indent=2).encode("utf-8"))
+    write_atomic(file, json.dumps({**note, "noted": utc_now()}, indent=2))
     return True
 
 

@@ -74,7 +74,7 @@ def has_lesions(store: str | Path) -> bool:
 
 
 def _manifest(store: str | Path) -> UPath:
-    from clinfuse_platform.runs import storage_path
+    from clinfuse_platform.storage import storage_path
 
     manifest = storage_path(store) / "manifest.parquet"
     if not manifest.exists():

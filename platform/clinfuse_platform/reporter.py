@@ -17,7 +17,7 @@ from upath import UPath
 from clinfuse_platform.curves import Curves
 from clinfuse_platform.phases import Phase, Work, stop_at
 from clinfuse_platform.position import Position, Stretches
-from clinfuse_platform.runs import write_atomic
+from clinfuse_platform.storage import write_atomic
 from clinfuse_platform.telemetry import Telemetry, TimedBatches
 from clinfuse_platform.validation import NOT_JUDGED, SCORE
 
@@ -124,7 +124,7 @@ def report(
         facts = {
             key: value for key, value in logs.items() if not isinstance(value, float) or math.isfinite(value)
         }
-        write_atomic(progress_file(run, work.job), json.dumps(facts).encode("utf-8"))
+        write_atomic(progress_file(run, work.job), json.dumps(facts))
     ray.train.report(
         {**logs, SCORE: NOT_JUDGED},
         checkpoint=checkpoint,

@@ -8,9 +8,8 @@ A run is a folder `STORAGE/NAME` (local path or any fsspec URL):
     metrics.parquet    a row per report: job, phase, step, metric values
     model/ student/ ensemble/   model folders, each complete or absent; members/1 …: the ensemble's further members
 
-Promises: a JSON or Parquet file is either the old or the new one, never half of it (local: written aside and
-renamed; object stores: one put). One writing process per run at a time (its threads may write at once); any number of
-readers. A model folder appears by one rename.
+Promises: a JSON or Parquet file is either the old or the new one, never half of it. One writing process per run at a
+time (its threads may write at once); any number of readers. A model folder appears by one rename.
 """
 
 from __future__ import annotations
@@ -20,7 +19,6 @@ import io
 import json
 import os
 import re
-import shutil
 import tempfile
 import threading
 import time
@@ -35,9 +33,9 @@ from upath import UPath
 
 from clinfuse import RESEARCH_USE, __version__
 from clinfuse.errors import ConfigError, InputError
+from clinfuse_platform.storage import MODEL_INDEX, publish_folder, storage_path, write_atomic, write_table
 
 STATES = ("created", "running", "failed", "finished")
-MODEL_INDEX = "model_index.json"
 DEFAULT_STORAGE = "runs"
 _WRITING = threading.Lock()  # around reading and replacing a file that several jobs share
 
@@ -69,8 +67,7 @@ class Run:
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Replace the file in one go."""
-        text = json.dumps(content, indent=2, allow_nan=False) + "\n"
-        write_atomic(self.path / name, text.encode("utf-8"))
+        write_atomic(self.path / name, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
     def state(self, job: str = "train") -> str:
         """How far a job of this run is; "created" where it never ran."""
@@ -103,9 +100,7 @@ class Run:
             kept = old[old["job"] != job] if "job" in old else old
             parts = [part for part in (kept, new) if len(part)]
             table = pd.concat(parts, ignore_index=True) if parts else new
-            buffer = io.BytesIO()
-            table.to_parquet(buffer, index=False)
-            write_atomic(self.path / "metrics.parquet", buffer.getvalue())
+            write_table(self.path / "metrics.parquet", table)
 
     def has_model(self, kind: str = "model") -> bool:
         """Whether a complete model folder of that kind ("model", "student", "ensemble", "members/1") is there."""
@@ -218,16 +213,6 @@ def _meant(name: str | Path | UPath, storage: str | Path) -> list[UPath]:
     return [path] if "://" in str(name) else [path, storage_path(storage) / str(name)]
 
 
-def storage_path(path: str | Path | UPath) -> UPath:
-    """The path, absolute when local, so that workers started elsewhere see the same folder.
-
-    At a URL nothing is remembered of earlier looks: others write there meanwhile.
-    """
-    found = UPath(path)
-    local = found.protocol in ("", "file")
-    return found.absolute() if local else UPath(str(path), use_listings_cache=False)
-
-
 def local_copy(folder: UPath) -> Path:
     """The folder itself if local, else a copy of it in the user's cache, keyed by its list of files with hashes."""
     if folder.protocol in ("", "file"):
@@ -240,41 +225,6 @@ def local_copy(folder: UPath) -> Path:
         folder.fs.get(folder.path, str(aside), recursive=True)
         publish_folder(aside, UPath(target))
     return target
-
-
-def write_atomic(path: UPath, content: bytes) -> None:
-    """Write bytes so that a reader sees the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.protocol not in ("", "file"):
-        path.write_bytes(content)
-        return
-    aside = Path(f"{path}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp")
-    aside.write_bytes(content)
-    aside.replace(str(path))
-
-
-def publish_folder(source: Path, target: UPath) -> None:
-    """Make a finished local folder appear under its final name; an older one there is replaced.
-
-    Local: two renames. Object stores: the older one's files go, its model index first, and the files are put with the
-    model index last, which marks the folder complete.
-    """
-    if target.protocol not in ("", "file"):
-        if (target / MODEL_INDEX).exists():
-            (target / MODEL_INDEX).unlink()
-            target.fs.rm(target.path, recursive=True)
-        files = sorted(file for file in source.rglob("*") if file.is_file())
-        for file in sorted(files, key=lambda file: file.name == MODEL_INDEX):
-            (target / file.relative_to(source).as_posix()).write_bytes(file.read_bytes())
-        shutil.rmtree(source)
-        return
-    final = Path(str(target))
-    final.parent.mkdir(parents=True, exist_ok=True)
-    old = final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}.old")
-    if final.exists():
-        final.rename(old)
-    source.rename(final)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def put_model(write: Callable[[Path], object], target: UPath) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from clinfuse_platform.phases import Work
-from clinfuse_platform.runs import storage_path, write_atomic
+from clinfuse_platform.storage import storage_path, write_atomic
 
 if TYPE_CHECKING:
     import torch

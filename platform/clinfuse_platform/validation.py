@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from upath import UPath
 
 from clinfuse_platform.position import Position
-from clinfuse_platform.runs import find_model, storage_path, write_atomic
+from clinfuse_platform.runs import find_model
+from clinfuse_platform.storage import storage_path, write_atomic
 
 if TYPE_CHECKING:
     from ray.train import Checkpoint
@@ -58,7 +59,7 @@ def validate_checkpoint(
     score = earlier + sum(found.values()) / max(1, len(found))
     verdict = {f"val_{name}": value for name, value in found.items()} | {SCORE: score}
     note = {"phase": phase, "step": step, **verdict}
-    write_atomic(storage_path(notes) / f"{phase}-{step:09d}.json", json.dumps(note).encode("utf-8"))
+    write_atomic(storage_path(notes) / f"{phase}-{step:09d}.json", json.dumps(note))
     return verdict
 
 

@@ -35,7 +35,8 @@ def run_train(arguments: argparse.Namespace) -> dict[str, Any]:
     from clinfuse.training import recipe
     from clinfuse_platform.launch import launch
     from clinfuse_platform.provenance import data_hash, has_lesions
-    from clinfuse_platform.runs import create_run, storage_path
+    from clinfuse_platform.runs import create_run
+    from clinfuse_platform.storage import storage_path
 
     config = recipe(arguments.recipe).changed(parse_settings(arguments.set)).to_dict()
     data = str(storage_path(arguments.data))

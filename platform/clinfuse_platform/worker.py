@@ -15,7 +15,8 @@ from clinfuse.errors import ClinfuseError, InputError
 from clinfuse_platform.phases import Modules, Phase, Plan, Work, stop_at
 from clinfuse_platform.position import Position, load_weights
 from clinfuse_platform.reporter import Reporter, report
-from clinfuse_platform.runs import put_model, storage_path, write_atomic
+from clinfuse_platform.runs import put_model
+from clinfuse_platform.storage import storage_path, write_atomic
 from clinfuse_platform.telemetry import TimedBatches
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def note_failure(run: UPath, job: str, error: Exception) -> None:
     else:
         text = "".join(traceback.format_exception(error))
         note = {"problem": f"{type(error).__name__}: {error}", "traceback": text}
-    write_atomic(failure_file(run, job), json.dumps(note).encode("utf-8"))
+    write_atomic(failure_file(run, job), json.dumps(note))
 
 
 def _plan_of(work: Work, run: UPath) -> Plan | None:

@@ -8,6 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from clinfuse_platform.storage import write_atomic
+
 from clinfuse.console import step
 
 if TYPE_CHECKING:
@@ -96,9 +98,8 @@ def conclude(
 
     with open_logs(logs, out) as opened:
         pictures = out / "pictures"
-        pictures.mkdir(parents=True, exist_ok=True)
         for name, png in source_strips(cases).items():
-            (pictures / f"{name}.png").write_bytes(png)
+            write_atomic(pictures / f"{name}.png", png)
         names = ", ".join(plan.spaces)
         with step(f"sweep of {names}: {plan.trials} trials each, {plan.slots} at a time"):
             result = run_sweep(plan, recipe, out, resume=resume, on_trial=partial(tell_all, opened))
@@ -131,13 +132,13 @@ def write_report(
     from clinfuse_sweeps.goals import find_goals
     from clinfuse_sweeps.report import report
     from clinfuse_sweeps.scatter_matrix import scatter_matrix
-    from clinfuse_sweeps.trials import write_text
 
     goals = find_goals(objectives) if objectives else None
     comparison = compare(sweeps, presets=presets, goals=goals)
-    path = write_text(report(comparison, sweeps, title=title), out / f"{name}.html")
+    path = out / f"{name}.html"
+    write_atomic(path, report(comparison, sweeps, title=title))
     params = tuple(dict.fromkeys(value for sweep in sweeps for value in sweep.plan.params))
-    (out / f"{name}.png").write_bytes(png(fronts_figure, comparison))
-    (out / f"{name}-matrix.png").write_bytes(png(scatter_matrix, comparison))
-    (out / f"{name}-parallel.png").write_bytes(png(parallel_coordinates, comparison, params))
+    write_atomic(out / f"{name}.png", png(fronts_figure, comparison))
+    write_atomic(out / f"{name}-matrix.png", png(scatter_matrix, comparison))
+    write_atomic(out / f"{name}-parallel.png", png(parallel_coordinates, comparison, params))
     return comparison, path

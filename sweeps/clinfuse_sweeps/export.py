@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from clinfuse_platform.storage import write_atomic
 
 from clinfuse import RESEARCH_USE, __version__
 from clinfuse.errors import ConfigError
 from clinfuse.presets import RANGES, Preset, dump_presets
 from clinfuse_sweeps.compare import Comparison, Entry, Sweep
 from clinfuse_sweeps.space import SAMPLING_RANGES, SCHEDULES, Space
-from clinfuse_sweeps.trials import write_text
 
 LONGEST = 400  # characters of a description that a service takes
 DIGITS = 4  # significant; the search does not know more
@@ -65,11 +65,11 @@ def export_preset(
     chosen = replace(space.preset(values), name=name or preset, description=_description(entry, row))
     path = folder / f"{chosen.name}.yaml"
     head = f"# {RESEARCH_USE}\n# Found by clinfuse sweep, trial {row['trial_id']}; see {path.stem}.provenance.json\n"
-    write_text(head + dump_presets({chosen.name: chosen}), path)
+    write_atomic(path, head + dump_presets({chosen.name: chosen}))
     body = {key: value for key, value in chosen.as_dict().items() if key != "name"}
-    write_text(json.dumps(body, indent=1), path.with_suffix(".json"))
+    write_atomic(path.with_suffix(".json"), json.dumps(body, indent=1))
     provenance = _provenance(chosen, comparison, sweep, row, space)
-    write_text(json.dumps(provenance, indent=1), path.with_suffix(".provenance.json"))
+    write_atomic(path.with_suffix(".provenance.json"), json.dumps(provenance, indent=1))
     return path
 
 

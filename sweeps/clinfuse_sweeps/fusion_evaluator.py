@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from clinfuse_platform.storage import write_atomic
 
 from clinfuse.case import Case, FloatArray
 from clinfuse.errors import ConfigError, InputError
@@ -128,7 +129,7 @@ class FusionEvaluator:
             return
         png = strip([cut_picture(slab, fused, telling_slice(slab)) for slab, fused in shown])
         path = Path(self.settings.pictures) / f"{suggestion.preset}-{suggestion.number:04d}.png"
-        path.write_bytes(png)
+        write_atomic(path, png)
 
 
 def calibration_error(case: Case, result: FusionResult, preset: Preset) -> float:

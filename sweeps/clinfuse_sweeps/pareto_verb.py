@@ -25,14 +25,13 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 
 def _run(args: argparse.Namespace) -> dict[str, Any]:
     import pandas as pd
+    from clinfuse_platform.storage import write_table
 
     from clinfuse_sweeps.compare import open_sweep
     from clinfuse_sweeps.export import export_preset
-    from clinfuse_sweeps.trials import write_table
 
     sweeps = [open_sweep(folder.resolve()) for folder in args.sweeps]
     out: Path = (args.out or sweeps[0].folder / "pareto").resolve()
-    out.mkdir(parents=True, exist_ok=True)
     comparison, path = write_report(
         sweeps,
         out,
@@ -42,8 +41,8 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
         name="pareto",
     )
     fronts = [entry.table[entry.table["on_front"]].assign(entry=entry.label) for entry in comparison.entries]
-    write_table(pd.concat(fronts).drop(columns="folder"), out / "fronts.parquet")
-    write_table(comparison.numbers, out / "numbers.parquet")
+    write_table(out / "fronts.parquet", pd.concat(fronts).drop(columns="folder"))
+    write_table(out / "numbers.parquet", comparison.numbers)
     found: dict[str, Any] = {"result": str(path), "numbers": comparison.numbers.to_dict("records")}
     for row in found["numbers"]:
         say(f"  {row['preset']}: hypervolume {row['hypervolume']:.4f}, {row['front']} trials on the front")

@@ -8,12 +8,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from clinfuse_platform.storage import write_atomic
+
 from clinfuse import RESEARCH_USE, __version__
 from clinfuse.errors import ConfigError, InputError
 from clinfuse_sweeps.goals import DEFAULT_OBJECTIVES, Goal, Limit, check_limits, find_goals, parse_limit
 from clinfuse_sweeps.samplers import SAMPLERS
 from clinfuse_sweeps.space import Space, space_from_json
-from clinfuse_sweeps.trials import write_text
 
 FORMAT = 1
 
@@ -91,7 +92,9 @@ class Plan:
             "limits": [str(limit) for limit in self.limits],
             "spaces": spaces,
         }
-        return write_text(json.dumps(data, indent=1), folder / "sweep.json")
+        path = folder / "sweep.json"
+        write_atomic(path, json.dumps(data, indent=1))
+        return path
 
 
 def check_continues(old: Plan, new: Plan) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 from uuid import uuid4
 
 import pandas as pd
+from clinfuse_platform.storage import write_table
 
 from clinfuse.console import say
 from clinfuse.errors import ClinfuseError, ConfigError
@@ -22,7 +23,7 @@ from clinfuse_sweeps.resident import ResidentWorkers
 from clinfuse_sweeps.rungs import RungStop, StagedWorker
 from clinfuse_sweeps.studies import JOURNAL, PresetSearch, PresetStudy, open_storage, sole_driver
 from clinfuse_sweeps.trainable import EvaluatorRecipe, TrialWorker
-from clinfuse_sweeps.trials import RECORD, journal_rows, trials_table, write_fronts, write_table
+from clinfuse_sweeps.trials import RECORD, journal_rows, trials_table, write_fronts
 
 # Tune's own logs and experiment state are of no use here (the journal holds all), and its banner is not ours.
 TUNE_SETTINGS = {
@@ -93,7 +94,7 @@ def run_sweep(
             _tune(plan, recipe, folder, search, progress)
         wall = time.monotonic() - start
         table = collect(plan, studies)
-        write_table(table, folder / "trials.parquet")
+        write_table(folder / "trials.parquet", table)
         write_fronts(table, folder, plan.goals)
         check_any_complete(table)
     return SweepResult(

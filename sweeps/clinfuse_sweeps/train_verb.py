@@ -47,7 +47,8 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 
 def _run(args: argparse.Namespace) -> dict[str, Any]:
     from clinfuse_platform.provenance import data_hash, has_lesions
-    from clinfuse_platform.runs import flat, storage_path
+    from clinfuse_platform.runs import flat
+    from clinfuse_platform.storage import storage_path
     from clinfuse_platform.verbs import parse_settings
 
     from clinfuse_sweeps.fusion_evaluator import FusionSettings, check_cases, load_slabs

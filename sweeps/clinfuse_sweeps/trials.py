@@ -8,14 +8,13 @@ running | interrupted), error, feasible, on_front, knee.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 import pandas as pd
+from clinfuse_platform.storage import write_table
 
 from clinfuse.errors import InputError
 from clinfuse_sweeps.fronts import knee, non_dominated
@@ -96,27 +95,6 @@ def front_of(table: pd.DataFrame, preset: str, goals: Sequence[Goal]) -> pd.Data
     return rows.sort_values(goals[0].name, ascending=goals[0].direction == "min", kind="stable")
 
 
-def write_table(table: pd.DataFrame, path: Path) -> Path:
-    """Write Parquet aside, then rename: a reader sees the old file or the new one, never half of one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{uuid4().hex[:8]}")
-    try:
-        table.to_parquet(aside, index=False)
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
-    return path
-
-
-def write_text(text: str, path: Path) -> Path:
-    """Write text aside, then rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{uuid4().hex[:8]}")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
-    return path
-
-
 def read_trials(folder: Path) -> pd.DataFrame:
     """A sweep folder's trials.parquet.
 
@@ -143,5 +121,7 @@ def read_trials(folder: Path) -> pd.DataFrame:
 
 def write_fronts(table: pd.DataFrame, folder: Path, goals: Sequence[Goal]) -> dict[str, Path]:
     """fronts/<preset>.parquet for every preset of the table; an empty front is an empty table."""
-    presets = list(dict.fromkeys(table["preset"]))
-    return {p: write_table(front_of(table, p, goals), folder / "fronts" / f"{p}.parquet") for p in presets}
+    files = {preset: folder / "fronts" / f"{preset}.parquet" for preset in dict.fromkeys(table["preset"])}
+    for preset, file in files.items():
+        write_table(file, front_of(table, preset, goals))
+    return files

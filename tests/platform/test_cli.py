@@ -75,8 +75,9 @@ def test_lost_cases_make_exit_1_although_the_result_is_told(capsys: pytest.Captu
     assert seen.out == "out\n" and "2" in seen.err
 
 
-def test_json_has_no_nan() -> None:
-    assert cli.jsonable({"a": [math.nan, 1.5], "p": Path("x")}) == {"a": [None, 1.5], "p": "x"}
+def test_json_has_no_nan(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.report_result({"a": [math.nan, 1.5], "p": Path("x")}, as_json=True) == 0
+    assert json.loads(capsys.readouterr().out) == {"a": [None, 1.5], "p": "x"}
 
 
 def test_run_verb_from_code(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from clinfuse_platform.evaluate_methods import methods_of, uniquely_labelled
 from clinfuse_platform.evaluate_recipes import default_source, refuse_leaks
 from clinfuse_platform.evaluate_report import write_evaluation
 from clinfuse_platform.evaluate_shift import amplitudes_of, sensitivities, shifted, split_labels
-from clinfuse_platform.evaluate_slices import shown_slice, slice_png
+from clinfuse_platform.evaluate_slices import keep_picture, shown_slice, slice_png, with_picture
 from clinfuse_platform.evaluate_verb import EVALUATE, add_arguments, jobs_of, run
 from clinfuse_platform.variants import Variant
 from PIL import Image
@@ -238,6 +238,19 @@ def test_a_page_of_nothing_but_failures_is_written(tiny_store: Path, tmp_path: P
     assert rows["status"].str.startswith("failed").all()
     files = write_evaluation(rows, tmp_path / "out", str(tiny_store), [job])
     assert "What failed" in files["report"].read_text(encoding="utf-8")
+    before = {name: file.stat().st_ino for name, file in files.items()}
+    write_evaluation(rows, tmp_path / "out", str(tiny_store), [job])
+    assert all(files[name].stat().st_ino != old for name, old in before.items()), "written over in place"
+
+
+def test_a_picture_kept_again_replaces_the_old_one_whole(tiny_case: Case, tmp_path: Path) -> None:
+    file = tmp_path / "images" / "a.npz"
+    keep_picture(file, tiny_case.anatomy, None)
+    old = file.read_bytes()
+    with file.open("rb") as reader:
+        keep_picture(file, tiny_case.companion, tiny_case.anatomy)
+        assert reader.read() == old
+    assert set(with_picture(tiny_case, file)) == {"case", "fused", "uncertainty"}
 
 
 def test_probe_results_are_kept(tiny_store: Path, tmp_path: Path) -> None:

@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 from clinfuse_platform.lineage import note_use
-from clinfuse_platform.runs import create_run, publish_folder
+from clinfuse_platform.runs import create_run
+from clinfuse_platform.storage import publish_folder
 from clinfuse_platform.verb_table import run_verb
 from upath import UPath
 

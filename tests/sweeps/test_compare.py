@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from clinfuse_platform.storage import write_table
 from clinfuse_sweeps.compare import Sweep, compare, open_sweep, position, trade
 from clinfuse_sweeps.export import export_preset
 from clinfuse_sweeps.figures import fronts_figure, png
@@ -20,7 +21,7 @@ from clinfuse_sweeps.plan import Plan, check_continues, load_plan
 from clinfuse_sweeps.report import report
 from clinfuse_sweeps.scatter_matrix import scatter_matrix, shown_goals
 from clinfuse_sweeps.space import space_around
-from clinfuse_sweeps.trials import trials_table, write_fronts, write_table
+from clinfuse_sweeps.trials import trials_table, write_fronts
 
 from clinfuse.errors import ConfigError, InputError
 from clinfuse.presets import Preset, load_presets
@@ -76,7 +77,7 @@ def make_sweep(
     folder.mkdir(parents=True, exist_ok=True)
     plan.save(folder)
     table = trials_table(rows, params=plan.params, metrics=tuple(GOALS), goals=plan.goals)
-    write_table(table, folder / "trials.parquet")
+    write_table(folder / "trials.parquet", table)
     write_fronts(table, folder, plan.goals)
     return open_sweep(folder)
 
