@@ -50,6 +50,17 @@ def _rebuild(cls: type[InputError], problem: str, state: dict[str, str | None]) 
     return cls(problem, **state)  # type: ignore[arg-type]
 
 
+def describe(error: BaseException) -> str:
+    """What went wrong, fit for a report: our own errors in full, others by kind and place, without paths or names."""
+    if isinstance(error, ClinfuseError):
+        return str(error)
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    place = f" in {trace.tb_frame.f_code.co_name}" if trace is not None else ""
+    return f"{type(error).__name__}{place}"
+
+
 class GeometryError(InputError):
     """Shapes, spacings or affines of one case do not belong together."""
 

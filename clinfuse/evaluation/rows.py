@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from clinfuse.errors import describe
+
 COLUMNS = ("case_id", "method", "preset", "metric", "roi", "value", "unit", "status", "seconds")
 OK, EMPTY, FAILED = "ok", "empty", "failed"
 UNITS = {
@@ -73,13 +75,13 @@ class RowMaker:
         try:
             return compute()
         except Exception as error:
-            reason = f"{FAILED}: {type(error).__name__}: {error}"
+            reason = f"{FAILED}: {describe(error)}"
             return [self.row(metric, roi, math.nan, reason) for metric, roi in names]
 
 
 def failed_rows(
     case_id: str, method: str, preset: str, error: BaseException, seconds: float = math.nan
 ) -> list[dict[str, Any]]:
-    """The single row that stands for a case on which the method itself failed."""
+    """The single row that stands for a case on which the method itself failed; it tells no path (see `describe`)."""
     maker = RowMaker(case_id=case_id, method=method, preset=preset, seconds=seconds)
-    return [maker.row("fusion", "whole", math.nan, f"{FAILED}: {type(error).__name__}: {error}")]
+    return [maker.row("fusion", "whole", math.nan, f"{FAILED}: {describe(error)}")]

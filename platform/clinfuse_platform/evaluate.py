@@ -6,7 +6,6 @@ its case a row and is replaced.
 
 from __future__ import annotations
 
-import math
 import os
 import sys
 import time
@@ -196,10 +195,7 @@ def actor_size(jobs: int, asked: int) -> tuple[int, dict[str, float], int, str]:
 def _lost(job: Job, error: Exception) -> Rows:
     from clinfuse.evaluation import failed_rows
 
-    words = type(error).__name__
-    return failed_rows(
-        job.case_id, job.variant.label, str(job.variant.preset.get("name", "")), RuntimeError(words), math.nan
-    )
+    return failed_rows(job.case_id, job.variant.label, str(job.variant.preset.get("name", "")), error)
 
 
 def keep_part(part: str, rows: Rows) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from clinfuse_platform.evaluate import Job, Rows, keep_part, ray_ready, read_part, run_jobs
+from clinfuse_platform.evaluate import Job, Rows, keep_part, ordered, ray_ready, read_part, run_jobs
 from clinfuse_platform.storage import write_table
 from clinfuse_platform.variants import Variant, slab
 
@@ -57,7 +57,7 @@ def measured(variants: Sequence[Variant], arguments: argparse.Namespace, out: Pa
 
     Returns:
         Rows as clinfuse.evaluation.rows.COLUMNS: dice, nsd, hd95 in the lesion; landmark errors in mm, of the lesion's
-        centre and, where the cohort knows them, of anatomical landmarks and their mean.
+        centre and, where the cohort knows them, of anatomical landmarks and their mean; and what failed.
     """
     from clinfuse.console import progress, say
     from clinfuse_platform.evaluate_verb import jobs_of
@@ -72,7 +72,7 @@ def measured(variants: Sequence[Variant], arguments: argparse.Namespace, out: Pa
     say(
         f"  downstream: {len(jobs)} fusions, then {len(variants) + 1} trainings of {arguments.downstream} steps"
     )
-    run_jobs(jobs, arguments.data, actors=arguments.actors)
+    not_fused = run_jobs(jobs, arguments.data, actors=arguments.actors)
     tasks = [
         task_of(
             variant.label,
@@ -85,12 +85,10 @@ def measured(variants: Sequence[Variant], arguments: argparse.Namespace, out: Pa
         for variant in variants
     ]
     tasks.append(task_of(BOTH, [], train, test, arguments, folder))
-    rows: list[dict[str, Any]] = []
+    rows: Rows = []
     for found in progress(run_tasks(tasks, arguments.data), total=len(tasks), label="probes"):
         rows += found
-    order = {task.label: k for k, task in enumerate(tasks)}
-    rows.sort(key=lambda row: (order[str(row["method"])], str(row["case_id"])))
-    return pd.DataFrame(rows)
+    return ordered(pd.concat([not_fused, pd.DataFrame(rows)]), [task.label for task in tasks])
 
 
 def split_cases(arguments: argparse.Namespace) -> tuple[list[str], list[str]]:

@@ -80,7 +80,7 @@ def write_evaluation(
         Section("Methods side by side", to_html(summary)),
         *([Section("Is a difference more than chance", compared)] if compared else []),
         Section("Parameters and time", table(costs)),
-        *failures(rows),
+        *failures(pd.concat([table for table in (rows, shifts, downstream) if table is not None])),
     ]
     if shifts is not None:
         files["misregistration"] = write_shift(shifts, out)

@@ -79,7 +79,7 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Evaluate every method on every case of the split; `lost` counts cases on which a method failed."""
+    """Evaluate every method on every case of the split; `lost` counts cases that a method, or its probe, failed on."""
     from clinfuse.console import say
     from clinfuse_platform.evaluate import failed_cases, run_jobs
     from clinfuse_platform.evaluate_report import write_evaluation
@@ -116,7 +116,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         **{name: path for name, path in files.items() if name != "report"},
         "methods": [variant.label for variant in variants],
         "cases": len(case_ids),
-        "lost": failed_cases(rows) + (0 if shifts is None else failed_cases(shifts)),
+        "lost": sum(failed_cases(table) for table in (rows, shifts, probe) if table is not None),
         "research_use": RESEARCH_USE,
     }
 

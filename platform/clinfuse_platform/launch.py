@@ -17,7 +17,7 @@ from typing import Any
 from upath import UPath
 
 from clinfuse.console import CONSOLE, say
-from clinfuse.errors import ClinfuseError, ConfigError, InputError
+from clinfuse.errors import ClinfuseError, ConfigError, InputError, describe
 from clinfuse_platform.curves import check_mlflow, tell_mlflow
 from clinfuse_platform.position import Position, remove_orphans, rescue
 from clinfuse_platform.reporter import progress_file
@@ -119,7 +119,7 @@ def launch(
             whole = settings_key({name: value for name, value in settings.items() if name != "until"})
             rows = fit_on_ray(job, kind, run, settings, workers, f"checkpoints-{job}-{whole}")
     except BaseException as error:
-        run.set_state(job, "failed", error=our_words(error))
+        run.set_state(job, "failed", error=describe(error))
         raise
     run.put_metrics(job, rows)
     run.set_state(job, "finished", seconds=round(time.monotonic() - started, 1))
@@ -218,12 +218,6 @@ def noted_failure(run: Run, job: str) -> ClinfuseError | None:
     if where:
         error.add_note(f"On the worker:\n{where}")
     return error
-
-
-def our_words(error: BaseException) -> str:
-    """One line about an error, for the run's state."""
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0][:300]}" if text else type(error).__name__
 
 
 def check_resources(workers: Workers) -> None:

@@ -17,12 +17,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from clinfuse.console import say
+from clinfuse.errors import describe
 from clinfuse_platform.launch import (
     TrainingError,
     Workers,
     check_resources,
     launch,
-    our_words,
     settings_key,
     watched,
 )
@@ -64,7 +64,7 @@ def train_members(
         _train_missing(run, settings, range(1, count), workers, mlflow)
         _assemble(run, settings, count)
     except BaseException as error:
-        run.set_state(JOB, "failed", error=our_words(error))
+        run.set_state(JOB, "failed", error=describe(error))
         raise
     run.set_state(JOB, "finished", key=key, seconds=round(time.monotonic() - started, 1))
     return run.path / KIND
@@ -153,7 +153,7 @@ def _train_missing(
         say("  interrupted; the same command goes on from the members' checkpoints")
         raise
     if failed:
-        what = "; ".join(f"{member_name(n)}: {our_words(failed[n])}" for n in sorted(failed))
+        what = "; ".join(f"{member_name(n)}: {describe(failed[n])}" for n in sorted(failed))
         kept = ", ".join(member_name(n) for n in numbers if n not in failed) or "none"
         raise TrainingError(
             f"{what}; kept: {kept}; the same command trains only what is missing"

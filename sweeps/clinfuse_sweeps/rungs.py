@@ -20,10 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 from ray.tune.experiment import Trial
 
+from clinfuse.errors import describe
 from clinfuse_sweeps.fronts import non_dominated, usable
 from clinfuse_sweeps.goals import Goal, LossArray, losses
 from clinfuse_sweeps.resident import ResidentWorkers
-from clinfuse_sweeps.trainable import Evaluator, Suggestion, TrialWorker, describe, mean_metrics
+from clinfuse_sweeps.trainable import Evaluator, Suggestion, TrialWorker, mean_metrics
 from clinfuse_sweeps.trials import RECORD
 
 REDUCTION = 3

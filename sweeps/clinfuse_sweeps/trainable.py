@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from ray import tune
 
-from clinfuse.errors import ClinfuseError
+from clinfuse.errors import describe
 from clinfuse_sweeps.trials import RECORD
 
 
@@ -73,17 +73,6 @@ def mean_metrics(scores: Sequence[Mapping[str, float]]) -> dict[str, float]:
         values = [s[name] for s in scores if name in s and not math.isnan(s[name])]
         means[name] = sum(values) / len(values) if values else math.nan
     return means
-
-
-def describe(error: Exception) -> str:
-    """What went wrong, without paths or names: our own errors in full, others by kind and place."""
-    if isinstance(error, ClinfuseError):
-        return str(error)
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    place = f" in {trace.tb_frame.f_code.co_name}" if trace is not None else ""
-    return f"{type(error).__name__}{place}"
 
 
 class TrialWorker(tune.Trainable):

@@ -22,7 +22,7 @@ from clinfuse_sweeps.fusion_evaluator import (
 )
 from clinfuse_sweeps.goals import find_goals, parse_limit
 from clinfuse_sweeps.space import space_around
-from clinfuse_sweeps.trainable import Suggestion, describe, mean_metrics
+from clinfuse_sweeps.trainable import Suggestion, mean_metrics
 from clinfuse_sweeps.verbs import PARETO, SWEEP
 
 from clinfuse.case import Case
@@ -119,14 +119,6 @@ def test_searched_steps_count_more_than_those_of_the_sweep(model: Path, store: P
     evaluator = FusionEvaluator(FusionSettings(model=str(model), spaces=SPACES, steps=2), slabs)
     assert evaluator.fuse(suggestion(), 0).info["steps"] == 2
     assert evaluator.fuse(suggestion(steps=3), 0).info["steps"] == 3
-
-
-def test_errors_are_told_without_paths() -> None:
-    try:
-        Path("/nowhere/patient.nii").read_bytes()
-    except OSError as error:
-        assert describe(error) == "FileNotFoundError in open"
-    assert describe(InputError("wrong", case="a")) == "case a: wrong"
 
 
 @pytest.fixture
