@@ -24,7 +24,7 @@ from clinfuse.method.diffusion import DiffusionConfig
 from clinfuse.method.guidance import Guide
 from clinfuse.method.prior import look, within_sources
 from clinfuse.method.sampler import sample_encoded
-from clinfuse.method.uncertainty import Slopes, slopes, variance_of
+from clinfuse.method.uncertainty import Slopes, registration_variance, slopes
 from clinfuse.windows import window_starts
 
 SLICE_BATCH = 16
@@ -116,7 +116,7 @@ def draw_part(
     """Fused, variance, residual and registration variance, (D, H, W) each, for preset vectors (B, 6)."""
     with torch.no_grad():
         encoded = denoiser.condition(part.seen, vectors)
-        registration = variance_of(part.slopes, vectors)
+        registration = registration_variance(part.slopes, vectors)
     done = sample_encoded(
         [denoiser], [encoded], diffusion=diffusion, steps=steps, generators=generators, guide=guide
     )

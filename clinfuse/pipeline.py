@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from clinfuse.alignment import aligned
-from clinfuse.case import HEAD_LEVEL, Case, FloatArray
+from clinfuse.case import Case, FloatArray
 from clinfuse.combine import FusionResult, MemberSample, ModelFacts, combine_samples
 from clinfuse.errors import ConfigError
 from clinfuse.features import Features, Part, as_sample, as_tensor, draw_part, see, seed_of, together
@@ -25,8 +25,6 @@ from clinfuse.method.error_head import ErrorHead
 from clinfuse.method.guidance import GuidanceConfig, Guide
 from clinfuse.method.jitter import JitterConfig, apply, draw
 from clinfuse.method.lesion_head import LesionHead
-from clinfuse.method.roi_loss import roi_reference
-from clinfuse.method.uncertainty import saturating
 from clinfuse.presets import Preset, find_preset, load_presets
 from clinfuse.windows import MIN_WINDOW, assembled
 
@@ -223,8 +221,10 @@ class FusionPipeline:
         own = seed_of(seed, member, sample_index)
         starts, maps = [], []
         for part in parts:
-            batch = len(part.inputs.anatomy)
-            guide = self._guide(part, case, preset, guidance) if guided else None
+            batch, guide = len(part.inputs.anatomy), None
+            if guided:
+                spacing = case.spacing[-self.spatial_dims :]
+                guide = Guide.of(part.inputs, spacing, self.lesion_head, preset, guidance)
             starts.append(part.start)
             maps.append(self._drawn(part, [preset] * batch, member, steps, [own] * batch, guide))
         volumes = [assembled(starts, parts) for parts in zip(*maps, strict=True)]
@@ -313,18 +313,4 @@ class FusionPipeline:
             steps=steps,
             generators=[torch.Generator(self.device).manual_seed(seed) for seed in seeds],
             guide=guide,
-        )
-
-    def _guide(self, part: Part, case: Case, preset: Preset, config: GuidanceConfig | None) -> Guide:
-        anatomy, companion, masks, _ = part.inputs
-        spacing = case.spacing[-self.spatial_dims :]
-        reference = roi_reference(anatomy, companion, masks, spacing, preset.tau_mm)
-        head = ((anatomy > HEAD_LEVEL) | (companion > HEAD_LEVEL)).float()
-        return Guide(
-            reference=reference,
-            lesion_head=self.lesion_head,
-            preset=preset,
-            head_mask=head,
-            config=config or GuidanceConfig(),
-            uncertainty_map=saturating if self.calibration is None else self.calibration.uncertainty_torch,
         )

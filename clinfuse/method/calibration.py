@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,9 +37,6 @@ from clinfuse.method.conformal import (
     subsample,
 )
 from clinfuse.method.knots import Knots, isotonic
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 EPSILON = 1 / 510
 """ε: half a grey level of an 8-bit image. A constant, as a fitted ε would void the guarantee."""
@@ -95,10 +92,6 @@ class Calibration:
     def expected_error(self, std: NDArray[Any], rois: Mapping[str, NDArray[Any]] | None = None) -> FloatArray:
         """Expected |error| in image units; arguments as in `uncertainty`."""
         return self._mapped(std, rois, self.magnitude, self.magnitude_by_region)
-
-    def uncertainty_torch(self, std: Tensor) -> Tensor:
-        """`uncertainty` of a tensor of any shape, piecewise linear and differentiable (uncert of Eq. 4)."""
-        return self.event.torch(std)
 
     def interval(
         self, std: NDArray[Any], rois: Mapping[str, NDArray[Any]], guaranteed: bool = False

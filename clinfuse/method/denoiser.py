@@ -3,7 +3,7 @@
 Legend: B batch, n subbands (2^d per Haar level), *Z spatial axes of the Haar domain. Images in [0, 1] enter the Haar
 domain as haar(2·I − 1). The network is MONAI's DiffusionModelUNet; ours is what surrounds it:
 
-    anchor A = P + max(w, 0) ⊙ (C − P) + max(−w, 0) ⊙ (M − P) + ρ·tanh(r),   a = haar(2·A − 1)
+    anchor A = P + max(w, 0) ⊙ (C − P) + max(−w, 0) ⊙ (M − P),   a = haar(2·A − 1 + ρ·tanh(r))
     x̂₀ = (σ_t²·a + s²·x_t/√ᾱ_t) / (σ_t² + s²)             posterior mean of x₀ given N(a, s²) and x_t
 
 P is the fusion prior of the images as they are given (misregistered, perhaps), made for the preset; the signed gate
@@ -12,7 +12,9 @@ image (the network's subbands transformed back) and smooth over a voxel, so that
 transform's own blocks. An untrained network answers with the prior itself, which has no seam at ROI borders; it
 learns what to change, not how to begin.
 M is the MRI with the CT's findings in brain painted in (see clinfuse.method.prior), so that blood stays visible.
-With much noise the estimate is the anchor; with little it trusts x_t, so that guidance given to x_t lasts.
+With much noise the estimate is the anchor; with little it trusts x_t too: at the default s = 0.01 by at most 0.4 % in
+10 reverse steps and 5 % in 50. So what guidance changes in x_t lasts little, but for that of the last step (see
+clinfuse.method.guidance); a larger s keeps more of it.
 """
 
 from __future__ import annotations
@@ -230,7 +232,10 @@ class Denoiser(nn.Module):
         return self.config.anchor_std**2 / (noise_ratio(alpha_bar) ** 2 + self.config.anchor_std**2)
 
     def direct_gain(self, timesteps: Tensor) -> Tensor:
-        """∂x̂₀/∂x_t without the network's own dependence on x_t, (B,): what the cheap gradient takes for it."""
+        """∂x̂₀/∂x_t without the network's own dependence on x_t, (B,): what the cheap gradient takes for it.
+
+        A free head "x0" has no such part: the gradient at x̂₀ is taken as it is, by factor 1.
+        """
         a = self.alpha_bar[timesteps]
         if self.config.head == "epsilon":
             return a.rsqrt().clamp_max(100)

@@ -1,19 +1,16 @@
-"""A monotone piecewise-linear map kept as its knots, fitted by isotonic regression; numpy and torch alike."""
+"""A monotone piecewise-linear map kept as its knots, fitted by isotonic regression."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clinfuse.errors import InputError
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 BINS = 200
 """Samples are averaged in at most this many bins of equal count, so that no single voxel makes a step."""
@@ -47,19 +44,6 @@ class Knots:
     def __call__(self, values: NDArray[Any]) -> NDArray[np.float64]:
         """y at values of any shape."""
         return np.asarray(np.interp(values, self.x, self.y))
-
-    def torch(self, values: Tensor) -> Tensor:
-        """y at values of any shape; the gradient is the slope between the knots, 0 beyond them."""
-        import torch
-
-        x, y = (torch.tensor(v, device=values.device, dtype=values.dtype) for v in (self.x, self.y))
-        if len(x) == 1:
-            return values * 0 + y[0]
-        inside = values.clamp(x[0], x[-1])
-        right = torch.searchsorted(x, inside.detach().contiguous()).clamp(1, len(x) - 1)
-        left = right - 1
-        share = (inside - x[left]) / (x[right] - x[left])
-        return torch.lerp(y[left], y[right], share)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Knots:

@@ -106,13 +106,6 @@ def within_sources(fused: Tensor, anatomy: Tensor, sources: Sources) -> Tensor:
     )
 
 
-def companion_weight(
-    anatomy: Tensor, companion: Tensor, brain: Tensor, bone: Tensor, lesion: Tensor, vector: Tensor
-) -> Tensor:
-    """`weight_of` a batch; arguments as of `fusion_prior`."""
-    return weight_of(look(anatomy, companion, brain, bone, lesion), vector)
-
-
 def weight_of(sources: Sources, vector: Tensor) -> Tensor:
     """How much of the companion each voxel shows, (B, 1, *S) in [0, 1].
 

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clinfuse.method.denoiser import Estimate, Inputs, to_image, to_image_variance
+from clinfuse.method.denoiser import Estimate, to_image, to_image_variance
 from clinfuse.method.filters import gaussian_blur
-from clinfuse.method.prior import Sources, look, weight_of
+from clinfuse.method.prior import Sources, weight_of
 from clinfuse.method.variances import HALF_SATURATION
 
 REMAINING_MM = 0.75
-UncertaintyMap = Callable[[Tensor], Tensor]
 
 
 def saturating(std: Tensor) -> Tensor:
-    """Uncalibrated fall-back: std/(std + 0.05), so 0.05 grey of doubt counts one half; same shape, in [0, 1)."""
+    """uncert of Eq. 4: std/(std + 0.05), so 0.05 grey of doubt counts one half; same shape, in [0, 1).
+
+    A model's calibration is not taken for it: that is of what the error head says of the finished F of all members;
+    inside a step only a denoiser's own `predicted_std` is known, and orders the voxels.
+    """
     return std / (std + HALF_SATURATION)
 
 
@@ -65,20 +67,17 @@ def slopes(sources: Sources, bone: Tensor, spacing_mm: tuple[float, ...]) -> Slo
     return Slopes(sources, bone, of_companion, of_findings)
 
 
-def registration_variance(inputs: Inputs, spacing_mm: tuple[float, ...]) -> Tensor:
+def registration_variance(slopes: Slopes, vector: Tensor) -> Tensor:
     """Variance of F by the misregistration that is left, to first order, (B, 1, *S) in image units² (Section 3.4).
 
     The companion's content shifted by δ ~ N(0, σ²I), σ = 0.75 mm, changes F by what F shows of it:
     w·∇C·δ (w = 1 in bone), and where its findings are painted in (see clinfuse.method.prior) by their borders. A
     jitter ensemble measures the same by drawing; this costs no draw.
+
+    Args:
+        slopes: of the batch.
+        vector: preset vectors (B, 6).
     """
-    brain, bone, lesion = inputs.masks.split(1, dim=1)
-    sources = look(inputs.anatomy, inputs.companion, brain, bone, lesion)
-    return variance_of(slopes(sources, bone, spacing_mm), inputs.vector)
-
-
-def variance_of(slopes: Slopes, vector: Tensor) -> Tensor:
-    """`registration_variance` from the slopes, for preset vectors (B, 6)."""
     w = torch.maximum(weight_of(slopes.sources, vector), slopes.bone)
     painted = (1 - w) * slopes.sources.room
     variance = torch.zeros_like(w)

@@ -6,11 +6,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from clinfuse.case import HEAD_LEVEL
 from clinfuse.method.denoiser import Inputs
 from clinfuse.method.guidance import Guide
 from clinfuse.method.refine import refined_prior
-from clinfuse.method.roi_loss import roi_reference
 from clinfuse.method.sampler import sample
 from clinfuse.presets import Preset
 from clinfuse.training.config import TrainConfig
@@ -50,12 +48,6 @@ def _target(teacher: FusionPipeline, batch: Batch, preset: Preset, config: Train
     vector = torch.tensor([preset.vector], device=teacher.device).expand(len(here["anatomy"]), -1)
     inputs = Inputs(here["anatomy"], here["aligned"], masks(here), vector)
     spacing = tuple(batch["spacing"][0].tolist())
-    guide = Guide(
-        reference=roi_reference(inputs.anatomy, inputs.companion, inputs.masks, spacing, preset.tau_mm),
-        lesion_head=teacher.lesion_head,
-        preset=preset,
-        head_mask=((inputs.anatomy > HEAD_LEVEL) | (inputs.companion > HEAD_LEVEL)).float(),
-    )
     seeds = [seed + number for number in batch["number"].tolist()]
     done = sample(
         [teacher.members[0]],
@@ -63,7 +55,7 @@ def _target(teacher: FusionPipeline, batch: Batch, preset: Preset, config: Train
         diffusion=config.diffusion,
         steps=config.teacher_steps,
         generators=[torch.Generator(teacher.device).manual_seed(one) for one in seeds],
-        guide=guide,
+        guide=Guide.of(inputs, spacing, teacher.lesion_head, preset),
     )
     brain, bone, lesion = inputs.masks.split(1, dim=1)
     sources = (inputs.anatomy, inputs.companion, brain, bone, lesion)

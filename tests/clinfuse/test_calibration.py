@@ -7,13 +7,12 @@ import math
 
 import numpy as np
 import pytest
-import torch
 from numpy.typing import NDArray
 
 from clinfuse.errors import ConfigError, GeometryError, InputError
 from clinfuse.method.calibration import Calibration, fit_calibration
 from clinfuse.method.conformal import REGIONS, regions
-from clinfuse.method.knots import Knots, isotonic
+from clinfuse.method.knots import isotonic
 from clinfuse.metrics.uncertainty import ece
 
 SHAPE = (12, 32, 28)
@@ -104,16 +103,6 @@ def test_uncertainty_and_expected_error_never_decrease(calibration: Calibration)
         assert values.dtype == np.float32
     assert calibration.uncertainty(std).min() >= 0
     assert calibration.uncertainty(std).max() <= 1
-
-
-def test_torch_and_numpy_agree_and_the_slope_is_right(calibration: Calibration) -> None:
-    std = torch.rand(2, 1, 9, 11, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 0.2
-    np.testing.assert_allclose(
-        calibration.uncertainty_torch(std).numpy(), calibration.uncertainty(std.numpy()), atol=1e-6
-    )
-    assert torch.autograd.gradcheck(calibration.uncertainty_torch, (std.requires_grad_(),), eps=1e-8)
-    flat = Knots((0.1,), (0.3,))
-    assert flat.torch(torch.zeros(3)).tolist() == pytest.approx([0.3] * 3)
 
 
 def test_round_trip_through_json_is_exact(calibration: Calibration) -> None:

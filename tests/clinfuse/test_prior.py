@@ -2,7 +2,7 @@
 
 import torch
 
-from clinfuse.method.prior import companion_weight, findings, fusion_prior
+from clinfuse.method.prior import findings, fusion_prior, look, weight_of
 from clinfuse.method.ssim import ssim_loss
 from clinfuse.presets import load_presets
 
@@ -58,8 +58,9 @@ def test_blood_in_brain_survives() -> None:
 def test_beta_gives_bone_more_room() -> None:
     case = head()
     presets = load_presets()
-    bony = companion_weight(**case, vector=torch.tensor([presets["bone_tumor"].vector]))
-    soft = companion_weight(**case, vector=torch.tensor([presets["stroke"].vector]))
+    bony, soft = (
+        weight_of(look(**case), torch.tensor([presets[name].vector])) for name in ("bone_tumor", "stroke")
+    )
     gap = (case["bone"] == 0) & (case["brain"] == 0)
     assert float((bony - soft).min()) >= -1e-4
     assert float((bony - soft)[gap].max()) > 0.1

@@ -1,5 +1,7 @@
 """Algorithm 1: guidance lowers L_ROI on a real pair; its special cases are exact; it never diverges."""
 
+import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+import clinfuse
+from clinfuse.case import Case
 from clinfuse.method.denoiser import Denoiser, DenoiserConfig, Inputs, to_image
 from clinfuse.method.diffusion import SAMPLERS, DiffusionConfig, make_scheduler, noise_like
 from clinfuse.method.guidance import REFERENCE_STEPS, GuidanceConfig, Guide, guided_step
@@ -15,10 +19,12 @@ from clinfuse.method.lesion_head import LesionHead, LesionHeadConfig
 from clinfuse.method.roi_loss import RoiReference, RoiWeights, composite, roi_reference, roi_terms
 from clinfuse.method.sampler import Sampled, sample
 from clinfuse.method.uncertainty import effective_strength
+from clinfuse.pipeline import FusionPipeline
 from clinfuse.presets import Preset
 
 PRESET = Preset(name="test", eta=0.02, eta_u=0.0, kappa=4.0, steps=4)
 STEPS = 4
+RELEASED = Path(clinfuse.__file__).parent / "released"
 
 
 def denoiser(**changes: object) -> Denoiser:
@@ -149,6 +155,30 @@ def test_guidance_does_as_much_in_many_steps_as_in_few() -> None:
     assert max(changes) < 2 * min(changes)
 
 
+def test_so_it_does_in_the_released_model_which_hardly_trusts_x_t(tiny_case: Case) -> None:
+    pipeline, slab = FusionPipeline.from_pretrained(RELEASED), tiny_case.slices(5, 7)
+    assert pipeline.members[0].config.anchor_std == DenoiserConfig().anchor_std
+    fused = [
+        [pipeline.sample_member(slab, 0, "stroke", steps=n, guided=g).fused for g in (False, True)]
+        for n in (10, 20, 50)
+    ]
+    changes = [float(np.abs(guided - plain).mean()) for plain, guided in fused]
+    assert min(changes) > 1e-4
+    assert max(changes) < 2 * min(changes)
+
+
+def test_by_default_the_last_step_does_nearly_all_of_guidance() -> None:
+    """A denoiser that trusts x_t as little as it does by default replaces what earlier steps changed."""
+    model, inputs = denoiser(anchor_std=DenoiserConfig().anchor_std), made_inputs()
+    preset = PRESET.changed(eta=0.05)
+    plain = run(model, inputs, None, steps=10).fused
+    whole, last = (
+        run(model, inputs, guide_for(inputs, preset, start=start), steps=10).fused - plain
+        for start in (0, 0.9)
+    )
+    assert float((whole - last).norm() / whole.norm()) < 0.3
+
+
 def test_uncertainty_guidance_lowers_the_predicted_uncertainty() -> None:
     model, inputs = denoiser(), made_inputs()
     doubts: dict[float, float] = {}
@@ -181,12 +211,40 @@ def test_cheap_gradient_points_the_same_way() -> None:
     assert float(cosine) > 0.8
 
 
+@pytest.mark.parametrize(("eta", "told"), [(1.0, False), (10.0, True)])
+def test_ten_times_a_preset_s_strength_stays_finite_and_warns(
+    tiny_case: Case, eta: float, told: bool
+) -> None:
+    """The released model on a slab with a lesion, in few steps, which each take much of η."""
+    pipeline = FusionPipeline.from_pretrained(RELEASED)
+    preset = pipeline.presets["stroke"]
+    preset = preset.changed(eta=eta * preset.eta)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        done = pipeline.sample_member(tiny_case.slices(4, 8), 0, preset, steps=2, guided=True)
+    assert np.isfinite(done.fused).all()
+    assert [str(w.message) for w in caught if "clipped" in str(w.message)] != [] if told else not caught
+
+
 def test_far_too_strong_guidance_stays_finite_and_warns() -> None:
     model, inputs = denoiser(), made_inputs()
     guide = guide_for(inputs, PRESET.changed(eta=50.0, eta_u=50.0), clip=0.05)
     with pytest.warns(RuntimeWarning, match="clipped"):
         done = run(model, inputs, guide)
     assert bool(torch.isfinite(done.fused).all())
+
+
+def test_a_gradient_that_is_not_finite_is_told_and_does_nothing() -> None:
+    """NaN in the reference of sample 0: it stays unguided, sample 1 is guided as ever."""
+    model, inputs = denoiser(), made_inputs()
+    guide = guide_for(inputs)
+    broken = guide.reference.anatomy.clone()
+    broken[0] = torch.nan
+    broken_guide = replace(guide, reference=replace(guide.reference, anatomy=broken))
+    with pytest.warns(RuntimeWarning, match=r"not finite in 50\.0%"):
+        done = run(model, inputs, broken_guide)
+    torch.testing.assert_close(done.fused[1], run(model, inputs, guide).fused[1])
+    torch.testing.assert_close(done.fused[0], run(model, inputs, None).fused[0])
 
 
 def test_case_does_not_see_its_neighbours() -> None:
