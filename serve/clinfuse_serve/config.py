@@ -55,8 +55,8 @@ def application(values: dict[str, Any]) -> Application:
     Raises:
         ConfigError: others could reach the service and there is no token, or a limit is out of range.
     """
-    from clinfuse_serve.deploy import serve_address
     from clinfuse_serve.members import Settings, build
+    from clinfuse_serve.proxy import serve_address
 
     args = ServiceArgs(**values)
     digest = token_digest(read_token(args.token_file)) if args.token_file else args.token_digest

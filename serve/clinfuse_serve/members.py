@@ -21,8 +21,8 @@ from clinfuse_serve.kept_features import KeptFeatures
 from clinfuse_serve.limits import Limits
 from clinfuse_serve.parts import SLAB
 from clinfuse_serve.preset_table import PresetTable
-from clinfuse_serve.ray_backend import AGGREGATOR, RayBackend, member_name
-from clinfuse_serve.versions import LoadedVersions, change_over, checked_model, wanted_folder
+from clinfuse_serve.ray_backend import AGGREGATOR, RayBackend, aggregators, ask_all, member_name
+from clinfuse_serve.versions import LoadedVersions, change_over, checked_model, refused, wanted_folder
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -71,16 +71,29 @@ class Member:
         import torch
 
         torch.set_num_threads(settings.threads)
-        self.member = member
+        self.app, self.member = settings.app, member
         self._versions = LoadedVersions(settings.device)
+        self._refusal = ""
         self._presets = PresetTable({}, origin="")
         self._turn = asyncio.Lock()
         self._kept = KeptFeatures(settings.limits.features_bytes, settings.limits.kept_s)
         self._draw_together.set_max_batch_size(settings.batch)  # type: ignore[attr-defined]
 
     async def reconfigure(self, user_config: Mapping[str, Any]) -> None:
-        """Load the wanted model version beside the one that is served."""
-        await asyncio.to_thread(self._versions.load, wanted_folder(user_config))
+        """Load the wanted model version beside those in use; one that cannot be is refused if another is here."""
+        self._refusal = ""
+        try:
+            await asyncio.to_thread(self._versions.load, wanted_folder(user_config))
+        except Exception as error:
+            if not self._versions.hashes():
+                raise
+            self._refusal = refused(error)
+        if self._versions.crowded and (told := await ask_all(aggregators(self.app), "versions_in_use")):
+            self._versions.forget(set().union(*told))
+
+    async def refusal(self) -> str:
+        """Why the wanted version was refused; "" if it was not."""
+        return self._refusal
 
     async def draw(self, case: Case, order: Order) -> list[MemberSample]:
         """This member's samples; orders take turns, slices of like shape share one."""
@@ -122,6 +135,7 @@ class Aggregator:
         self.settings = settings
         self.backend = RayBackend(settings.app, members)
         self._changing: asyncio.Task[None] | None = None
+        self._awaited = self._refusal = ""
         self.service = FusionService(
             None,
             self.backend,
@@ -146,13 +160,29 @@ class Aggregator:
 
     async def reconfigure(self, user_config: Mapping[str, Any]) -> None:
         """Take the first model version; change over to a later one as soon as every member has it. Returns at once."""
-        model = checked_model(wanted_folder(user_config), self.settings.members)
+        self._refusal = ""
+        try:
+            model = checked_model(wanted_folder(user_config), self.settings.members)
+        except Exception as error:
+            if not self.service.ready:
+                raise
+            self._refusal = refused(error)
+            return
         if self._changing is not None:
             self._changing.cancel()
+        self._awaited = model.model_hash
         if not self.service.ready:
             self.service.use(model)
         elif model.model_hash != self.service.model.model_hash:
             self._changing = asyncio.create_task(change_over(self.service, self.backend, model))
+
+    async def refusal(self) -> str:
+        """Why the wanted version was refused; "" if it was not."""
+        return self._refusal
+
+    async def versions_in_use(self) -> set[str]:
+        """Hashes of the versions that members are asked for from here, or may be."""
+        return self.service.versions_in_use() | {self._awaited}
 
     async def merge_presets(self, changes: Mapping[str, Any]) -> None:
         """Hear of presets changed on another replica."""
@@ -168,12 +198,12 @@ class Aggregator:
         return self.service.snapshot()
 
 
-def build(settings: Settings, aggregators: int, groups: int = 1) -> serve.Application:
+def build(settings: Settings, replicas: int, groups: int = 1) -> serve.Application:
     """The application graph: K members under the aggregator's replicas.
 
     Args:
         settings: of all replicas.
-        aggregators: replicas of the HTTP front.
+        replicas: of the HTTP front.
         groups: most replicas of each member; above 1, Serve adds them while requests queue.
     """
     calm: dict[str, Any] = {
@@ -194,7 +224,7 @@ def build(settings: Settings, aggregators: int, groups: int = 1) -> serve.Applic
     )(Member)
     aggregator: serve.Deployment = serve.deployment(
         name=AGGREGATOR,
-        num_replicas=aggregators,
+        num_replicas=replicas,
         max_ongoing_requests=4 * settings.limits.queue + 16,
         ray_actor_options={"num_cpus": 0.05},
         **calm,

@@ -55,7 +55,7 @@ class RayBackend:
 
     async def find_case(self, token: str) -> KeptCase | None:
         """Ask the other aggregators: they share the requests of one page."""
-        told = await self._broadcast(self._peers(), "kept_case", token)
+        told = await ask_all(aggregators(self.app), "kept_case", token)
         return next((kept for kept in told if kept is not None), None)
 
     async def sample(
@@ -95,35 +95,38 @@ class RayBackend:
 
     async def all_have(self, model_hash: str) -> bool:
         """Whether every replica of every member that answers has loaded that model version."""
-        told = await asyncio.gather(*(self._broadcast(handle, "versions") for handle in self.handles))
+        told = await asyncio.gather(*(ask_all(handle, "versions") for handle in self.handles))
         return all(told) and all(model_hash in hashes for answers in told for hashes in answers)
 
     async def tell_presets(self, changes: Mapping[str, Any]) -> None:
         """Broadcast to every aggregator replica and every member."""
-        calls = [self._broadcast(handle, "remember_presets", dict(changes)) for handle in self.handles]
-        await asyncio.gather(self._broadcast(self._peers(), "merge_presets", dict(changes)), *calls)
+        calls = [ask_all(handle, "remember_presets", dict(changes)) for handle in self.handles]
+        await asyncio.gather(ask_all(aggregators(self.app), "merge_presets", dict(changes)), *calls)
 
     async def learn_presets(self) -> list[Mapping[str, Any]]:
         """What the members remember."""
-        told = await asyncio.gather(*(self._broadcast(h, "known_presets") for h in self.handles))
+        told = await asyncio.gather(*(ask_all(h, "known_presets") for h in self.handles))
         return [changes for answers in told for changes in answers]
 
     async def snapshots(self, own: Mapping[str, Any]) -> list[Mapping[str, Any]]:
         """Ask every aggregator replica; this one's own numbers if none answers."""
-        return await self._broadcast(self._peers(), "metrics_snapshot") or [own]
+        return await ask_all(aggregators(self.app), "metrics_snapshot") or [own]
 
-    def _peers(self) -> DeploymentHandle:
-        return serve.get_deployment_handle(AGGREGATOR, self.app)
 
-    async def _broadcast(self, handle: DeploymentHandle, method: str, *arguments: Any) -> list[Any]:
-        """Answers of all replicas that gave one in time; control calls only."""
-        try:
-            response = handle.broadcast(method, *arguments)
-            told = await asyncio.wait_for(response.results_async(return_exceptions=True), CONTROL_S)
-            return [answer for answer in told if not isinstance(answer, BaseException)]
-        except (TimeoutError, ray.exceptions.RayError, RayServeException, RuntimeError) as error:
-            LOG.warning("control call %s got no answer: %s %s", method, type(error).__name__, error)
-            return []
+def aggregators(app: str) -> DeploymentHandle:
+    """All aggregator replicas of an application, for `ask_all`."""
+    return serve.get_deployment_handle(AGGREGATOR, app)
+
+
+async def ask_all(deployment: DeploymentHandle, method: str, *arguments: Any) -> list[Any]:
+    """Answers of all replicas that gave one in time; control calls only."""
+    try:
+        response = deployment.broadcast(method, *arguments)
+        told = await asyncio.wait_for(response.results_async(return_exceptions=True), CONTROL_S)
+        return [answer for answer in told if not isinstance(answer, BaseException)]
+    except (TimeoutError, ray.exceptions.RayError, RayServeException, RuntimeError) as error:
+        LOG.warning("control call %s got no answer: %s %s", method, type(error).__name__, error)
+        return []
 
 
 async def _result(response: Any) -> list[MemberSample]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -68,6 +69,7 @@ class FusionService:
         self.cases = Cases(backend, limits, secret, self.examples, self.metrics)
         self.gate = Gate(limits, self.metrics)
         self.at_once = asyncio.Semaphore(limits.at_once)
+        self._under_way: Counter[str] = Counter()
         self._learned = False
 
     def use(self, model: ServedModel) -> None:
@@ -86,6 +88,18 @@ class FusionService:
         if self._model is None:
             raise ProblemError(no_members(self.backend.members, {}))
         return self._model
+
+    def versions_in_use(self) -> set[str]:
+        """Hashes of the version that is served and of those by which requests under way are answered."""
+        return {self.model.model_hash, *(+self._under_way)}
+
+    @contextmanager
+    def _using(self, model: ServedModel) -> Iterator[None]:
+        self._under_way[model.model_hash] += 1
+        try:
+            yield
+        finally:
+            self._under_way[model.model_hash] -= 1
 
     async def fuse(self, params: FuseParams, files: Mapping[str, Path], tell: Progress = silent) -> Answer:
         """Fuse one pair.
@@ -112,8 +126,19 @@ class FusionService:
     async def _fuse(
         self, params: FuseParams, case: Callable[[], Awaitable[KeptCase]], tell: Progress
     ) -> Answer:
+        model = self.model
+        with self._using(model):
+            return await self._fuse_by(model, params, case, tell)
+
+    async def _fuse_by(
+        self,
+        model: ServedModel,
+        params: FuseParams,
+        case: Callable[[], Awaitable[KeptCase]],
+        tell: Progress,
+    ) -> Answer:
         seconds: dict[str, float] = {}
-        start, model = time.monotonic(), self.model
+        start = time.monotonic()
         await self.learn()
         order, members = order_of(params, self.presets, model, self.limits, self.backend.members)
         async with self.at_once:

@@ -1,8 +1,9 @@
 """The model version that a replica serves: a new one is loaded beside the old one, then taken, then the old one goes.
 
 Serve hands the wanted folder to every replica as user_config, also to replicas that start later. Members load it and
-keep the version before, because an aggregator may still ask for that; an aggregator changes over once every member
-has the new one. So an answer never mixes members of two versions, and no request fails meanwhile.
+keep the versions that an aggregator may still ask for; an aggregator changes over once every member has the new one.
+So an answer never mixes members of two versions, and no request fails meanwhile. A version that a replica cannot use
+is refused, and the one that is served stays.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,12 @@ class WrongVersionError(RuntimeError):
     """A member was asked for a model version that it does not have."""
 
 
+def refused(error: Exception) -> str:
+    """Log why a version cannot be used here; returns it in a sentence."""
+    LOG.error("a model version is refused", exc_info=error)
+    return str(error) or type(error).__name__
+
+
 def wanted_folder(user_config: Mapping[str, Any]) -> str:
     """The model folder in a replica's user_config."""
     folder = user_config.get("model")
@@ -40,7 +47,7 @@ def wanted_folder(user_config: Mapping[str, Any]) -> str:
 
 
 class LoadedVersions:
-    """Pipelines of the newest two versions, on a member."""
+    """Pipelines of a member: the newest two versions, more only while they are in use."""
 
     def __init__(self, device: str) -> None:
         self.device = device
@@ -54,9 +61,18 @@ class LoadedVersions:
         if model_hash not in self._loaded:
             self._loaded[model_hash] = FusionPipeline.from_pretrained(folder, device=self.device)
         self._loaded.move_to_end(model_hash)
-        while len(self._loaded) > KEPT:
-            self._loaded.popitem(last=False)
         return model_hash
+
+    @property
+    def crowded(self) -> bool:
+        """Whether there are more than two."""
+        return len(self._loaded) > KEPT
+
+    def forget(self, in_use: Collection[str]) -> None:
+        """Drop the oldest until two are left; none that is in use, and not the newest."""
+        for model_hash in self.hashes()[:-1]:
+            if self.crowded and model_hash not in in_use:
+                del self._loaded[model_hash]
 
     def hashes(self) -> list[str]:
         """Versions there, newest last."""

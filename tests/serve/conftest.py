@@ -7,7 +7,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,11 +26,11 @@ from clinfuse.presets import load_presets
 
 if TYPE_CHECKING:
     from chromium import Browser
+    from posting import Pair, Start
 
     from clinfuse.pipeline import FusionPipeline
 
 sys.path.append(str(Path(__file__).parent))  # helpers of these tests, e.g. chromium.py
-Pair = dict[str, Path]
 
 
 @pytest.fixture(scope="session")
@@ -43,6 +43,12 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def other_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """As `model_dir`, other weights."""
     return make_model(tmp_path_factory.mktemp("models") / "other", seed=2)
+
+
+@pytest.fixture(scope="session")
+def third_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As `model_dir`, yet other weights."""
+    return make_model(tmp_path_factory.mktemp("models") / "third", seed=3)
 
 
 def make_model(folder: Path, seed: int) -> Path:
@@ -117,7 +123,7 @@ def pipeline(model_dir: Path) -> FusionPipeline:
 
 
 @pytest.fixture
-def local_service(model_dir: Path, pipeline: FusionPipeline) -> Iterator[Callable[..., str]]:
+def local_service(model_dir: Path, pipeline: FusionPipeline) -> Iterator[Start]:
     """Starts services over real HTTP with the members in this process; yields a function that returns the URL."""
     import uvicorn
     from clinfuse_serve.application import build_application

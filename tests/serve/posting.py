@@ -16,10 +16,15 @@ Pair = dict[str, Path]
 def post(
     url: str, files: dict[str, Any], params: dict[str, Any] | str = "{}", **options: Any
 ) -> httpx.Response:
+    """One request: files are paths, bytes, or (name, bytes)."""
     text = params if isinstance(params, str) else json.dumps(params)
-    opened = {k: (v.name, v.read_bytes()) if isinstance(v, Path) else ("x", v) for k, v in files.items()}
+    opened = {role: file if isinstance(file, tuple) else named(file) for role, file in files.items()}
     form = {"data": {"params": text}, "files": opened or None}
     return httpx.post(f"{url}/v1/fuse", timeout=120, trust_env=False, **form, **options)
+
+
+def named(file: Path | bytes) -> tuple[str, bytes]:
+    return (file.name, file.read_bytes()) if isinstance(file, Path) else ("x", file)
 
 
 def masks_of(pair: Pair) -> dict[str, Any]:
