@@ -6,7 +6,6 @@ import json
 import logging
 import re
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,10 +15,10 @@ import numpy as np
 import pytest
 from clinfuse_serve.metrics import COUNTERS, GAUGES, HISTOGRAMS, Metrics
 from clinfuse_serve.observe import LABELS, RayMetrics, note_drift
+from posting import Pair, Start
 
 from clinfuse.case import Case
 
-Pair = dict[str, Path]
 ROOT = Path(__file__).parents[2]
 
 
@@ -36,7 +35,7 @@ def test_dashboard_asks_for_metrics_that_exist_and_shows_them_all() -> None:
 
 
 def test_a_request_leaves_one_json_line_without_names(
-    local_service: Callable[..., str], nifti_pair: Pair, caplog: pytest.LogCaptureFixture
+    local_service: Start, nifti_pair: Pair, caplog: pytest.LogCaptureFixture
 ) -> None:
     url = local_service()
     files = {role: (path.name, path.read_bytes()) for role, path in nifti_pair.items()}

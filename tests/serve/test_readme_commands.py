@@ -7,10 +7,10 @@ import re
 import shutil
 import subprocess
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from posting import Pair, Start
 
 from clinfuse.presets import load_presets
 
@@ -18,9 +18,7 @@ ROOT = Path(__file__).parents[2]
 PLACE = "http://127.0.0.1:8000"
 
 
-def test_curl_commands_work_as_pasted(
-    local_service: Callable[..., str], nifti_pair: dict[str, Path], tmp_path: Path
-) -> None:
+def test_curl_commands_work_as_pasted(local_service: Start, nifti_pair: Pair, tmp_path: Path) -> None:
     if shutil.which("curl") is None:
         pytest.skip("no curl here")
     section = re.search(r"## Serving\n(.*?)\n## ", (ROOT / "README.md").read_text("utf-8"), re.S)

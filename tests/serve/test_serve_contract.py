@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import schemathesis
 from hypothesis import HealthCheck, given, settings
+from posting import Start
 from schemathesis.specs.openapi.checks import positive_data_acceptance, unsupported_method
 
 EXAMPLES = 12
 LEFT_OUT = [positive_data_acceptance, unsupported_method]  # bytes that are no image may be refused
 
 
-def test_the_service_keeps_its_contract(local_service: Callable[..., str]) -> None:
+def test_the_service_keeps_its_contract(local_service: Start) -> None:
     """No server error; only documented codes, media types, headers and bodies, whatever is sent."""
     schema = schemathesis.openapi.from_url(f"{local_service()}/openapi.json")
     operations = [found.ok() for found in schema.get_all_operations()]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 
 import nibabel as nib
@@ -13,9 +12,7 @@ import numpy as np
 import pydicom
 import pytest
 from chromium import NO_WEBGL, Browser, find_browser
-
-Start = Callable[..., str]
-Pair = dict[str, Path]
+from posting import Pair, Start
 
 
 def opened(browser: Browser, url: str) -> None:
