@@ -28,7 +28,7 @@ class Case:
 
     Attributes:
         case_id: pseudonym; the only name that may reach a log, a metric label or a response.
-        anatomy: (D, H, W) float32 in [0, 1].
+        anatomy: (D, H, W) float32 in [0, 1]; images given in another type are converted.
         companion: (D, H, W) float32 in [0, 1].
         brain, bone, lesion: (D, H, W) uint8 in {0, 1}; an absent lesion is all zeros.
         affine: (4, 4) float64, (x, y, z) voxel index → RAS+ mm.
@@ -38,7 +38,7 @@ class Case:
         attrs: JSON-able facts: scaling of both images, provenance of every mask, split, patient, simulated.
 
     Raises:
-        GeometryError: shapes differ, are not 3D, or a spacing is not positive.
+        GeometryError: shapes differ, are not 3D or empty, or a spacing is not positive.
         InputError: non-finite voxels, values outside [0, 1] or masks that are not binary.
     """
 
@@ -54,12 +54,15 @@ class Case:
     attrs: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for name, array in self._named_arrays():
+            if name not in ROIS:
+                object.__setattr__(self, name, np.asarray(array, dtype=np.float32))
         shape = self.anatomy.shape
         for name, array in self._named_arrays():
-            if array.ndim != 3 or array.shape != shape:
+            if array.ndim != 3 or array.shape != shape or 0 in shape:
                 raise GeometryError(
                     f"{name} does not lie on the anatomy image's grid",
-                    expected=f"shape {shape} with 3 axes",
+                    expected=f"shape {shape} with 3 axes, none of them empty",
                     found=f"shape {array.shape}",
                     case=self.case_id,
                     todo="resample it to the anatomy image (clinfuse prep does)",

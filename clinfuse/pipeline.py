@@ -44,6 +44,7 @@ class FusionPipeline:
         kind: "teacher" (guided, many steps) or "student" (distilled, few steps, no gradients).
         student_steps: sampler steps of a student.
         window: slices that a 3D model takes at once where memory is short (clinfuse.windows); None: the whole volume.
+            A setting of this run and its machine: a model folder does not keep it.
         presets: those that callers may name.
         error_head: what foretells F's error from the variances and the images, or None: the total variance does.
         calibration: map from that standard deviation to calibrated uncertainty, or None.
@@ -150,6 +151,8 @@ class FusionPipeline:
         count = len(self.members) if members is None else members
         if not 1 <= count <= len(self.members):
             raise ConfigError("members", expected=f"1 to {len(self.members)}", found=str(members))
+        if samples < 1 or jitters < 0:
+            raise ConfigError("draws", expected="samples >= 1, jitters >= 0", found=f"{samples}, {jitters}")
         case = aligned(case) if align else case
         draws = [(m, s, j) for m in range(count) for s in range(samples) for j in range(jitters + 1)]
         done = []
@@ -210,11 +213,12 @@ class FusionPipeline:
                 one batch's are in memory at a time; the result is the same.
 
         Raises:
-            ConfigError: no such preset, or features of something else.
+            ConfigError: no such preset, impossible steps, or features of something else.
         """
         preset = self.resolve_preset(preset)
         guided = self.kind == "teacher" if guided is None else guided
-        steps = steps or (preset.steps if self.kind == "teacher" else self.student_steps)
+        if steps is None:
+            steps = preset.steps if self.kind == "teacher" else self.student_steps
         if features is not None:
             features.check(case, member, jitter_index)
         parts = features.parts if features else self._parts(case, member, seed, jitter_index, jitter)
@@ -250,11 +254,11 @@ class FusionPipeline:
             One sample per ask, equal to what `sample_member` gives for it alone: every slice has its own noise.
 
         Raises:
-            ConfigError: a 3D model, slices of different sizes, or features of something else.
+            ConfigError: a 3D model, slices of different sizes, impossible steps, or features of something else.
         """
         if self.spatial_dims != 2 or len({case.shape[1:] for case, _, _ in asks}) != 1:
             raise ConfigError("cannot be sampled together", expected="a 2D model and slices of one size")
-        steps = steps or self.student_steps
+        steps = self.student_steps if steps is None else steps
         parts: list[Part] = []
         for (case, _, _), known in zip(asks, features or [None] * len(asks), strict=True):
             seen = known or self.encode(case, member)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import yaml
 
 from clinfuse.errors import ConfigError
+from clinfuse.ranges import require_ranges
 
 RANGES: dict[str, tuple[float, float]] = {
     "alpha": (0, 10),
@@ -60,20 +60,9 @@ class Preset:
     steps: int = 50
 
     def __post_init__(self) -> None:
-        for key, (low, high) in RANGES.items():
-            value = getattr(self, key)
-            usable = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-            if not usable or not low <= value <= high:
-                raise ConfigError(
-                    f"preset {self.name!r}: {key} is out of range",
-                    expected=f"{low} <= {key} <= {high}",
-                    found=f"{key}={value!r}",
-                    todo="correct the value in the preset",
-                )
-        if not isinstance(self.steps, int):
-            raise ConfigError(
-                f"preset {self.name!r}: steps must be whole", expected="an integer", found=repr(self.steps)
-            )
+        what, todo = f"preset {self.name!r}", "correct the value in the preset"
+        require_ranges(what, self, RANGES, todo=todo)
+        require_ranges(what, self, {"steps": RANGES["steps"]}, whole=True, todo=todo)
         if self.alpha + self.beta + self.gamma == 0:
             raise ConfigError(
                 f"preset {self.name!r}: no region counts",
@@ -90,11 +79,12 @@ class Preset:
         return (*(v / sum(rois) for v in rois), *(v / total for v in lambdas))
 
     def changed(self, **values: Any) -> Preset:
-        """The same preset with some values changed; checked anew."""
-        unknown = sorted(set(values) - {f.name for f in fields(self)})
+        """The same preset with some values changed, all but its name; checked anew."""
+        known = {*RANGES, "description"}
+        unknown = sorted(set(values) - known)
         if unknown:
             raise ConfigError(
-                "unknown preset value", expected=f"one of {sorted(RANGES)}", found=", ".join(unknown)
+                "unknown preset value", expected=f"one of {sorted(known)}", found=", ".join(unknown)
             )
         return replace(self, **values)
 
@@ -112,19 +102,35 @@ def load_presets(path: str | Path | None = None) -> dict[str, Preset]:
     text = resources.files("clinfuse").joinpath("presets.yaml").read_text(encoding="utf-8")
     presets = parse_presets(text)
     if path is not None:
-        presets.update(parse_presets(Path(path).read_text(encoding="utf-8")))
+        presets.update(parse_presets(_read(Path(path))))
     return presets
 
 
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            "presets file cannot be read", expected="a YAML file in UTF-8", found=type(error).__name__
+        ) from error
+
+
 def parse_presets(text: str) -> dict[str, Preset]:
-    """Presets from YAML text: a mapping of name to values."""
+    """Presets from YAML text: a mapping of name to values.
+
+    Raises:
+        ConfigError: no such mapping, unknown key (a row's own "name" too: its key is its name), or impossible value.
+    """
     try:
         table = yaml.safe_load(text) or {}
     except yaml.YAMLError as error:
         raise ConfigError("presets file is not YAML", found=str(error).splitlines()[0]) from error
     if not isinstance(table, dict) or not all(isinstance(row, dict) for row in table.values()):
         raise ConfigError("presets file has the wrong form", expected="a mapping name: {alpha: …}")
-    return {str(name): Preset(name=str(name)).changed(**row) for name, row in table.items()}
+    return {
+        str(name): Preset(name=str(name)).changed(**{str(k): v for k, v in row.items()})
+        for name, row in table.items()
+    }
 
 
 def dump_presets(presets: dict[str, Preset]) -> str:

@@ -22,6 +22,8 @@ SAMPLERS: dict[str, type[Any]] = {
     "ddpm": DDPMScheduler,
     "dpmsolver++": DPMSolverMultistepScheduler,
 }
+BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
+"""Those that every one of these schedulers knows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +32,8 @@ class DiffusionConfig:
 
     Attributes:
         train_timesteps: T, number of noise levels, 10 to 4000.
-        beta_schedule: diffusers' name; "squaredcos_cap_v2" is the cosine schedule (Nichol, Dhariwal 2021).
+        beta_schedule: diffusers' name, one of `BETA_SCHEDULES`; "squaredcos_cap_v2" is the cosine schedule (Nichol,
+            Dhariwal 2021).
         sampler: "ddim", "ddpm" or "dpmsolver++", the formula of g_θ in Eq. 1.
     """
 
@@ -41,6 +44,10 @@ class DiffusionConfig:
     def __post_init__(self) -> None:
         if self.sampler not in SAMPLERS:
             raise ConfigError("unknown sampler", expected=f"one of {sorted(SAMPLERS)}", found=self.sampler)
+        if self.beta_schedule not in BETA_SCHEDULES:
+            raise ConfigError(
+                "unknown beta_schedule", expected=f"one of {BETA_SCHEDULES}", found=str(self.beta_schedule)
+            )
         if not 10 <= self.train_timesteps <= 4000:
             raise ConfigError(
                 "train_timesteps is out of range", expected="10 to 4000", found=str(self.train_timesteps)
@@ -48,7 +55,15 @@ class DiffusionConfig:
 
 
 def make_scheduler(config: DiffusionConfig, steps: int) -> Any:
-    """A diffusers scheduler set to that many reverse steps, the first one at the noisiest level T − 1."""
+    """A diffusers scheduler set to that many reverse steps, the first one at the noisiest level T − 1.
+
+    Raises:
+        ConfigError: fewer than one step, or more than there are noise levels.
+    """
+    if not 1 <= steps <= config.train_timesteps:
+        raise ConfigError(
+            "steps out of range", expected=f"1 to {config.train_timesteps} reverse steps", found=str(steps)
+        )
     options: dict[str, Any] = {
         "num_train_timesteps": config.train_timesteps,
         "beta_schedule": config.beta_schedule,

@@ -24,6 +24,7 @@ import torch.nn.functional as tf
 from torch import Tensor
 
 from clinfuse.errors import ConfigError, GeometryError
+from clinfuse.ranges import require_ranges
 
 CONTROL_POINTS = 8
 """Control points per axis; their lattice repeats, so that one warp serves images of any extent."""
@@ -57,15 +58,7 @@ class JitterConfig:
     elastic_scale_mm: float = 25.0
 
     def __post_init__(self) -> None:
-        for key, (low, high) in RANGES.items():
-            value = getattr(self, key)
-            usable = isinstance(value, int | float) and not isinstance(value, bool)
-            if not usable or not low <= value <= high:
-                raise ConfigError(
-                    f"jitter: {key} is out of range",
-                    expected=f"{low} <= {key} <= {high}",
-                    found=f"{key}={value!r}",
-                )
+        require_ranges("jitter", self, RANGES)
         if self.elastic_mm > MAX_STRETCH * self.elastic_scale_mm:
             raise ConfigError(
                 "jitter: the elastic part might fold",

@@ -13,9 +13,28 @@ from clinfuse.method.denoiser import DenoiserConfig
 from clinfuse.method.diffusion import DiffusionConfig
 from clinfuse.method.jitter import JitterConfig
 from clinfuse.method.lesion_head import LesionHeadConfig
+from clinfuse.presets import RANGES as PRESET_RANGES
+from clinfuse.ranges import require_ranges
 from clinfuse.training.effort import Effort
 
 STUDENT_STEPS = (1, 2, 4)
+COUNTS: dict[str, tuple[float, float]] = {
+    "seed": (0, 2**31),
+    "batch_size": (1, 10**5),
+    **dict.fromkeys(("lesion_steps", "denoiser_steps", "member_steps", "distill_iterations"), (1, 10**8)),
+    "distill_batches": (1, 10**7),
+    "teacher_steps": (1, 1000),
+    "refine_steps": (0, 1000),
+    "validations": (0, 10**6),
+}
+RANGES: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(("learning_rate", "lesion_learning_rate"), (1e-9, 1.0)),
+    **dict.fromkeys(("roi_weight", "seam_weight", "variance_weight", "residual_weight"), (0, 1e6)),
+    "score_weight": (0, 1e6),
+    "jitter_share": (0, 1),
+    "contrast_share": (0, 1),
+    "tau_mm": PRESET_RANGES["tau_mm"],
+}
 LEFT_BY_ALIGNMENT = JitterConfig(translation_mm=0.7, rotation_deg=0.7, elastic_mm=0.3)
 """Misregistration to learn with: what is too small for clinfuse.alignment, which undoes the rest before sampling."""
 
@@ -84,10 +103,12 @@ class TrainConfig:
     jitter: JitterConfig = field(default_factory=lambda: LEFT_BY_ALIGNMENT)
 
     def __post_init__(self) -> None:
+        require_ranges("training", self, COUNTS, whole=True)
+        require_ranges("training", self, RANGES)
         dims, multiple = self.denoiser.spatial_dims, self.denoiser.multiple
         for name in ("crop", "slab_crop") if self.slab_share else ("crop",):
             crop = getattr(self, name)
-            if len(crop) != dims or any(n % multiple or n < 16 for n in crop):
+            if not isinstance(crop, tuple) or len(crop) != dims or any(n % multiple or n < 16 for n in crop):
                 raise ConfigError(
                     f"{name} does not fit the denoiser",
                     expected=f"{dims} multiples of {multiple}, 16 or more",
@@ -105,9 +126,6 @@ class TrainConfig:
             raise ConfigError("lesion head and denoiser differ in dimensions", expected=str(dims))
         if self.student_steps not in STUDENT_STEPS:
             raise ConfigError("student_steps", expected="1, 2 or 4", found=str(self.student_steps))
-        for name in ("batch_size", "lesion_steps", "denoiser_steps", "distill_iterations", "teacher_steps"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be positive", expected=">= 1", found=str(getattr(self, name)))
 
     @property
     def spatial_dims(self) -> int:
@@ -141,8 +159,8 @@ class TrainConfig:
             *path, leaf = key.split(".")
             place: Any = values
             for part in path:
-                place = place.get(part, {})
-            if leaf not in place:
+                place = place.get(part) if isinstance(place, dict) else None
+            if not isinstance(place, dict) or leaf not in place:
                 raise ConfigError("no such training option", expected=", ".join(sorted(values)), found=key)
             place[leaf] = value
         return self.from_dict(values)
@@ -150,6 +168,10 @@ class TrainConfig:
 
 def _build(cls: type[Any], values: Mapping[str, Any]) -> Any:
     known = {f.name: f for f in fields(cls)}
+    if not isinstance(values, Mapping):
+        raise ConfigError(
+            "training options of one kind", expected=", ".join(sorted(known)), found=repr(values)
+        )
     unknown = sorted(set(values) - set(known))
     if unknown:
         raise ConfigError(
@@ -164,10 +186,10 @@ def _build(cls: type[Any], values: Mapping[str, Any]) -> Any:
     }
     made = {}
     for name, value in values.items():
-        nested = isinstance(value, Mapping) and name in parts
-        made[name] = (
-            _build(parts[name], value) if nested else tuple(value) if isinstance(value, list) else value
-        )
+        if name in parts:
+            made[name] = _build(parts[name], value)
+        else:
+            made[name] = tuple(value) if isinstance(value, list) else value
     return cls(**made)
 
 

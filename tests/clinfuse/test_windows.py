@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -80,3 +81,10 @@ def test_a_window_is_of_a_3d_model_and_not_too_small() -> None:
     flat = recipe("cpu-debug")
     with pytest.raises(ConfigError, match="2D model"):
         FusionPipeline(members=[build_denoiser(flat)], lesion_head=None, diffusion=flat.diffusion, window=32)
+
+
+def test_a_window_is_of_a_run_and_not_kept_with_the_model(tmp_path: Path) -> None:
+    folder = replace(trained_3d(), window=32).save_pretrained(tmp_path / "model")
+    again = FusionPipeline.from_pretrained(folder)
+    assert again.window is None
+    assert replace(again, window=32).model_hash == again.model_hash
