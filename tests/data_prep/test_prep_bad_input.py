@@ -35,6 +35,15 @@ def empty_brain(folder: Path) -> None:
     write_nifti(folder / "brain.nii.gz", head()[2] * 0)
 
 
+def image_as_mask(folder: Path) -> None:
+    write_nifti(folder / "brain.nii.gz", np.round(head()[0]).astype(np.int16))
+
+
+def scaled_image_as_mask(folder: Path) -> None:
+    mr = head()[0]
+    write_nifti(folder / "brain.nii.gz", (mr - mr.min()) / np.ptp(mr))
+
+
 def swapped(folder: Path) -> None:
     (folder / "mr.nii.gz").rename(folder / "x.nii.gz")
     (folder / "ct.nii.gz").rename(folder / "mr.nii.gz")
@@ -84,6 +93,8 @@ BAD = {
     non_finite: "non-finite voxels",
     constant: "anatomy image is constant",
     empty_brain: "brain mask is empty",
+    image_as_mask: "brain mask is no mask",
+    scaled_image_as_mask: "brain mask is no mask",
     swapped: "MRI and CT are swapped",
     truncated_gzip: "cannot be read to its end",
     damaged_gzip: "cannot be read to its end",

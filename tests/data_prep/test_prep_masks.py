@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from clinfuse_prep.colour import is_colour, join_colour, split_colour
 from clinfuse_prep.deface import face_mask
 from clinfuse_prep.geometry import Grid
 from clinfuse_prep.intensity import hu_scaling, percentile_scaling, to_raw, to_unit
@@ -15,13 +14,17 @@ from clinfuse_prep.masks.bone import bone_from_ct
 from clinfuse_prep.masks.brain import brain_from_ct
 from clinfuse_prep.masks.brain_mr import brain_classical
 from clinfuse_prep.masks.enclosed import enclosure
+from clinfuse_prep.masks.given import inside
 from clinfuse_prep.masks.head import head_ct, without_holder
 from clinfuse_prep.masks.morphology import closed, dilate, drop_small, erode, fill_planes, largest, opened
 from clinfuse_prep.masks.roi import RoiMasks, _apart
 from clinfuse_prep.masks.totalsegmentator import label_mask, missing_weights
 from clinfuse_prep.prepare import prepare_pair
+from clinfuse_prep.raw import from_source_array
 from make_sources import SPACING, head
 from scipy import ndimage
+
+from clinfuse.colour import is_colour, join_colour, split_colour
 
 
 def box(shape: tuple[int, int, int], *ranges: slice) -> np.ndarray:
@@ -219,3 +222,18 @@ def test_real_picture_pairs_have_plausible_brains(data_root: Path) -> None:
     one = prepare_pair(folder / "MRI" / "20015.png", folder / "CT" / "20015.png")
     assert one.shape == (1, 256, 256)
     assert dice(one.brain > 0, case.brain[10:11] > 0) > 0.9
+
+
+def test_masks_from_files_may_be_labels_probabilities_or_pictures() -> None:
+    ball = head()[2] > 0
+    soft = ndimage.gaussian_filter(ball.astype(np.float32), 0.5)
+    half = soft > 0.5 * soft.max()
+    for values, picture, expected in (
+        (ball * 1, False, ball),
+        (ball * 255, False, ball),
+        (ball * np.random.default_rng(0).integers(1, 5, ball.shape), False, ball),
+        (soft, False, half),
+        (np.round(soft * 255), True, half),
+    ):
+        image = from_source_array(values.astype(np.float32), np.eye(4), kind="array", grey8=picture)
+        assert np.array_equal(inside(image, "brain", "c").transpose(2, 1, 0), expected)

@@ -6,16 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
 from clinfuse.case import ROIS, FloatArray, MaskArray
-from clinfuse.errors import GeometryError, InputError
+from clinfuse.errors import GeometryError
 from clinfuse_prep.checks import check_bone, check_brain
 from clinfuse_prep.config import PrepConfig
 from clinfuse_prep.findings import Finding
 from clinfuse_prep.geometry import Grid, overlap, resample_mask
 from clinfuse_prep.masks.auto import BrainInputs, brain_mask
 from clinfuse_prep.masks.bone import bone_from_ct
+from clinfuse_prep.masks.given import inside
 from clinfuse_prep.masks.head import head_ct
 from clinfuse_prep.raw import RawImage
 
@@ -49,7 +49,7 @@ def roi_masks(
         ct: whether the companion is a CT.
 
     Raises:
-        InputError: a mask file with non-finite voxels, or an empty brain mask.
+        InputError: a mask file that holds no mask, or an empty brain mask.
         GeometryError: a mask file that shows another place.
     """
     made = RoiMasks()
@@ -131,19 +131,12 @@ def _apart(made: RoiMasks, case: str) -> None:
 
 
 def curated(image: RawImage, roi: str, grid: Grid, case: str) -> MaskArray:
-    """A mask from a file on the case's grid: labels above 0, or the upper half of a probability.
+    """A mask from a file on the case's grid, see `clinfuse_prep.masks.given`.
 
     Raises:
-        InputError: non-finite voxels. GeometryError: the mask shows another place.
+        InputError: the file holds no mask. GeometryError: the mask shows another place.
     """
-    values = image.volume
-    if not np.isfinite(values).all():
-        raise InputError(
-            f"the {roi} mask has non-finite voxels",
-            expected="0 and 1",
-            case=case,
-            todo="export the mask again",
-        )
+    within = inside(image, roi, case)
     if roi != "lesion" and overlap(image.grid, grid) < LEAST_OVERLAP:
         raise GeometryError(
             f"the {roi} mask shows another place than the images",
@@ -152,9 +145,4 @@ def curated(image: RawImage, roi: str, grid: Grid, case: str) -> MaskArray:
             case=case,
             todo="export the mask again on the anatomy image's grid",
         )
-    return resample_mask(_inside(values), image.grid, grid)
-
-
-def _inside(values: FloatArray) -> NDArray[np.bool_]:
-    labels = bool((values == np.round(values)).all())
-    return np.asarray(values > (0 if labels else 0.5 * float(values.max())))
+    return resample_mask(within, image.grid, grid)
