@@ -1,0 +1,6 @@
+"""Tests of the method share `small_model`, a pipeline of very small networks."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
