@@ -56,12 +56,28 @@ class Alignment:
     def used(self) -> bool:
         """Whether to act on it: 3 % more information, both halves agree, and 1 to 5 mm.
 
-        More than that is for `clinfuse prep --register`. Less is within the tolerance of clinical registration
+        More than that is told (`finding`). Less is within the tolerance of clinical registration
         (AAPM TG-132, Med Phys 44(7), 2017, asks for 1 to 2 mm): such a pair stays as the hospital registered it.
         """
+        return self._believed and LEAST_MM <= self.motion_mm <= LARGEST_MM
+
+    @property
+    def _believed(self) -> bool:
         sure = self.doubt_mm <= min(HALVES_APART_MM, self.motion_mm / 2)
-        gained = self.information > LEAST_GAIN * self.information_before
-        return sure and gained and LEAST_MM <= self.motion_mm <= LARGEST_MM
+        return sure and self.information > LEAST_GAIN * self.information_before
+
+    def finding(self, case_id: str) -> dict[str, str] | None:
+        """What a person should know (as `clinfuse_prep.findings.Finding.as_dict`): too large a motion to act on."""
+        if not self._believed or self.motion_mm <= LARGEST_MM:
+            return None
+        return {
+            "case": case_id,
+            "severity": "warning",
+            "problem": "the companion image does not lie on the anatomy image",
+            "expected": f"at most {LARGEST_MM:g} mm, which is undone here",
+            "found": f"about {self.motion_mm:.0f} mm; fused as it lies",
+            "todo": "register first (clinfuse prep --register, clinfuse fuse --register rigid), then look at both",
+        }
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able, for the sidecar."""
@@ -77,7 +93,8 @@ class Alignment:
 
 
 def aligned(case: Case) -> Case:
-    """The case with its CT laid on the MRI, where that is worth it; what was found stands in attrs["alignment"].
+    """The case with its CT laid on the MRI, where that is worth it; what was found stands in attrs["alignment"], a
+    motion too large for that among attrs["findings"], too.
 
     Masks that were made from the CT (provenance "auto:ct-…") move with it; all others stay. SPECT and PET are left
     as they are: their blur hides millimetres. A case that was aligned before comes back as it is.
@@ -86,6 +103,8 @@ def aligned(case: Case) -> Case:
         return case
     found = find_alignment(case.anatomy, case.companion, case.spacing)
     attrs = {**case.attrs, "alignment": found.to_dict()}
+    if (warning := found.finding(case.case_id)) is not None:
+        attrs["findings"] = [*case.attrs.get("findings", []), warning]
     if not found.used:
         return replace(case, attrs=attrs)
     provenance = dict(case.attrs.get("provenance", {}))

@@ -160,7 +160,7 @@ def _info(
         "model_hash": model.model_hash,
         "model_kind": model.kind,
         "preset": preset.name,
-        "weights": {k: v for k, v in preset.as_dict().items() if k not in ("name", "description")},
+        "weights": {k: v for k, v in preset.as_dict().items() if k not in ("name", "description", "steps")},
         "seed": seed,
         "steps": samples[0].steps,
         "draws": len(samples),

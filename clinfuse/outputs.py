@@ -30,7 +30,7 @@ Geometry = Callable[[FloatArray, Case], tuple[NDArray[Any], NDArray[np.float64]]
 MAPS = ("fused", "uncertainty", "interval")
 UNITS = {
     "fused": "relative intensity, 0 to 1",
-    "uncertainty": "0 (sure) to 1 (unsure); see Calibrated",
+    "uncertainty": "0 (sure) to 1 (unsure)",
     "interval": "half-width in relative intensity, 0 to 1",
     "anatomy": "relative intensity, 0 to 1",
     "companion": "relative intensity, 0 to 1, resampled to the anatomy image's grid",
@@ -109,11 +109,11 @@ def encode_fused(
         _check_grid(key, volume, case)
         array, affine = (geometry or case_grid)(np.asarray(volume, np.float32), case)
         if image_format == "png":
-            files[key] = (f"{output_stem(case, key)}.png", _png(array, case, wide=key in MAPS[1:]))
+            files[key] = (f"{output_stem(case, key)}.png", _png(array, case, key))
         elif image_format == "dicom":
             files[key] = (f"{output_stem(case, key)}.dcm", _dicom(array, affine, case, key))
         else:
-            data = nifti_bytes(array, affine)
+            data = nifti_bytes(array, affine, f"{key} image")
             name = f"{output_stem(case, key)}.nii"
             files[key] = (f"{name}.gz", gzip.compress(data, 1, mtime=0)) if compress else (name, data)
     sidecar = _sidecar(result, case, {key: name for key, (name, _) in files.items()}, image_format)
@@ -159,7 +159,7 @@ def bundle(files: Mapping[str, tuple[str, bytes]]) -> bytes:
     return buffer.getvalue()
 
 
-def nifti_bytes(array: NDArray[Any], affine: NDArray[np.float64]) -> bytes:
+def nifti_bytes(array: NDArray[Any], affine: NDArray[np.float64], about: str = "image") -> bytes:
     """A float32 NIfTI-1 file of an array in file order with its voxel → RAS+ mm affine."""
     import nibabel as nib
 
@@ -167,7 +167,7 @@ def nifti_bytes(array: NDArray[Any], affine: NDArray[np.float64]) -> bytes:
     image.set_sform(affine, code=1)
     image.set_qform(affine, code=1)
     image.header.set_xyzt_units("mm")
-    image.header["descrip"] = b"clinfuse fused image. Research use only."
+    image.header["descrip"] = f"clinfuse {about}. Research use only.".encode()
     return bytes(image.to_bytes())
 
 
@@ -185,7 +185,8 @@ def jsonable(value: Any) -> Any:
 
 
 def _sidecar(result: FusedMaps, case: Case, names: dict[str, str], image_format: str) -> dict[str, Any]:
-    units = {key: UNITS[key] for key in names}
+    meant = result.info.get("units", {})
+    units = {key: meant.get(key) or UNITS[key] for key in names}
     if image_format == "png":
         units = {k: f"{v}; stored as 0 to {65535 if k in MAPS[1:] else 255}" for k, v in units.items()}
     facts = {
@@ -193,14 +194,14 @@ def _sidecar(result: FusedMaps, case: Case, names: dict[str, str], image_format:
         "IntendedUse": RESEARCH_USE,
         "Simulated": bool(case.attrs.get("simulated", False)),
         "Files": names,
-        "Units": units,
         "GeneratedBy": {"Name": "clinfuse", "Version": __version__},
         "scaling": case.attrs.get("scaling"),
         "mask_provenance": case.attrs.get("provenance"),
+        "findings": case.attrs.get("findings", []),
     }
     if facts["Simulated"]:
         facts["SimulatedNote"] = "simulated CT: made from an MR template, not measured"
-    return jsonable({**facts, **result.info})
+    return jsonable({**facts, **result.info, "units": units})
 
 
 def _check_grid(key: str, volume: FloatArray, case: Case) -> None:
@@ -226,8 +227,9 @@ def _dicom(array: NDArray[Any], affine: NDArray[np.float64], case: Case, key: st
     )
 
 
-def _png(array: NDArray[Any], case: Case, *, wide: bool) -> bytes:
+def _png(array: NDArray[Any], case: Case, key: str) -> bytes:
     from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
 
     if array.ndim != 3 or array.shape[2] != 1:
         raise InputError(
@@ -237,8 +239,10 @@ def _png(array: NDArray[Any], case: Case, *, wide: bool) -> bytes:
             case=case.case_id,
             todo="ask for NIfTI",
         )
-    top, kind = (65535, np.uint16) if wide else (255, np.uint8)
+    top, kind = (65535, np.uint16) if key in MAPS[1:] else (255, np.uint8)
     pixels = np.ascontiguousarray(np.round(np.clip(array[:, :, 0].T, 0, 1) * top).astype(kind))
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
+    about = PngInfo()
+    about.add_text("Description", f"clinfuse {key} image. {RESEARCH_USE}")
+    Image.fromarray(pixels).save(buffer, "PNG", pnginfo=about)
     return buffer.getvalue()

@@ -6,6 +6,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from rich.markup import escape
+
+from clinfuse.console import say
 from clinfuse.errors import ClinfuseError, InputError
 
 SEVERITIES = ("info", "warning", "error")
@@ -33,6 +36,16 @@ class Finding:
     def as_dict(self) -> dict[str, str]:
         """The same as a plain dictionary, for JSON and tables."""
         return asdict(self)
+
+    def sentence(self) -> str:
+        """The whole of it in words."""
+        parts = [self.problem]
+        parts += [f"{word} {text}" for word in ("expected", "found") if (text := getattr(self, word))]
+        return "; ".join(parts + ([f"to do: {self.todo}"] if self.todo else []))
+
+    def tell(self) -> None:
+        """Say it to the person at the terminal, in a line."""
+        say(escape(f"  {self.severity} · case {self.case or '–'}: {self.sentence()}"))
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Finding:

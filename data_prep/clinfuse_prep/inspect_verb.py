@@ -12,10 +12,11 @@ from rich import box
 from rich.table import Table
 
 from clinfuse.case import ROIS, Case
-from clinfuse.console import CONSOLE, progress, say
+from clinfuse.console import CONSOLE, progress
 from clinfuse.errors import ConfigError, InputError
 from clinfuse.report import figures, html
 from clinfuse_prep.contact_sheet import contact_sheet
+from clinfuse_prep.findings import Finding
 from clinfuse_prep.store import CaseStore
 
 MOST_PANELS = 24
@@ -37,7 +38,7 @@ def inspect(arguments: argparse.Namespace) -> dict[str, Any]:
     findings = [item for text in rows["findings"] for item in json.loads(text)]
     for item in findings:
         if item["severity"] != "info":
-            say(f"  {item['severity']} · case {item['case']}: {_sentence(item)}")
+            Finding.from_dict(item).tell()
     facts: dict[str, Any] = {
         "cases": int((rows["state"] == "ok").sum()),
         "lost_in_prep": int((rows["state"] == "lost").sum()),
@@ -124,8 +125,3 @@ def _registered(case: Case) -> str:
 def _page_rows(rows: pd.DataFrame) -> list[dict[str, Any]]:
     names = ("case", "patient", "split", "images", "shape", "spacing mm", *(f"{roi} mL" for roi in ROIS))
     return [dict(zip(names, _cells(row), strict=True)) for row in rows.to_dict(orient="records")]
-
-
-def _sentence(item: dict[str, str]) -> str:
-    parts = [item["problem"], *(f"{word} {item[word]}" for word in ("expected", "found") if item[word])]
-    return "; ".join(parts + ([f"to do: {item['todo']}"] if item["todo"] else []))

@@ -252,7 +252,7 @@ def _last_word(
     lost = len([row for row in rows if row["state"] == "lost"])
     shown = [finding for finding in findings if finding.severity != "info"]
     for finding in shown[:MOST_SHOWN]:
-        say(f"  {finding.severity} · case {finding.case or '–'}: {_sentence(finding)}")
+        finding.tell()
     if len(shown) > MOST_SHOWN:
         say(f"  and {len(shown) - MOST_SHOWN} more: clinfuse inspect {out}")
     if len(findings) > len(shown):
@@ -275,11 +275,3 @@ def _last_word(
         "seconds": seconds,
         "megabytes_per_s": voxels * 8 / 1e6 / seconds if seconds > 0 and todo else None,
     }
-
-
-def _sentence(finding: Finding) -> str:
-    parts = [finding.problem]
-    parts += [
-        f"{word} {text}" for word, text in (("expected", finding.expected), ("found", finding.found)) if text
-    ]
-    return "; ".join(parts + ([f"to do: {finding.todo}"] if finding.todo else []))

@@ -84,6 +84,7 @@ def fuse_here(job: FuseJob, model: str | Path | None = None, device: str = "cpu"
     from clinfuse_prep.geometry import to_source_grid
     from clinfuse_prep.prepare import prepare_pair
 
+    from clinfuse.alignment import aligned
     from clinfuse.pipeline import FusionPipeline
 
     pipeline = FusionPipeline.from_pretrained(model or released_model(), device=device)
@@ -98,6 +99,7 @@ def fuse_here(job: FuseJob, model: str | Path | None = None, device: str = "cpu"
         config=PrepConfig(register=job.register),
         case_id=job.case_id,
     )
+    case = aligned(case)
     result = pipeline(
         case,
         preset,
@@ -162,7 +164,7 @@ def fuse_there(
     paths = reply.save(job.out)
     files = {key: paths[name] for key, name in reply.info["Files"].items() if name in paths}
     files["sidecar"] = next(path for name, path in paths.items() if name.endswith(".json"))
-    return {"files": files, "info": reply.info, "findings": []}
+    return {"files": files, "info": reply.info, "findings": reply.info.get("findings", [])}
 
 
 def sendable(path: Path, role: str) -> bytes:

@@ -192,6 +192,8 @@ def _fuse_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _fuse(arguments: argparse.Namespace) -> dict[str, Any]:
+    from clinfuse_prep.findings import Finding
+
     from clinfuse import RESEARCH_USE
     from clinfuse.console import say, step
     from clinfuse_serve.fuse import FuseJob, fuse_here, fuse_there
@@ -224,7 +226,7 @@ def _fuse(arguments: argparse.Namespace) -> dict[str, Any]:
         else:
             done = fuse_here(job, arguments.model, arguments.device)
     for finding in done["findings"]:
-        say(f"  {finding.get('severity', 'note')}: {finding.get('problem', '')}")
+        Finding.from_dict(finding).tell()
     if done["info"].get("degraded"):
         say("  [yellow]degraded: fewer members answered than were asked; see the sidecar[/yellow]")
     say(RESEARCH_USE)

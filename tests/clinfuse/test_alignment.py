@@ -12,6 +12,7 @@ from scipy import ndimage
 from clinfuse.alignment import (
     ARM_MM,
     LEAST_MM,
+    Alignment,
     _points,
     _Seen,
     aligned,
@@ -54,6 +55,38 @@ def test_gradient_agrees_with_finite_differences() -> None:
     differences = [(seen.information(THETA + e)[0] - seen.information(THETA - e)[0]) / 2e-4 for e in steps]
     assert np.corrcoef(gradient, differences)[0, 1] > 0.995
     np.testing.assert_allclose(gradient, differences, atol=0.1 * np.abs(differences).max())
+
+
+def test_a_motion_too_large_to_undo_is_told() -> None:
+    fine = Alignment(theta=np.zeros(6), motion_mm=4.0, doubt_mm=0.2, information=0.5, information_before=0.3)
+    far = replace(fine, motion_mm=11.0)
+    assert fine.used and fine.finding("c") is None
+    told = far.finding("c")
+    assert told is not None and not far.used
+    assert "11 mm" in told["found"] and "--register" in told["todo"]
+    assert replace(far, doubt_mm=3.0).finding("c") is None
+    assert replace(far, information=0.3).finding("c") is None
+
+
+def test_what_is_told_stands_among_the_findings() -> None:
+    a, b = pictures()
+    theta = np.array([0, 6.0, -3.0, 0, 0, 0])
+    moved = moved_by(theta, b, SPACING, order=1)
+    blank = np.zeros(a.shape, np.uint8)
+    attrs = {"findings": [{"problem": "before"}]}
+    case = Case(
+        case_id="c",
+        anatomy=a,
+        companion=np.clip(moved, 0, 1),
+        brain=blank,
+        bone=blank,
+        lesion=blank,
+        affine=np.diag([*SPACING[::-1], 1.0]),
+        attrs=attrs,
+    )
+    told = aligned(case).attrs["findings"]
+    assert told[0] == {"problem": "before"} and "does not lie" in told[1]["problem"]
+    np.testing.assert_array_equal(aligned(case).companion, case.companion)
 
 
 def test_a_drawn_motion_is_found() -> None:

@@ -49,9 +49,23 @@ def test_volume_is_written_with_names_geometry_and_sidecar(tiny_case: Case, tmp_
     np.testing.assert_allclose(image.affine, tiny_case.affine, atol=1e-5)
     np.testing.assert_allclose(image.get_qform(), tiny_case.affine, atol=1e-4)
     assert image.header.get_xyzt_units()[0] == "mm"
+    doubt = nib.load(paths["uncertainty"])
+    assert doubt.header["descrip"].item() == b"clinfuse uncertainty image. Research use only."
     sidecar = json.loads(paths["sidecar"].read_text())
     assert sidecar["seed"] == 3 and sidecar["IntendedUse"] == RESEARCH_USE
     assert sidecar["Files"]["uncertainty"] == paths["uncertainty"].name
+    assert sidecar["findings"] == []
+
+
+def test_the_sidecar_holds_findings_and_one_account_of_units(tiny_case: Case) -> None:
+    seen = {"case": "tiny", "severity": "warning", "problem": "odd", "todo": "look"}
+    case = replace(tiny_case, attrs={**tiny_case.attrs, "findings": [seen]})
+    maps = maps_of(case)
+    maps.info["units"] = {"fused": "grey", "uncertainty": "calibrated, 0 to 1", "interval": None}
+    sidecar = json.loads(encode_fused(maps, case)["sidecar"][1])
+    assert sidecar["findings"] == [seen]
+    assert sidecar["units"]["uncertainty"] == "calibrated, 0 to 1"
+    assert set(sidecar["units"]) == set(sidecar["Files"]) and "Units" not in sidecar
 
 
 def test_world_position_of_a_marked_voxel_survives(tiny_case: Case, tmp_path: Path) -> None:
@@ -84,6 +98,9 @@ def test_slice_becomes_png_of_same_size_and_a_volume_does_not(tiny_case: Case, t
     assert fused.shape == single.shape[1:] and fused.dtype == np.uint8
     np.testing.assert_allclose(fused / 255, maps.fused[0], atol=0.5 / 255 + 1e-6)
     np.testing.assert_allclose(doubt / 65535, maps.uncertainty[0], atol=1 / 65535)
+    assert (
+        Image.open(paths["uncertainty"]).text["Description"] == f"clinfuse uncertainty image. {RESEARCH_USE}"
+    )
     with pytest.raises(InputError, match="one slice"):
         encode_fused(maps_of(tiny_case), tiny_case, image_format="png")
 
