@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import sys
 import threading
 import time
@@ -18,6 +17,7 @@ import pytest
 import torch
 from clinfuse_serve.backend import LocalBackend
 from clinfuse_serve.limits import Limits
+from clinfuse_serve.proxy import free_port
 from clinfuse_serve.study import Study
 from PIL import Image
 
@@ -139,10 +139,7 @@ def local_service(model_dir: Path, pipeline: FusionPipeline) -> Iterator[Start]:
         backend: type[LocalBackend] = LocalBackend,
         **service_options: object,
     ) -> str:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        ready = threading.Event()
+        port, ready = free_port("127.0.0.1"), threading.Event()
 
         def run() -> None:
             async def serve() -> None:

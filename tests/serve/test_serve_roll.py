@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import shutil
 import signal
@@ -14,7 +15,8 @@ from pathlib import Path
 
 import pytest
 from clinfuse_serve.client import Client
-from clinfuse_serve.deploy import ServeHandle, start
+from clinfuse_serve.deploy import ServeHandle, deploy, start
+from clinfuse_serve.proxy import serve_address
 from clinfuse_serve.served_model import read_model
 from posting import Pair, masks_of
 from replicas import fuse, processes, until_whole
@@ -30,11 +32,18 @@ Seen = list[tuple[float, str, bool, int]]
 
 
 @pytest.fixture(scope="module")
-def service(model_dir: Path) -> Iterator[ServeHandle]:
-    """Three members, two aggregators."""
+def cluster() -> Iterator[None]:
+    """Ray, without Serve."""
     from clinfuse_platform.session import session
 
-    with session(), start(model_dir, port=0) as handle:
+    with session():
+        yield
+
+
+@pytest.fixture(scope="module")
+def service(cluster: None, model_dir: Path) -> Iterator[ServeHandle]:
+    """Three members, two aggregators."""
+    with start(model_dir, port=0) as handle:
         yield handle
 
 
@@ -94,6 +103,12 @@ def damaged(folder: Path, copy: Path) -> Path:
     return copy
 
 
+def test_what_does_not_start_leaves_nothing_behind(cluster: None, model_dir: Path) -> None:
+    with pytest.raises(ClinfuseError, match=r"did not start: .*limit queue"):
+        start(model_dir, 1, port=0, limits={"queue": 0})
+    assert serve_address() is None
+
+
 def test_a_version_that_cannot_be_used_is_refused_and_the_old_one_answers(
     service: ServeHandle,
     client: Client,
@@ -140,3 +155,11 @@ def test_new_versions_roll_in_one_upon_another_without_a_failed_request(
     os.kill(processes("Member2")[0].pid, signal.SIGKILL)
     until_whole(client, nifti_pair, preset="kept")
     assert fuse(client, nifti_pair).info["model_hash"] == order[-1]
+
+
+def test_a_config_that_fails_is_taken_back(service: ServeHandle, client: Client, nifti_pair: Pair) -> None:
+    config = copy.deepcopy(service.config)
+    config["applications"][0]["args"]["limits"] = {"queue": 0}
+    with pytest.raises(ClinfuseError, match=r"did not start: .*limit queue"):
+        deploy(config)
+    until_whole(client, nifti_pair)
