@@ -22,9 +22,11 @@ from clinfuse.errors import ConfigError
 from clinfuse.method.denoiser import Denoiser, Inputs, Seen, pad_to_multiple
 from clinfuse.method.diffusion import DiffusionConfig
 from clinfuse.method.guidance import Guide
+from clinfuse.method.jitter import JitterConfig, apply, draw
 from clinfuse.method.prior import look, within_sources
 from clinfuse.method.sampler import sample_encoded
 from clinfuse.method.uncertainty import Slopes, registration_variance, slopes
+from clinfuse.presets import Preset
 from clinfuse.windows import window_starts
 
 SLICE_BATCH = 16
@@ -83,6 +85,16 @@ class Features:
             )
 
 
+def companion_seen(case: Case, seed: int, jitter_index: int, jitter: JitterConfig | None) -> Tensor:
+    """The companion (D, H, W) as it is (index 0), or warped as the seed and the index draw it."""
+    companion = as_tensor(case.companion)
+    if jitter_index == 0:
+        return companion
+    generator = torch.Generator().manual_seed(seed_of(seed, jitter_index, -1))
+    motion = draw(jitter or JitterConfig(), generator, 3)
+    return apply(motion, companion[None, None], case.spacing)[0, 0]
+
+
 def see(
     denoiser: Denoiser, case: Case, companion: Tensor, device: torch.device, window: int | None = None
 ) -> Iterator[Part]:
@@ -106,14 +118,17 @@ def see(
 def draw_part(
     denoiser: Denoiser,
     part: Part,
-    vectors: Tensor,
+    presets: Sequence[Preset],
+    seeds: Sequence[int],
     *,
     diffusion: DiffusionConfig,
     steps: int,
-    generators: list[torch.Generator],
     guide: Guide | None = None,
 ) -> tuple[FloatArray, ...]:
-    """Fused, variance, residual and registration variance, (D, H, W) each, for preset vectors (B, 6)."""
+    """Fused, variance, residual and registration variance, (D, H, W) each; a preset and a seed per sample."""
+    device = part.inputs.anatomy.device
+    vectors = torch.tensor([preset.vector for preset in presets], device=device)
+    generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
     with torch.no_grad():
         encoded = denoiser.condition(part.seen, vectors)
         registration = registration_variance(part.slopes, vectors)
@@ -149,14 +164,6 @@ def seed_of(*parts: int) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
-def together(parts: Sequence[Part]) -> Part:
-    """Parts of equal spatial shape as one batch."""
-    if len(parts) == 1:
-        return parts[0]
-    inputs, seen, steep = (_concatenated([part[k] for part in parts]) for k in (0, 2, 3))
-    return Part(inputs, parts[0].undo, seen, steep, parts[0].start)
-
-
 def as_tensor(array: NDArray[Any]) -> Tensor:
     """The array's memory as a tensor; a copy if it may not be written to (an array in Ray's object store)."""
     return torch.from_numpy(array if array.flags.writeable else array.copy())
@@ -181,15 +188,6 @@ def _part(denoiser: Denoiser, inputs: Inputs, spacing_mm: tuple[float, ...], sta
     unpadded = padded.anatomy.shape == inputs.anatomy.shape
     sources = seen.sources if unpadded else look(*inputs[:2], *inputs.masks.split(1, dim=1))
     return Part(padded, grown[0][1], seen, slopes(sources, inputs.masks[:, 1:2], spacing_mm), start)
-
-
-def _concatenated(trees: Sequence[Any]) -> Any:
-    """Nested tuples of tensors of equal form, joined along the batch."""
-    first = trees[0]
-    if isinstance(first, Tensor):
-        return torch.cat(list(trees))
-    joined = [_concatenated(branch) for branch in zip(*trees, strict=True)]
-    return type(first)(*joined) if hasattr(first, "_fields") else tuple(joined)
 
 
 def _tensors(tree: Any) -> Iterator[Tensor]:

@@ -10,20 +10,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from clinfuse.alignment import aligned
-from clinfuse.case import Case, FloatArray
+from clinfuse.case import Case
 from clinfuse.combine import FusionResult, MemberSample, ModelFacts, combine_samples
 from clinfuse.errors import ConfigError
-from clinfuse.features import Features, Part, as_sample, as_tensor, draw_part, see, seed_of, together
+from clinfuse.features import Features, Part, as_sample, companion_seen, draw_part, see, seed_of
 from clinfuse.method.calibration import Calibration
 from clinfuse.method.denoiser import Denoiser
 from clinfuse.method.diffusion import DiffusionConfig
 from clinfuse.method.error_head import ErrorHead
 from clinfuse.method.guidance import GuidanceConfig, Guide
-from clinfuse.method.jitter import JitterConfig, apply, draw
+from clinfuse.method.jitter import JitterConfig
 from clinfuse.method.lesion_head import LesionHead
 from clinfuse.presets import Preset, find_preset, load_presets
 from clinfuse.windows import MIN_WINDOW, assembled
@@ -222,15 +221,23 @@ class FusionPipeline:
         if features is not None:
             features.check(case, member, jitter_index)
         parts = features.parts if features else self._parts(case, member, seed, jitter_index, jitter)
-        own = seed_of(seed, member, sample_index)
+        own, spacing = seed_of(seed, member, sample_index), case.spacing[-self.spatial_dims :]
         starts, maps = [], []
         for part in parts:
-            batch, guide = len(part.inputs.anatomy), None
-            if guided:
-                spacing = case.spacing[-self.spatial_dims :]
-                guide = Guide.of(part.inputs, spacing, self.lesion_head, preset, guidance)
+            batch = len(part.inputs.anatomy)
+            guide = Guide.of(part.inputs, spacing, self.lesion_head, preset, guidance) if guided else None
             starts.append(part.start)
-            maps.append(self._drawn(part, [preset] * batch, member, steps, [own] * batch, guide))
+            maps.append(
+                draw_part(
+                    self.members[member],
+                    part,
+                    [preset] * batch,
+                    [own] * batch,
+                    diffusion=self.diffusion,
+                    steps=steps,
+                    guide=guide,
+                )
+            )
         volumes = [assembled(starts, parts) for parts in zip(*maps, strict=True)]
         return as_sample(volumes, member=member, steps=steps, sample=sample_index, jitter=jitter_index)
 
@@ -256,22 +263,9 @@ class FusionPipeline:
         Raises:
             ConfigError: a 3D model, slices of different sizes, impossible steps, or features of something else.
         """
-        if self.spatial_dims != 2 or len({case.shape[1:] for case, _, _ in asks}) != 1:
-            raise ConfigError("cannot be sampled together", expected="a 2D model and slices of one size")
-        steps = self.student_steps if steps is None else steps
-        parts: list[Part] = []
-        for (case, _, _), known in zip(asks, features or [None] * len(asks), strict=True):
-            seen = known or self.encode(case, member)
-            seen.check(case, member, 0)
-            parts += seen.parts
-        depths = [case.shape[0] for case, _, _ in asks]
-        presets = [preset for (_, preset, _), d in zip(asks, depths, strict=True) for _ in range(d)]
-        seeds = [
-            seed_of(seed, member, 0) for (_, _, seed), d in zip(asks, depths, strict=True) for _ in range(d)
-        ]
-        maps = self._drawn(together(parts), presets, member, steps, seeds)
-        cut = zip(*(np.split(volume, np.cumsum(depths)[:-1]) for volume in maps), strict=True)
-        return [as_sample(volumes, member=member, steps=steps) for volumes in cut]
+        from clinfuse.together import sample_together
+
+        return sample_together(self, asks, member, self.student_steps if steps is None else steps, features)
 
     def combine(
         self, samples: Sequence[MemberSample], case: Case, preset: str | Preset, *, asked: int, seed: int
@@ -293,28 +287,5 @@ class FusionPipeline:
     def _parts(
         self, case: Case, member: int, seed: int, jitter_index: int, jitter: JitterConfig | None
     ) -> Iterator[Part]:
-        companion = as_tensor(case.companion)
-        if jitter_index:
-            generator = torch.Generator().manual_seed(seed_of(seed, jitter_index, -1))
-            motion = draw(jitter or JitterConfig(), generator, 3)
-            companion = apply(motion, companion[None, None], case.spacing)[0, 0]
-        return see(self.members[member], case, companion, self.device, self.window)
-
-    def _drawn(
-        self,
-        part: Part,
-        presets: Sequence[Preset],
-        member: int,
-        steps: int,
-        seeds: Sequence[int],
-        guide: Guide | None = None,
-    ) -> tuple[FloatArray, ...]:
-        return draw_part(
-            self.members[member],
-            part,
-            torch.tensor([preset.vector for preset in presets], device=self.device),
-            diffusion=self.diffusion,
-            steps=steps,
-            generators=[torch.Generator(self.device).manual_seed(seed) for seed in seeds],
-            guide=guide,
-        )
+        seen = companion_seen(case, seed, jitter_index, jitter)
+        return see(self.members[member], case, seen, self.device, self.window)

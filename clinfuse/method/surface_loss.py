@@ -1,4 +1,4 @@
-"""Differentiable lesion terms of Eq. 2: soft Dice, NSD at tolerance τ, HD95 and the generalized surface loss.
+"""Differentiable lesion terms of Eq. 2: soft Dice, NSD at tolerance τ and HD95.
 
 What is computed, and how far it is from the exact metric. Borders live on the *dual grid*: the corners
 between voxels, where 2 (2D: 2², 3D: 2³) voxels per axis meet, with the image closed by one ring of zeros. A
@@ -25,8 +25,7 @@ between the star's directions, found somewhat too long, and beyond `REACH_MM`, h
 
 A p whose edge is blurred over more than about τ has a lower soft NSD and a longer soft HD95 than its 1/2 level
 set (a 1 mm logistic edge: HD95 + 0.8 mm in 2D, + 1.0 mm in 3D): both ask for a sharp border as well as a true
-one. The generalized surface loss is a volume of errors, not a distance: its correlation with HD95 on the same
-shapes is 0.87 in 2D and 0.64 in 3D.
+one.
 
 Legend: B batch; S spatial shape; C = Π(S+1) cells; N border cells of the reference; M neighbours; K shells.
 """
@@ -60,7 +59,6 @@ class LesionTarget:
     Attributes:
         mask: (B, 1, *S) S* in {0, 1}.
         present: (B,) bool; False where S* is empty, and every loss is then exactly 0.
-        signed_mm: (B, 1, *S) distance of each voxel's centre to the border of S* in mm, negative inside.
         distance_mm: (B, C) distance of each cell to the border of S* in mm, ascending.
         order: (B, C) the cells in that order.
         band: (B, C) in [0, 1], tolerance band in that order: 1 up to τ, falling to 0 within one voxel.
@@ -73,7 +71,6 @@ class LesionTarget:
 
     mask: Tensor
     present: Tensor
-    signed_mm: Tensor
     distance_mm: Tensor
     order: Tensor
     band: Tensor
@@ -115,7 +112,6 @@ def lesion_target(mask: Tensor, spacing_mm: tuple[float, ...], tau_mm: float) ->
         mass = dual_grid.border_mass(reference, spacing)
         cells = tuple(mass.shape[1:])
         distance = dual_grid.distance_mm(mass > 0, spacing).to(dtype)
-        signed = dual_grid.at_voxels(distance) * (1 - 2 * reference[:, 0])
         distance, order = distance.flatten(1).sort(dim=1, stable=True)
         band = (1 - (distance - tau_mm) / dual_grid.voxel_size(spacing)).clamp(0, 1)
         index, area = dual_grid.border_cells(mass.flatten(1))
@@ -124,7 +120,6 @@ def lesion_target(mask: Tensor, spacing_mm: tuple[float, ...], tau_mm: float) ->
     return LesionTarget(
         mask=reference,
         present=reference.flatten(1).any(dim=1),
-        signed_mm=signed[:, None],
         distance_mm=distance,
         order=order,
         band=band,
@@ -148,7 +143,7 @@ def dice_loss(prob: Tensor, target: LesionTarget) -> Tensor:
 
     Reference: L_Dice of Eq. 2.
     """
-    p, s = _matching(prob, target).flatten(1), target.mask.flatten(1)
+    p, s = matching(prob, target).flatten(1), target.mask.flatten(1)
     total = (p + s).sum(dim=1)
     dice = 2 * (p * s).sum(dim=1) / total.clamp_min(1e-6)
     return torch.where(target.present, 1 - dice, torch.zeros_like(dice))
@@ -165,7 +160,7 @@ def nsd_loss(prob: Tensor, target: LesionTarget) -> Tensor:
 
     Reference: L_NSDτ of Eq. 2; exact counterpart: surface Dice at τ with border areas, arXiv:1809.04430.
     """
-    p = _matching(prob, target)
+    p = matching(prob, target)
     return _nsd_loss(_sorted_mass(p, target), _spread(p, target, _shells_within_tau(target)), target)
 
 
@@ -178,7 +173,7 @@ def soft_hd95_mm(prob: Tensor, target: LesionTarget) -> Tensor:
 
     Returns: (B,) mm, at least 0; 0 where no lesion is present, about `REACH_MM` for an empty prediction.
     """
-    p = _matching(prob, target)
+    p = matching(prob, target)
     return _soft_hd95_mm(_sorted_mass(p, target), _spread(p, target, len(target.shells)), target)
 
 
@@ -209,31 +204,11 @@ def lesion_losses(prob: Tensor, target: LesionTarget) -> tuple[Tensor, Tensor, T
 
     Reference: the lesion bracket of Eq. 2.
     """
-    p = _matching(prob, target)
+    p = matching(prob, target)
     mass, spread = _sorted_mass(p, target), _spread(p, target, len(target.shells))
     distance = _soft_hd95_mm(mass, spread, target)
     nsd = _nsd_loss(mass, spread[..., : _shells_within_tau(target)], target)
     return dice_loss(prob, target), nsd, distance / (distance + HD_SCALE_MM)
-
-
-def generalized_surface_loss(prob: Tensor, target: LesionTarget) -> Tensor:
-    """1 − Σ(φ(1 − S* − Ŝ))² / Σφ², φ the signed distance map of S*: errors weigh with squared distance.
-
-    Args:
-        prob: (B, 1, *S) predicted lesion probability Ŝ in [0, 1].
-        target: of the same batch.
-
-    Returns: (B,) in [0, 1]; 0 for a perfect prediction and where no lesion is present, 1 for the complement.
-
-    Reference: A Generalized Surface Loss, Celaya, Riviere and Fuentes 2023, arXiv:2302.03868, with its two
-    classes (lesion, background), which give the same term. Divided by the whole image's φ², so small for a
-    small lesion in a large image: as an alternative to `hd95_loss` it needs a larger weight.
-    """
-    p = _matching(prob, target)
-    weight = target.signed_mm.square().flatten(1)
-    kept = (weight * (1 - target.mask - p).square().flatten(1)).sum(dim=1)
-    loss = 1 - kept / weight.sum(dim=1).clamp_min(1e-6)
-    return torch.where(target.present, loss, torch.zeros_like(loss))
 
 
 def _checked(mask: Tensor, spacing_mm: tuple[float, ...], tau_mm: float) -> tuple[float, ...]:
@@ -255,7 +230,8 @@ def _checked(mask: Tensor, spacing_mm: tuple[float, ...], tau_mm: float) -> tupl
     return spacing
 
 
-def _matching(prob: Tensor, target: LesionTarget) -> Tensor:
+def matching(prob: Tensor, target: LesionTarget) -> Tensor:
+    """The prediction (B, 1, *S) in the target's floating type; GeometryError unless it has its shape."""
     if prob.shape != target.mask.shape:
         raise GeometryError(
             "prediction and reference lesion differ in shape",

@@ -17,13 +17,14 @@ from torch import Tensor
 from clinfuse.errors import ConfigError, GeometryError
 from clinfuse.method import dual_grid
 from clinfuse.method import surface_loss as sl
+from clinfuse.method.generalized_surface import generalized_surface_loss
 from clinfuse.method.lesion_head import LesionHead, LesionHeadConfig
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:Please import:DeprecationWarning"  # raised inside the surface-distance library
 )
 
-TERMS = [sl.dice_loss, sl.nsd_loss, sl.hd95_loss, sl.generalized_surface_loss]
+TERMS = [sl.dice_loss, sl.nsd_loss, sl.hd95_loss, generalized_surface_loss]
 GEOMETRIES = [((48, 64), (1.5, 0.8)), ((20, 30, 26), (2.5, 1.0, 1.5))]
 Mask = NDArray[Any]
 Term = Callable[[Tensor, sl.LesionTarget], Tensor]
@@ -125,7 +126,7 @@ def test_a_perfect_prediction_costs_nothing_and_an_empty_one_all(
     assert sl.dice_loss(empty, target).item() == 1
     assert sl.nsd_loss(empty, target).item() == 1
     assert sl.soft_hd95_mm(empty, target).item() == pytest.approx(sl.REACH_MM, abs=0.2)
-    assert sl.generalized_surface_loss(1 - mask, target).item() == pytest.approx(1, abs=1e-6)
+    assert generalized_surface_loss(1 - mask, target).item() == pytest.approx(1, abs=1e-6)
 
 
 def test_a_shifted_square_has_the_hand_worked_values() -> None:
