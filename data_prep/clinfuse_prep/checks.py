@@ -32,6 +32,23 @@ def looks_like_ct(image: RawImage) -> bool:
     return bool(values.size and (values >= max(float(values.max()), 200.0) - 3).mean() > PLATEAU_SHARE)
 
 
+def guessed_kind(companion: RawImage, case: str) -> tuple[str, list[Finding]]:
+    """What a companion of unstated kind is taken as: "CT", or "NM" (SPECT, PET) with a warning unless in colour."""
+    if looks_like_ct(companion) or (companion.grey8 and companion.chroma is None):
+        return "CT", []
+    if companion.chroma is not None:
+        return "NM", []
+    warning = Finding(
+        case=case,
+        severity="warning",
+        problem="the companion image is taken as SPECT or PET",
+        expected="air near -1000 HU, were it a CT",
+        found=f"values {companion.volume.min():g} … {companion.volume.max():g}",
+        todo="a CT: export it in Hounsfield units; SPECT or PET: say so by --companion-kind",
+    )
+    return "NM", [warning]
+
+
 def check_modalities(anatomy: RawImage, companion: RawImage, kind: str, case: str) -> list[Finding]:
     """Whether both images are what they are given as.
 

@@ -198,7 +198,7 @@ def _pixels(head: SliceHead, role: str, case: str | None) -> NDArray[np.float32]
             intercept = float(data.get("RescaleIntercept", 0) or 0)
     except Exception as error:
         raise InputError(
-            f"a {role} DICOM slice cannot be decoded",
+            f"a DICOM slice of the {role} image cannot be decoded",
             expected="complete pixel data in a known transfer syntax, and numbers to scale them",
             found=type(error).__name__,
             case=case,
@@ -206,7 +206,7 @@ def _pixels(head: SliceHead, role: str, case: str | None) -> NDArray[np.float32]
         ) from error
     if values.shape != (head.rows, head.columns):
         raise InputError(
-            f"a {role} DICOM slice is not a grey picture",
+            f"a DICOM slice of the {role} image is not a grey picture",
             expected=f"{head.rows}×{head.columns}",
             found=str(values.shape),
             case=case,

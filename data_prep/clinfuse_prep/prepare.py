@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from clinfuse.case import Case
+from clinfuse.case import ROIS, Case
 from clinfuse.errors import GeometryError, InputError
-from clinfuse_prep.checks import looks_like_ct
+from clinfuse_prep.checks import guessed_kind
 from clinfuse_prep.config import PrepConfig
 from clinfuse_prep.findings import Finding
 from clinfuse_prep.geometry import Grid
@@ -39,7 +39,7 @@ def prepare_case(
                 todo="add the missing image or leave the case out",
             )
     images = {
-        role: read_image(list(paths), role=role.replace("_", " "), case=case_id, config=config)
+        role: read_image(list(paths), role=_words(role), case=case_id, config=config)
         for role, paths in source.files.items()
         if paths
     }
@@ -106,18 +106,23 @@ def prepare_files(
     """As `prepare_pair`, by role, with findings and the chrominance of a pseudo-colour companion beside the case."""
     config, name = config or PrepConfig(), case_id or "case"
     images = {
-        role: read_image(given, role=role, case=name, config=config)
+        role: read_image(given, role=_words(role), case=name, config=config)
         for role, given in files.items()
         if given is not None
     }
+    notes: list[Finding] = []
     if modalities is None:
-        second = images["companion"]
-        ct = looks_like_ct(second) or (second.grey8 and second.chroma is None)
-        modalities = ("MR", "CT" if ct else "NM")
+        kind, notes = guessed_kind(images["companion"], name)
+        modalities = ("MR", kind)
     simulated = _simulated(images)
     attrs: dict[str, Any] = {"patient": name, "split": "test", "simulated": simulated}
     task = Task(images=images, modalities=modalities, config=config, case=name, simulated=simulated)
-    return run_steps(task, attrs, [])
+    return run_steps(task, attrs, notes)
+
+
+def _words(role: str) -> str:
+    """How messages call the image of a role: masks by that name."""
+    return f"{role} mask" if role in ROIS else role.replace("_", " ")
 
 
 def _simulated(images: Mapping[str, RawImage]) -> bool:

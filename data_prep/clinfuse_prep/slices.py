@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,13 @@ ASSUMED_SPACING = (
     "a spacing in the files",
     "{d:g} × {h:g} × {w:g} mm assumed (slice, row, column)",
     "give --slice-spacing if you know it; distances in mm depend on it",
+)
+DEEP = (
+    "info",
+    "the slices hold more than 8 bits",
+    "greys from 0 to 255",
+    "",
+    "this range was brought to 0 to 255; give NIfTI or DICOM if the values are Hounsfield units",
 )
 
 
@@ -74,9 +82,8 @@ def read_slices(
             case=case,
             todo="export the slices again at one size",
         )
-    rgb = np.stack(pictures)
-    grey, chroma = (split_colour(rgb)) if is_colour(rgb) else (rgb[..., 0].astype(np.float32), None)
-    affine = picture_affine(rgb.shape[1], rgb.shape[2], spacing_mm)
+    grey, chroma, notes = _split(np.stack(pictures))
+    affine = picture_affine(grey.shape[1], grey.shape[2], spacing_mm)
     image = from_source_array(
         grey.transpose(2, 1, 0), affine, kind="png", digest=digest_of(paths), grey8=True
     )
@@ -85,7 +92,19 @@ def read_slices(
     if chroma is not None:
         turned = [to_ras(part.transpose(2, 1, 0), affine)[0] for part in chroma]
         image = replace(image, chroma=np.stack(turned).astype(np.float32))
-    return replace(image, notes=(note,))
+    return replace(image, notes=(note, *notes))
+
+
+def _split(
+    rgb: NDArray[Any],
+) -> tuple[NDArray[np.float32], NDArray[np.float32] | None, list[tuple[str, str, str, str, str]]]:
+    """Grey (D, H, W) 0–255 and chrominance, if any, of (D, H, W, 3); deep greys by the range that they really use."""
+    if rgb.dtype == np.uint8:
+        return (*split_colour(rgb), []) if is_colour(rgb) else (rgb[..., 0].astype(np.float32), None, [])
+    deep = rgb[..., 0]
+    low, high = float(deep.min()), float(deep.max())
+    note = (DEEP[0], DEEP[1], DEEP[2], f"values {low:g} … {high:g}", DEEP[4])
+    return ((deep - low) / max(high - low, 1e-12) * 255).astype(np.float32), None, [note]
 
 
 def picture_affine(height: int, width: int, spacing_mm: tuple[float, float, float]) -> NDArray[np.float64]:
@@ -96,28 +115,27 @@ def picture_affine(height: int, width: int, spacing_mm: tuple[float, float, floa
     return affine
 
 
-def _picture(path: Path, role: str, case: str | None, max_pixels: int) -> NDArray[np.uint8]:
-    """(H, W, 3) uint8 of one file, 16-bit greys brought down to 8."""
+def _picture(path: Path, role: str, case: str | None, max_pixels: int) -> NDArray[Any]:
+    """(H, W, 3) of one file: uint8, or float64 as they are for greys of more bits."""
     try:
         with Image.open(path) as picture:
             width, height = picture.size
             if width * height > max_pixels or max(width, height) > LARGEST_SIDE:
                 raise InputError(
-                    f"a {role} slice claims to be too large",
+                    f"a slice of the {role} image claims to be too large",
                     expected=f"at most {LARGEST_SIDE} pixels a side",
                     found=f"{width}×{height}",
                     case=case,
                     todo="check the file",
                 )
             if picture.mode.startswith(("I", "F")):
-                deep = np.asarray(picture, dtype=np.float64) / 257.0
-                return np.repeat(np.clip(np.round(deep), 0, 255).astype(np.uint8)[..., None], 3, axis=-1)
+                return np.repeat(np.asarray(picture, dtype=np.float64)[..., None], 3, axis=-1)
             return np.asarray(picture.convert("RGB"), dtype=np.uint8)
     except InputError:
         raise
     except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(
-            f"a {role} slice cannot be read",
+            f"a slice of the {role} image cannot be read",
             expected="a complete PNG or JPEG",
             found="a missing, truncated or damaged file" if not path.is_file() else "a damaged file",
             case=case,

@@ -31,6 +31,7 @@ class FuseJob:
         steps, seed, members, samples, jitters: as in `FusionPipeline`.
         image_format: "auto" (PNG for a PNG slice), "nifti", "png" or "dicom".
         case_id: pseudonym for the file names; default "case".
+        companion_kind: "ct", "spect" or "pet"; None tells it from the values.
         register: "none", "rigid" or "affine": move the companion onto the anatomy image first.
         window: as in `FusionPipeline`.
         guided: guide a student, too.
@@ -49,6 +50,7 @@ class FuseJob:
     jitters: int = 0
     image_format: str = "auto"
     case_id: str = "case"
+    companion_kind: str | None = None
     register: str = "none"
     window: int | None = None
     guided: bool = False
@@ -98,6 +100,7 @@ def fuse_here(job: FuseJob, model: str | Path | None = None, device: str = "cpu"
         lesion=job.masks.get("lesion"),
         config=PrepConfig(register=job.register),
         case_id=job.case_id,
+        modalities=("MR", job.companion_kind.upper()) if job.companion_kind else None,
     )
     case = aligned(case)
     result = pipeline(
@@ -138,6 +141,10 @@ def fuse_there(
 
     if job.register != "none":
         raise ConfigError("a service does not register", expected="--register none with --url")
+    if job.companion_kind is not None:
+        raise ConfigError(
+            "a service tells the companion's kind itself", expected="no --companion-kind with --url"
+        )
     if job.window is not None:
         raise ConfigError("a service has its own memory", expected="no --window with --url")
     if job.case_id != FuseJob.case_id:

@@ -152,6 +152,11 @@ def wait_for_signal() -> None:
 def _fuse_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--anatomy", required=True, type=Path, help="MRI: NIfTI, DICOM folder or PNG slice")
     parser.add_argument("--companion", required=True, type=Path, help="CT, SPECT or PET, of the same kinds")
+    parser.add_argument(
+        "--companion-kind",
+        choices=("ct", "spect", "pet"),
+        help="what the companion is (default: told from its values); not with --url",
+    )
     for roi in ("brain", "bone", "lesion"):
         parser.add_argument(f"--{roi}", type=Path, help=f"{roi} mask (default: found automatically)")
     where = parser.add_mutually_exclusive_group()
@@ -215,6 +220,7 @@ def _fuse(arguments: argparse.Namespace) -> dict[str, Any]:
         jitters=arguments.jitters,
         image_format=arguments.format,
         case_id=arguments.case_id,
+        companion_kind=arguments.companion_kind,
         register=arguments.register,
         window=arguments.window,
         guided=arguments.guided,

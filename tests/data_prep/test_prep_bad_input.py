@@ -142,7 +142,9 @@ def test_a_damaged_picture(tmp_path: Path, prep: Prep) -> None:
     path.write_bytes(path.read_bytes()[:60])
     result = prep(source, "--out", tmp_path / "d.zarr")
     assert (result["cases"], result["lost"]) == (2, 1)
-    assert any("slice cannot be read" in problem["problem"] for problem in result["problems"])
+    assert any(
+        "slice of the anatomy image cannot be read" in problem["problem"] for problem in result["problems"]
+    )
 
 
 def test_cohort_images_must_lie_on_one_grid(tmp_path: Path, prep: Prep) -> None:

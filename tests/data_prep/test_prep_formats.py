@@ -1,14 +1,18 @@
-"""NRRD and MetaImage read as NIfTI does; voxels in a second file are followed only beside their header."""
+"""NRRD and MetaImage read as NIfTI does; deep pictures keep their greys; a companion of unstated kind is told of."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from clinfuse_prep.nifti import read_nifti
+from clinfuse_prep.prepare import prepare_pair
 from clinfuse_prep.read import read_image
 from make_sources import head, write_nifti
+from PIL import Image
 
 from clinfuse.errors import InputError
 
@@ -49,3 +53,26 @@ def test_detached_voxels_lie_beside_their_header_or_are_refused(suffix: str, tmp
     path.write_text(path.read_text().replace(data.name, f"../{data.name}"))
     with pytest.raises(InputError, match="does not lead to its voxels"):
         read_image(path, role="anatomy", case="c1")
+
+
+def test_pictures_of_more_than_8_bits_keep_their_greys(tmp_path: Path) -> None:
+    twelve = np.arange(64 * 64, dtype=np.uint16).reshape(64, 64)
+    Image.fromarray(twelve).save(tmp_path / "deep.png")
+    image = read_image(tmp_path / "deep.png", role="anatomy")
+    assert len(np.unique(image.volume)) == twelve.size
+    assert image.volume.min() == 0 and image.volume.max() == 255
+    assert any("0 … 4095" in note[3] for note in image.notes)
+    with pytest.raises(InputError, match="slice of the brain mask image cannot be read"):
+        read_image(tmp_path / "none.png", role="brain mask")
+
+
+@pytest.mark.parametrize("spoil", [lambda hu: np.clip(hu, 0, None), lambda hu: hu + 1000.0])
+def test_a_ct_that_is_not_in_hounsfield_units_is_told_of(spoil: Callable[..., Any], tmp_path: Path) -> None:
+    mr, ct, _ = head()
+    anatomy = write_nifti(tmp_path / "mr.nii.gz", mr)
+    companion = write_nifti(tmp_path / "ct.nii.gz", spoil(ct))
+    case = prepare_pair(anatomy, companion)
+    told = next(f for f in case.attrs["findings"] if "taken as SPECT or PET" in f["problem"])
+    assert told["severity"] == "warning" and "-1000 HU" in told["expected"] and "…" in told["found"]
+    stated = prepare_pair(anatomy, companion, modalities=("MR", "PET"))
+    assert not any("taken as" in f["problem"] for f in stated.attrs["findings"])
