@@ -20,6 +20,7 @@ from scipy import ndimage
 from scipy.optimize import minimize
 
 from clinfuse.case import HEAD_LEVEL, Case, FloatArray
+from clinfuse.rotation import rotation, rotation_slopes
 
 Floats = NDArray[np.float64]
 
@@ -160,7 +161,7 @@ def moved_by(
     Cubic splines by default: a linear interpolation would blur thin bone as much as the misregistration it undoes.
     """
     step, centre = np.array(spacing_mm), (np.array(image.shape) - 1) / 2
-    back = _turn(theta[3:] / ARM_MM).T
+    back = rotation(theta[3:] / ARM_MM).T
     matrix = back * step / step[:, None]
     offset = centre - matrix @ centre - back @ theta[:3] / step
     moved: NDArray[Any] = ndimage.affine_transform(
@@ -210,7 +211,7 @@ class _Seen:
 
     def information(self, theta: Floats) -> tuple[float, Floats]:
         """Mutual information (nat) of the greys and the companion moved by θ, and its gradient (6,)."""
-        turn, slopes = _turn(theta[3:] / ARM_MM), _turn_slopes(theta[3:] / ARM_MM)
+        turn, slopes = rotation(theta[3:] / ARM_MM), rotation_slopes(theta[3:] / ARM_MM)
         centred = self.points - theta[:3]
         source = centred @ turn
         (low_a, high_a), (low_b, high_b) = _bins(self.greys), _bins(self._at(self.companion, source))
@@ -279,34 +280,7 @@ def _smoothed(image: FloatArray, spacing_mm: tuple[float, float, float], sigma_m
     return np.asarray(ndimage.gaussian_filter(image, sigmas, mode="nearest", truncate=3), dtype=np.float32)
 
 
-def _turn(angles: Floats) -> Floats:
-    """R = R₀R₁R₂ about the axes (D, H, W), as clinfuse.method.jitter has it."""
-    first, second, third = (_about(axis, angle) for axis, angle in enumerate(angles))
-    return np.asarray(first @ second @ third)
-
-
-def _turn_slopes(angles: Floats) -> list[Floats]:
-    """∂R/∂angle of each of the three."""
-    parts = [_about(axis, angle) for axis, angle in enumerate(angles)]
-    slopes = []
-    for axis, angle in enumerate(angles):
-        ahead = _about(axis, angle + np.pi / 2)
-        ahead[axis, axis] = 0
-        product = [ahead if axis == other else part for other, part in enumerate(parts)]
-        slopes.append(np.asarray(product[0] @ product[1] @ product[2]))
-    return slopes
-
-
-def _about(axis: int, angle: float) -> Floats:
-    i, j = (axis + 1) % 3, (axis + 2) % 3
-    turn = np.eye(3)
-    turn[i, i] = turn[j, j] = np.cos(angle)
-    turn[j, i] = np.sin(angle)
-    turn[i, j] = -turn[j, i]
-    return turn
-
-
 def _rms(theta: Floats, other: Floats, points: Floats) -> float:
     """Root mean square distance (mm) between where two motions take the points' content from."""
-    source, second = ((points - t[:3]) @ _turn(t[3:] / ARM_MM) for t in (theta, other))
+    source, second = ((points - t[:3]) @ rotation(t[3:] / ARM_MM) for t in (theta, other))
     return float(np.sqrt(np.mean(np.sum((source - second) ** 2, axis=1))))

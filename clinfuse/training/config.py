@@ -18,6 +18,7 @@ from clinfuse.ranges import require_ranges
 from clinfuse.training.effort import Effort
 
 STUDENT_STEPS = (1, 2, 4)
+# what each training option may be: whole numbers, then any; far limits only keep out what is surely a slip
 COUNTS: dict[str, tuple[float, float]] = {
     "seed": (0, 2**31),
     "batch_size": (1, 10**5),
@@ -28,7 +29,7 @@ COUNTS: dict[str, tuple[float, float]] = {
     "validations": (0, 10**6),
 }
 RANGES: dict[str, tuple[float, float]] = {
-    **dict.fromkeys(("learning_rate", "lesion_learning_rate"), (1e-9, 1.0)),
+    **dict.fromkeys(("learning_rate", "lesion_learning_rate"), (1e-12, 1e30)),
     **dict.fromkeys(("roi_weight", "seam_weight", "variance_weight", "residual_weight"), (0, 1e6)),
     "score_weight": (0, 1e6),
     "jitter_share": (0, 1),
