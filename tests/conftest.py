@@ -1,8 +1,9 @@
-"""Fixtures shared by all rooms: where the real images are, and one tiny anisotropic, oblique case."""
+"""Fixtures shared by all rooms: where the real images are, a Ray session, and one tiny anisotropic, oblique case."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,15 @@ def data_root() -> Path:
     if not root.is_dir():
         pytest.skip("no real images here: set CLINFUSE_TEST_DATA to their folder")
     return root
+
+
+@pytest.fixture(scope="module")
+def ray_session() -> Iterator[None]:
+    """One local Ray session of four logical CPUs for a module's tests, closed before the next module's begin."""
+    from clinfuse_platform.session import session
+
+    with session(cpus=4):
+        yield
 
 
 def oblique_affine(spacing: tuple[float, float, float]) -> np.ndarray:

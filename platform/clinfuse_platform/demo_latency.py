@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from clinfuse.case import Case
+from clinfuse_platform.variants import slab
 
 TEACHER_STEPS = 50
 TEACHER_REPEATS, STUDENT_REPEATS = 2, 8
@@ -19,7 +20,7 @@ def time_teacher_and_student(teacher: Path, student: Path, store: Path, *, slice
     Args:
         teacher, student: model folders.
         store: dataset with a test case.
-        slices: axial slices of the slab, cut around the lesion or the brain's centre.
+        slices: axial slices of the slab, see clinfuse_platform.variants.slab.
 
     Returns:
         case_id, slices, shape (H, W), steps, and of each model the seconds of every run after a first one that
@@ -27,23 +28,23 @@ def time_teacher_and_student(teacher: Path, student: Path, store: Path, *, slice
     """
     from clinfuse.pipeline import FusionPipeline
 
-    slab = _slab(_test_case(store), slices)
+    case = slab(_test_case(store), slices)
     guided, fast = FusionPipeline.from_pretrained(teacher), FusionPipeline.from_pretrained(student)
     fast_steps = fast.student_steps
     runs = {
-        "teacher": lambda: guided(slab, "balanced", steps=TEACHER_STEPS, guided=True, seed=1),
-        "student": lambda: fast(slab, "balanced", steps=fast_steps, guided=False, seed=1),
+        "teacher": lambda: guided(case, "balanced", steps=TEACHER_STEPS, guided=True, seed=1),
+        "student": lambda: fast(case, "balanced", steps=fast_steps, guided=False, seed=1),
     }
-    guided(slab, "balanced", steps=1, guided=True, seed=1)  # warm-up, not counted
+    guided(case, "balanced", steps=1, guided=True, seed=1)  # warm-up, not counted
     seconds = {
         "teacher": _timed(runs["teacher"], TEACHER_REPEATS),
         "student": _timed(runs["student"], STUDENT_REPEATS, warm_up=True),
     }
     medians = {name: sorted(times)[len(times) // 2] for name, times in seconds.items()}
     return {
-        "case_id": slab.case_id,
-        "slices": slab.shape[0],
-        "shape": list(slab.shape[1:]),
+        "case_id": case.case_id,
+        "slices": case.shape[0],
+        "shape": list(case.shape[1:]),
         "teacher_steps": TEACHER_STEPS,
         "student_steps": fast_steps,
         "seconds": seconds,
@@ -67,10 +68,3 @@ def _test_case(store: Path) -> Case:
 
     cases = CaseStore(store)
     return cases.read(cases.case_ids(split="test")[0])
-
-
-def _slab(case: Case, slices: int) -> Case:
-    from clinfuse.report.planes import centre_of
-
-    start = min(max(centre_of(case)[0] - slices // 2, 0), max(case.shape[0] - slices, 0))
-    return case.slices(start, min(start + slices, case.shape[0]))

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from clinfuse_platform.evaluate_slices import shown_slice
 from clinfuse_platform.storage import write_atomic
+from clinfuse_platform.variants import slab
 
 from clinfuse.case import Case, FloatArray
 from clinfuse.errors import ConfigError, InputError
 from clinfuse_sweeps.goals import GOALS, Goal, Limit
-from clinfuse_sweeps.pictures import SHOWN_CASES, cut_picture, strip, telling_slice
-from clinfuse_sweeps.slabs import cut
+from clinfuse_sweeps.pictures import SHOWN_CASES, cut_picture, strip
 from clinfuse_sweeps.space import SCHEDULES, Space
 from clinfuse_sweeps.trainable import Suggestion, stream_seed
 
@@ -95,12 +96,12 @@ class FusionEvaluator:
         """The objectives of `clinfuse.evaluation` and the calibration error, for the suggestion on one slab."""
         from clinfuse.evaluation.objectives import objectives
 
-        slab, result = self.slabs[case], self.fuse(suggestion, case)
+        seen, result = self.slabs[case], self.fuse(suggestion, case)
         if case < SHOWN_CASES:
             self.shown[case] = result.fused
         preset = self.settings.spaces[suggestion.preset].preset(suggestion.params)
-        found = objectives(slab, result.fused, self.pipeline.lesion_head, preset)
-        found["ece"] = calibration_error(slab, result, preset)
+        found = objectives(seen, result.fused, self.pipeline.lesion_head, preset)
+        found["ece"] = calibration_error(seen, result, preset)
         return {name: float(value) for name, value in found.items()}
 
     def fuse(self, suggestion: Suggestion, case: int) -> FusionResult:
@@ -127,7 +128,7 @@ class FusionEvaluator:
         self.shown = {}
         if self.settings.pictures is None or not shown:
             return
-        png = strip([cut_picture(slab, fused, telling_slice(slab)) for slab, fused in shown])
+        png = strip([cut_picture(case, fused, shown_slice(case)) for case, fused in shown])
         path = Path(self.settings.pictures) / f"{suggestion.preset}-{suggestion.number:04d}.png"
         write_atomic(path, png)
 
@@ -205,9 +206,15 @@ def check_cases(
 
 
 def load_slabs(data: str | Path, *, split: str, slices: int | None, limit: int | None = None) -> list[Case]:
-    """The split's cases of a store, each cut to its most telling slab, in the order of their ids."""
+    """The split's cases of a store in the order of their ids, each cut to the slab that `clinfuse evaluate` takes.
+
+    Raises:
+        ConfigError: slices below 1.
+    """
     from clinfuse_prep.store import CaseStore
 
+    if slices is not None and slices < 1:
+        raise ConfigError("--slices is too small", expected="1 or more", found=str(slices))
     store = CaseStore(data)
     ids = sorted(store.case_ids(split=split))[:limit]
-    return [cut(store.read(case_id), slices) for case_id in ids]
+    return [slab(store.read(case_id), slices) for case_id in ids]

@@ -1,4 +1,4 @@
-"""Small pictures of what a trial made: the most telling axial slice of the first cases, side by side, as PNG."""
+"""Small pictures of what a trial made: an axial slice of the first cases, side by side, as PNG."""
 
 from __future__ import annotations
 
@@ -6,22 +6,17 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from clinfuse_platform.evaluate_slices import shown_slice
 from numpy.typing import NDArray
 from PIL import Image
 
 from clinfuse.case import Case
 from clinfuse.report.figures import png_bytes
 from clinfuse.report.planes import AXIAL, head_box
-from clinfuse_sweeps.slabs import choose_slab
 
 SHOWN_CASES = 2
 HEIGHT_PX = 340
 GAP_PX = 4
-
-
-def telling_slice(case: Case) -> int:
-    """Index of the axial slice that shows most of all present ROIs."""
-    return choose_slab(case, 1)[0]
 
 
 def cut_picture(case: Case, volume: NDArray[Any], index: int) -> Image.Image:
@@ -55,7 +50,7 @@ def strip(pictures: Sequence[Image.Image]) -> bytes:
 
 def source_strips(cases: Sequence[Case]) -> dict[str, bytes]:
     """The first cases' anatomy and companion images, a strip each."""
-    shown = [(case, telling_slice(case)) for case in cases[:SHOWN_CASES]]
+    shown = [(case, shown_slice(case)) for case in cases[:SHOWN_CASES]]
     return {
         "anatomy": strip([cut_picture(case, case.anatomy, at) for case, at in shown]),
         "companion": strip([cut_picture(case, case.companion, at) for case, at in shown]),

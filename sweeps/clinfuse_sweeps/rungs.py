@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -88,14 +88,18 @@ def goes_on(mine: LossArray, before: Sequence[LossArray], reduction: int = REDUC
 class StagedWorker(TrialWorker):
     """Scores one suggestion on all cases, rung by rung."""
 
-    def setup(self, config: dict[str, Any], recipe: Any, rungs: int = 1) -> None:  # type: ignore[override]
+    evaluator: StagedEvaluator
+
+    def setup(  # type: ignore[override]
+        self, config: dict[str, Any], recipe: Callable[[], StagedEvaluator], rungs: int = 1
+    ) -> None:
         """Build the evaluator; happens once per worker, since workers are reused."""
         self.shares = shares(rungs)
         super().setup(config, recipe)
 
     def step(self) -> dict[str, Any]:
         """Bring the trial to its next rung and measure it there; a failure is a result."""
-        evaluator: Any = self.evaluator
+        evaluator = self.evaluator
         start, error = time.perf_counter(), ""
         share = self.shares[len(self.rungs)]
         try:

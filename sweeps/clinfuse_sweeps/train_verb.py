@@ -57,7 +57,8 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
     from clinfuse_sweeps.space import TRAIN_RANGES, space_of_training
     from clinfuse_sweeps.train_evaluator import TrainRecipe, TrainSettings
 
-    config = _recipe(args.recipe).changed(parse_settings(args.set)).to_dict()
+    changes = parse_settings(args.set)
+    config = _recipe(args.recipe).changed(changes).to_dict()
     preset = find_preset(load_presets(), args.preset)
     own = {name: float(value) for name, value in flat(config).items() if name in TRAIN_RANGES} | {
         "width": 1.0
@@ -73,6 +74,8 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
             "slices": args.slices,
             "steps": args.steps,
             "recipe": args.recipe,
+            "set": changes,
+            "workers": args.workers,
             "simulated": any(bool(slab.attrs.get("simulated")) for slab in slabs),
         }
         plan = Plan(

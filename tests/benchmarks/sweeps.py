@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import sys
 import time
@@ -22,7 +23,6 @@ from pathlib import Path
 import numpy as np
 import sweeps_cohort as cohort
 from clinfuse_platform.session import session
-from clinfuse_sweeps.analytic import TRUE_HYPERVOLUME, Zdt1
 from clinfuse_sweeps.fronts import hypervolume
 from clinfuse_sweeps.goals import find_goals, losses
 from clinfuse_sweeps.plan import Plan
@@ -34,6 +34,11 @@ from numpy.typing import NDArray
 from sweeps_cohort import Row
 
 from clinfuse.presets import load_presets
+
+ANALYTIC = str(Path(__file__).parents[1] / "sweeps")
+sys.path.append(ANALYTIC)
+os.environ["PYTHONPATH"] = ANALYTIC  # for Ray's workers
+from analytic import TRUE_HYPERVOLUME, Zdt1  # noqa: E402
 
 RESULT = Path(__file__).parent / "results" / "sweeps.md"
 PRESETS = ("balanced", "bone_tumor")

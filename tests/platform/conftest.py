@@ -1,12 +1,14 @@
-"""A tiny dataset of seven patients and one Ray session for the platform's tests."""
+"""A tiny dataset of seven patients, a model and runs with one for the platform's tests."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from clinfuse_platform.provenance import data_hash
+from clinfuse_platform.runs import Run, create_run
 
 from clinfuse.case import Case
 
@@ -57,6 +59,26 @@ def tiny_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def made_run(tiny_store: Path) -> Callable[..., Run]:
+    """Makes a run folder with a model of fresh weights: from its path and changes of the recipe cpu-debug."""
+    from clinfuse.pipeline import FusionPipeline
+    from clinfuse.training import build_denoiser, build_lesion_head, recipe
+
+    def make(path: Path, **changes: object) -> Run:
+        config = recipe("cpu-debug", crop=(24, 24), **changes)
+        facts = {"data": str(tiny_store), "data_hash": data_hash(tiny_store), "config": config.to_dict()}
+        run = create_run(path.name, path.parent, {"verb": "train", **facts})
+        FusionPipeline(
+            members=[build_denoiser(config)],
+            lesion_head=build_lesion_head(config),
+            diffusion=config.diffusion,
+        ).save_pretrained(path / "model")
+        return run
+
+    return make
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model folder with fresh weights."""
@@ -68,12 +90,3 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         members=[build_denoiser(config)], lesion_head=build_lesion_head(config), diffusion=config.diffusion
     )
     return pipeline.save_pretrained(tmp_path_factory.mktemp("model") / "fresh")
-
-
-@pytest.fixture(scope="module")
-def ray_session() -> Iterator[None]:
-    """One local Ray session for a module's tests, closed before other rooms' tests begin."""
-    from clinfuse_platform.session import session
-
-    with session(cpus=4):
-        yield

@@ -7,8 +7,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,8 +17,7 @@ from clinfuse_platform.launch import TrainingError, Workers
 from clinfuse_platform.members import room, shared_out, together
 from clinfuse_platform.phases import Work
 from clinfuse_platform.plans import members_plan
-from clinfuse_platform.provenance import data_hash
-from clinfuse_platform.runs import Run, create_run
+from clinfuse_platform.runs import Run
 from clinfuse_platform.session import gpus_present
 from clinfuse_platform.verb_table import run_verb
 
@@ -27,7 +26,7 @@ from clinfuse.method.error_features import COUNT
 from clinfuse.method.error_head import ErrorHead
 from clinfuse.model_folder import weights_hash
 from clinfuse.pipeline import FusionPipeline
-from clinfuse.training import build_denoiser, build_lesion_head, fit, recipe
+from clinfuse.training import fit
 
 ONE = ["--cpus-per-worker", "1"]  # one thread each: several fit on any machine of two cores
 STEPS = 24
@@ -63,19 +62,9 @@ def test_only_cores_are_room(ray_session: None) -> None:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, tiny_store: Path) -> Run:
+def run(tmp_path_factory: pytest.TempPathFactory, made_run: Callable[..., Run]) -> Run:
     """A run that has a model, with weights as they begin."""
-    return made(tmp_path_factory.mktemp("members"), "whole", tiny_store, member_steps=STEPS)
-
-
-def made(place: Path, name: str, data: Path, **changes: Any) -> Run:
-    config = recipe("cpu-debug", crop=(24, 24), **changes)
-    facts = {"data": str(data), "data_hash": data_hash(str(data)), "config": config.to_dict()}
-    run = create_run(name, place, {"verb": "train", **facts})
-    FusionPipeline(
-        members=[build_denoiser(config)], lesion_head=build_lesion_head(config), diffusion=config.diffusion
-    ).save_pretrained(Path(str(run.path / "model")))
-    return run
+    return made_run(tmp_path_factory.mktemp("members") / "whole", member_steps=STEPS)
 
 
 def bare(run: Run, number: int) -> dict[str, torch.Tensor]:
@@ -138,9 +127,9 @@ def calibrate(folder: Path) -> None:
 
 @pytest.mark.ray
 def test_calibrating_the_base_trains_no_member_again_and_is_not_inherited(
-    ray_session: None, tiny_store: Path, tmp_path: Path
+    ray_session: None, made_run: Callable[..., Run], tmp_path: Path
 ) -> None:
-    run = made(tmp_path, "base", tiny_store, member_steps=1)
+    run = made_run(tmp_path / "base", member_steps=1)
     words = [str(run.path), *ONE, "--members"]
     before = FusionPipeline.from_pretrained(run_verb("ensemble", [*words, "2"])["result"])
     known, base = run.read_json("state.json"), Path(str(run.path / "model"))
@@ -157,8 +146,10 @@ def test_calibrating_the_base_trains_no_member_again_and_is_not_inherited(
 
 @severally
 @pytest.mark.ray
-def test_a_member_that_failed_is_named(ray_session: None, tiny_store: Path, tmp_path: Path) -> None:
-    run = made(tmp_path, "wild", tiny_store, member_steps=20)
+def test_a_member_that_failed_is_named(
+    ray_session: None, made_run: Callable[..., Run], tmp_path: Path
+) -> None:
+    run = made_run(tmp_path / "wild", member_steps=20)
     words = [str(run.path), "--members", "2", *ONE, "--set", "learning_rate=1e30"]
     with pytest.raises(TrainingError, match=r"member_1: .*not finite.*; kept: none"):
         run_verb("ensemble", words)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from clinfuse_platform.variants import slab
 from clinfuse_prep.manifest import manifest_row
 from clinfuse_prep.store import CaseStore
 from clinfuse_sweeps.fusion_evaluator import (
@@ -121,12 +121,22 @@ def test_searched_steps_count_more_than_those_of_the_sweep(model: Path, store: P
     assert evaluator.fuse(suggestion(steps=3), 0).info["steps"] == 3
 
 
-@pytest.fixture
-def ray_session() -> Iterator[None]:
-    from clinfuse_platform.session import session
+def test_a_sweep_sees_the_slices_that_an_evaluation_sees(store: Path) -> None:
+    whole = {case_id: CaseStore(store).read(case_id) for case_id in ("a", "b")}
+    for found in load_slabs(store, split="val", slices=3):
+        np.testing.assert_array_equal(found.anatomy, slab(whole[found.case_id], 3).anatomy)
+        np.testing.assert_array_equal(found.affine, slab(whole[found.case_id], 3).affine)
+    with pytest.raises(ConfigError, match="--slices"):
+        load_slabs(store, split="val", slices=0)
 
-    with session():
-        yield
+
+def test_objectives_without_their_roi_are_refused_before_the_start(tiny_case: Case) -> None:
+    bare = replace(tiny_case, lesion=np.zeros_like(tiny_case.lesion))
+    check_cases([bare], find_goals(["brain_ssim", "bone_ssim"]), [])
+    with pytest.raises(ConfigError, match="lesion_dice cannot be measured"):
+        check_cases([bare], find_goals(["brain_ssim", "lesion_dice"]), [])
+    with pytest.raises(InputError, match="no validation cases"):
+        check_cases([], find_goals(["brain_ssim", "bone_ssim"]), [])
 
 
 def _arguments(verb: object, *words: str) -> argparse.Namespace:

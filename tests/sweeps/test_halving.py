@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from clinfuse_sweeps.analytic import Zdt1
+from analytic import Zdt1
 from clinfuse_sweeps.fronts import hypervolume
 from clinfuse_sweeps.goals import find_goals
 from clinfuse_sweeps.halving import DominatedStop, surely_dominated

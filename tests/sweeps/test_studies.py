@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import optuna
 import pytest
-from clinfuse_sweeps.analytic import Zdt1
+from analytic import Zdt1
 from clinfuse_sweeps.goals import Limit
 from clinfuse_sweeps.plan import Plan
 from clinfuse_sweeps.samplers import SAME, SAMPLERS, fractions, grid_levels, in_widest_gap, make_sampler

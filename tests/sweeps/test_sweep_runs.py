@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from clinfuse_sweeps.analytic import Zdt1
+from analytic import Zdt1
 from clinfuse_sweeps.compare import compare, open_sweep
 from clinfuse_sweeps.fronts import hypervolume
 from clinfuse_sweeps.goals import Limit, losses
@@ -24,14 +23,6 @@ pytestmark = pytest.mark.ray
 PRESETS = load_presets()
 SPACES = {name: space_around(PRESETS[name]) for name in ("balanced", "bone_tumor")}
 PER_PRESET = 8
-
-
-@pytest.fixture(scope="module")
-def ray_session() -> Iterator[None]:
-    from clinfuse_platform.session import session
-
-    with session():
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from clinfuse_sweeps.analytic import Zdt1
+from analytic import Zdt1
+from clinfuse_platform.session import knock, session
 from clinfuse_sweeps.plan import Plan
 from clinfuse_sweeps.runner import run_sweep
 from clinfuse_sweeps.space import space_around
@@ -34,7 +35,7 @@ import sys
 from pathlib import Path
 from clinfuse.presets import load_presets
 from clinfuse_platform.session import session
-from clinfuse_sweeps.analytic import Zdt1
+from analytic import Zdt1
 from clinfuse_sweeps.plan import Plan
 from clinfuse_sweeps.runner import run_sweep
 from clinfuse_sweeps.space import space_around
@@ -43,14 +44,6 @@ spaces = {name: space_around(load_presets()[name]) for name in ("balanced", "bon
 with session(sys.argv[2] or None):
     run_sweep(Plan(spaces=spaces, trials=8, slots=2, sampler="tpe"), Zdt1(spaces, seconds=0.5), Path(sys.argv[1]))
 """
-
-
-@pytest.fixture
-def ray_session() -> Iterator[None]:
-    from clinfuse_platform.session import session
-
-    with session():
-        yield
 
 
 @contextmanager
@@ -84,8 +77,6 @@ def cluster(*more: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
 
 def wait_for_answer(address: str) -> None:
     """Until the head listens."""
-    from clinfuse_platform.session import knock
-
     deadline = time.monotonic() + 120
     while True:
         try:
@@ -169,16 +160,15 @@ def check_goes_on(folder: Path) -> None:
         assert len(twin) == 1
 
 
-def test_a_killed_driver_loses_no_finished_trial_and_repeats_none(ray_session: None, tmp_path: Path) -> None:
+def test_a_killed_driver_loses_no_finished_trial_and_repeats_none(tmp_path: Path) -> None:
     with driver(tmp_path / "s") as process:
         wait_until(process, tmp_path / "s", 3)
         process.send_signal(signal.SIGKILL)
-    check_goes_on(tmp_path / "s")
+    with session():
+        check_goes_on(tmp_path / "s")
 
 
 def test_a_killed_head_loses_no_finished_trial_and_repeats_none(tmp_path: Path) -> None:
-    from clinfuse_platform.session import session
-
     with cluster() as (address, head), driver(tmp_path / "s", address) as process:
         wait_until(process, tmp_path / "s", 3)
         kill_tree(head)
@@ -190,7 +180,6 @@ def test_a_killed_head_loses_no_finished_trial_and_repeats_none(tmp_path: Path) 
 
 def test_four_trials_share_one_gpu_of_a_running_cluster(tmp_path: Path) -> None:
     """The GPU is a declared one; each worker that loads the problem leaves a file, and stays for the whole sweep."""
-    from clinfuse_platform.session import session
     from clinfuse_sweeps.sweep_verb import slots_of
 
     (tmp_path / "loaded").mkdir()

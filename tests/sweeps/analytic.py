@@ -18,9 +18,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from uuid import uuid4
 
-from clinfuse.errors import InputError
 from clinfuse_sweeps.space import Space
 from clinfuse_sweeps.trainable import Suggestion
+
+from clinfuse.errors import InputError
 
 # area that the true front dominates up to (f₁, f₂) = (1, 1): ∫₀¹ √x dx
 TRUE_HYPERVOLUME = 2 / 3
