@@ -35,6 +35,8 @@ class Case:
         modalities: names of anatomy and companion, e.g. ("MR", "CT").
         aligned_companion: (D, H, W) float32 in [0, 1], the companion without its misregistration; known
             only for the embedded cohort, else None.
+        chroma: (2, D, H, W) float32 in [-0.5, 0.5], Cb and Cr of a companion in pseudo-colour (SPECT, PET), whose
+            luminance is `companion`; None if that is grey.
         attrs: JSON-able facts: scaling of both images, provenance of every mask, split, patient, simulated.
 
     Raises:
@@ -51,6 +53,7 @@ class Case:
     affine: NDArray[np.float64]
     modalities: tuple[str, str] = ("MR", "CT")
     aligned_companion: FloatArray | None = None
+    chroma: FloatArray | None = None
     attrs: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -67,6 +70,13 @@ class Case:
                     case=self.case_id,
                     todo="resample it to the anatomy image (clinfuse prep does)",
                 )
+        if self.chroma is not None and self.chroma.shape != (2, *shape):
+            raise GeometryError(
+                "the chrominance does not lie on the anatomy image's grid",
+                expected=f"shape {(2, *shape)}",
+                found=f"shape {self.chroma.shape}",
+                case=self.case_id,
+            )
         if self.affine.shape != (4, 4) or not np.isfinite(self.affine).all() or min(self.spacing) <= 0:
             raise GeometryError(
                 "the affine is not usable",
@@ -145,4 +155,5 @@ class Case:
         affine = self.affine.copy()
         affine[:3, 3] += affine[:3, 2] * start
         arrays: dict[str, Any] = {name: array[start:stop] for name, array in self._named_arrays()}
-        return replace(self, affine=affine, **arrays)
+        chroma = None if self.chroma is None else self.chroma[:, start:stop]
+        return replace(self, affine=affine, chroma=chroma, **arrays)

@@ -75,6 +75,10 @@ class ModelFacts:
     error_head: ErrorHead | None
     calibration: Calibration | None
 
+    def knows(self, case: Case) -> bool:
+        """Whether error head and calibration, if there are any, were fitted on companions of that kind."""
+        return self.calibration is None or case.modalities[1] in self.calibration.companions
+
 
 def combine_samples(
     samples: Sequence[MemberSample], case: Case, preset: Preset, model: ModelFacts, *, asked: int, seed: int
@@ -103,16 +107,15 @@ def combine_samples(
     registration = _registration(samples)
     aleatoric = aleatoric + _sampling(samples)
     epistemic = _between(samples, lambda s: s.member)
-    calibration, masks = model.calibration, dict(case.masks)
+    calibration, head = (model.calibration, model.error_head) if model.knows(case) else (None, None)
     variances = Variances(aleatoric, epistemic, registration)
     fused = np.clip(fused, 0, 1)
-    head = model.error_head
     std = np.sqrt(variances.total) if head is None else head.std(case, fused, variances)
     std = std * _widening(samples, asked)
     return FusionResult(
         fused=fused,
         uncertainty=_uncertainty(std, case, calibration),
-        interval=None if calibration is None else calibration.interval(std, masks),
+        interval=None if calibration is None else calibration.interval(std, dict(case.masks)),
         std=std,
         aleatoric=aleatoric,
         epistemic=epistemic,
@@ -172,7 +175,7 @@ def _info(
         "residual_energy": float(np.mean([s.residual_energy for s in samples])),
         **({"alignment": case.attrs["alignment"]} if "alignment" in case.attrs else {}),
         "lesion_reference": "present" if case.has_lesion else "absent",
-        **_meaning(model.calibration, _jittered(samples)),
+        **_meaning(model, case, jittered=_jittered(samples)),
         "modalities": list(case.modalities),
         "simulated_companion": bool(case.attrs.get("simulated", False)),
         "software": f"clinfuse {__version__}",
@@ -180,14 +183,17 @@ def _info(
     }
 
 
-def _meaning(calibration: Calibration | None, jittered: bool) -> dict[str, Any]:
+def _meaning(model: ModelFacts, case: Case, *, jittered: bool) -> dict[str, Any]:
     """Units of the maps, and what a calibration promises of them.
 
-    It was fitted on draws without jitters, so of jittered ones it promises nothing.
+    It was fitted on draws without jitters, and on some kinds of companion: of others it promises nothing.
     """
-    fused = "relative intensity, 0 to 1"
-    if calibration is None:
+    fused, calibration = "relative intensity, 0 to 1", model.calibration
+    if calibration is None or not model.knows(case):
         doubt = f"uncalibrated std/(std + {HALF_SATURATION:g})"
+        if calibration is not None:
+            known = ", ".join(calibration.companions)
+            doubt += f": calibration was fitted on {known}, not on {case.modalities[1]}"
         return {"units": {"fused": fused, "uncertainty": doubt, "interval": None}}
     width = "half width of the conformal interval, relative intensity"
     if jittered:

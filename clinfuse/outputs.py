@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from clinfuse import RESEARCH_USE, __version__
 from clinfuse.case import Case, FloatArray
+from clinfuse.colour import join_colour
 from clinfuse.errors import InputError
 
 ImageFormat = Literal["nifti", "png", "dicom"]
@@ -34,6 +35,7 @@ UNITS = {
     "interval": "half-width in relative intensity, 0 to 1",
     "anatomy": "relative intensity, 0 to 1",
     "companion": "relative intensity, 0 to 1, resampled to the anatomy image's grid",
+    "colour": "red, green, blue: F as luminance with the companion's own pseudo-colour, to look at",
 }
 
 
@@ -94,7 +96,8 @@ def encode_fused(
         compress: NIfTI as .nii.gz (else .nii).
 
     Returns:
-        key ("fused", "uncertainty", "interval", "anatomy", "companion", "sidecar") → (file name, bytes).
+        key ("fused", "uncertainty", "interval", "anatomy", "companion", "colour", "sidecar") → (file name, bytes);
+        "colour" where the companion came in pseudo-colour, as PNG or as RGB NIfTI (a Parametric Map has no colours).
 
     Raises:
         InputError: a map does not lie on the case's grid, PNG was asked for a volume, or DICOM for skewed axes.
@@ -104,18 +107,25 @@ def encode_fused(
         volumes["interval"] = result.interval
     if inputs:
         volumes |= {"anatomy": case.anatomy, "companion": case.companion}
-    files: dict[str, tuple[str, bytes]] = {}
+    placed = geometry or case_grid
+    arrays = {}
     for key, volume in volumes.items():
         _check_grid(key, volume, case)
-        array, affine = (geometry or case_grid)(np.asarray(volume, np.float32), case)
+        arrays[key] = placed(np.asarray(volume, np.float32), case)
+    if case.chroma is not None and image_format != "dicom":
+        arrays["colour"] = _coloured(result.fused, case.chroma, case, placed)
+    files: dict[str, tuple[str, bytes]] = {}
+    for key, (array, affine) in arrays.items():
+        stem = output_stem(case, key)
         if image_format == "png":
-            files[key] = (f"{output_stem(case, key)}.png", _png(array, case, key))
+            files[key] = (f"{stem}.png", _png(array, case, key))
         elif image_format == "dicom":
-            files[key] = (f"{output_stem(case, key)}.dcm", _dicom(array, affine, case, key))
+            files[key] = (f"{stem}.dcm", _dicom(array, affine, case, key))
         else:
             data = nifti_bytes(array, affine, f"{key} image")
-            name = f"{output_stem(case, key)}.nii"
-            files[key] = (f"{name}.gz", gzip.compress(data, 1, mtime=0)) if compress else (name, data)
+            files[key] = (
+                (f"{stem}.nii.gz", gzip.compress(data, 1, mtime=0)) if compress else (f"{stem}.nii", data)
+            )
     sidecar = _sidecar(result, case, {key: name for key, (name, _) in files.items()}, image_format)
     text = json.dumps(sidecar, indent=2, allow_nan=False, ensure_ascii=False)
     files["sidecar"] = (f"{output_stem(case, 'fused')}.json", text.encode())
@@ -160,10 +170,12 @@ def bundle(files: Mapping[str, tuple[str, bytes]]) -> bytes:
 
 
 def nifti_bytes(array: NDArray[Any], affine: NDArray[np.float64], about: str = "image") -> bytes:
-    """A float32 NIfTI-1 file of an array in file order with its voxel → RAS+ mm affine."""
+    """A NIfTI-1 file of an array in file order with its voxel → RAS+ mm affine: float32, or RGB of (I, J, K, 3)."""
     import nibabel as nib
 
-    image = nib.Nifti1Image(np.asarray(array, np.float32), affine)
+    rgb = np.dtype([(channel, np.uint8) for channel in "RGB"])
+    values = array.astype(np.float32) if array.ndim == 3 else np.ascontiguousarray(array).view(rgb)[..., 0]
+    image = nib.Nifti1Image(values, affine)
     image.set_sform(affine, code=1)
     image.set_qform(affine, code=1)
     image.header.set_xyzt_units("mm")
@@ -204,6 +216,15 @@ def _sidecar(result: FusedMaps, case: Case, names: dict[str, str], image_format:
     return jsonable({**facts, **result.info, "units": units})
 
 
+def _coloured(
+    fused: FloatArray, chroma: FloatArray, case: Case, placed: Geometry
+) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
+    """F (D, H, W) with the companion's chrominance (2, D, H, W), (I, J, K, 3) in file order, and the affine."""
+    colours = join_colour(fused, chroma).astype(np.float32)
+    channels = [placed(np.ascontiguousarray(colours[..., number]), case) for number in range(3)]
+    return np.stack([np.round(array) for array, _ in channels], axis=-1).astype(np.uint8), channels[0][1]
+
+
 def _check_grid(key: str, volume: FloatArray, case: Case) -> None:
     if volume.shape != case.shape or not np.isfinite(volume).all():
         raise InputError(
@@ -231,7 +252,7 @@ def _png(array: NDArray[Any], case: Case, key: str) -> bytes:
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 
-    if array.ndim != 3 or array.shape[2] != 1:
+    if array.shape[2] != 1:
         raise InputError(
             "PNG can hold one slice only",
             expected="a case of one slice",
@@ -239,8 +260,11 @@ def _png(array: NDArray[Any], case: Case, key: str) -> bytes:
             case=case.case_id,
             todo="ask for NIfTI",
         )
-    top, kind = (65535, np.uint16) if key in MAPS[1:] else (255, np.uint8)
-    pixels = np.ascontiguousarray(np.round(np.clip(array[:, :, 0].T, 0, 1) * top).astype(kind))
+    picture = array[:, :, 0].swapaxes(0, 1)
+    if array.ndim == 3:
+        top, kind = (65535, np.uint16) if key in MAPS[1:] else (255, np.uint8)
+        picture = np.round(np.clip(picture, 0, 1) * top).astype(kind)
+    pixels = np.ascontiguousarray(picture)
     buffer = io.BytesIO()
     about = PngInfo()
     about.add_text("Description", f"clinfuse {key} image. {RESEARCH_USE}")

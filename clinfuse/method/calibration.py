@@ -40,7 +40,7 @@ from clinfuse.method.knots import Knots, isotonic
 
 EPSILON = 1 / 510
 """ε: half a grey level of an 8-bit image. A constant, as a fitted ε would void the guarantee."""
-FORMAT = "clinfuse-calibration-3"
+FORMAT = "clinfuse-calibration-4"
 MIN_VOXELS = 50
 """A region with fewer voxels in all fitting cases gets no map, and no factor, of its own."""
 
@@ -61,6 +61,7 @@ class Calibration:
         guaranteed_factors: the same with the finite-sample guarantee over cases; None: too few cases.
         cases: number of cases K the fit has seen.
         voxels: voxels used, by region.
+        companions: kinds of companion it was fitted on, e.g. ("CT",); of others it promises nothing.
         notes: what is missing, in words; empty when nothing is.
     """
 
@@ -76,6 +77,7 @@ class Calibration:
     guaranteed_factors: Mapping[str, float | None]
     cases: int
     voxels: Mapping[str, int]
+    companions: tuple[str, ...]
     notes: tuple[str, ...] = ()
 
     def uncertainty(self, std: NDArray[Any], rois: Mapping[str, NDArray[Any]] | None = None) -> FloatArray:
@@ -131,7 +133,8 @@ class Calibration:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able; `from_dict` gives the same calibration back, to the last bit."""
-        return {"format": FORMAT, **asdict(self), "notes": list(self.notes)}
+        lists = {"companions": list(self.companions), "notes": list(self.notes)}
+        return {"format": FORMAT, **asdict(self), **lists}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Calibration:
@@ -156,7 +159,7 @@ class Calibration:
         by_region = ("factors", "guaranteed_factors", "voxels")
         if any(set(rest[name]) != set(REGIONS) for name in by_region):
             raise InputError("calibration lacks a region", expected=", ".join(REGIONS))
-        return cls(**{**rest, "notes": tuple(rest["notes"])})
+        return cls(**{**rest, "companions": tuple(rest["companions"]), "notes": tuple(rest["notes"])})
 
 
 def fit_calibration(
@@ -167,6 +170,7 @@ def fit_calibration(
     coverage: float = 0.9,
     seed: int = 0,
     case_ids: Sequence[str] | None = None,
+    companions: Sequence[str] = ("CT",),
 ) -> Calibration:
     """Fit maps and factors on validation cases.
 
@@ -178,6 +182,7 @@ def fit_calibration(
         coverage: nominal coverage of the intervals, in (0, 1).
         seed: of the subsampling.
         case_ids: per volume; volumes of the same patient must share one, as they count as one case.
+        companions: kinds of companion among them.
 
     Raises:
         ConfigError: tolerance or coverage out of range.
@@ -221,6 +226,7 @@ def fit_calibration(
         guaranteed_factors=by_region["safe"],
         cases=len(number),
         voxels={name: int((sample.region == label).sum()) for label, name in enumerate(REGIONS)},
+        companions=tuple(sorted(set(companions))),
         notes=tuple(notes),
     )
 

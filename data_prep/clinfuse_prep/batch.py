@@ -46,7 +46,7 @@ def run_job(job: Job) -> Outcome:
     start = time.monotonic()
     try:
         made = prepare_case(job.source, job.config, case_id=job.case_id, patient=job.patient, split=job.split)
-        CaseStore(job.store).write(made.case, chroma=made.chroma, dtype=job.config.dtype)
+        CaseStore(job.store).write(made.case, dtype=job.config.dtype)
     except Exception as error:
         findings = [*source_notes(job.source, job.case_id), Finding.from_error(error, job.case_id)]
         return Outcome(case_id=job.case_id, row=lost_row(job, findings), findings=findings)

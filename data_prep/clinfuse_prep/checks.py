@@ -147,18 +147,9 @@ def check_brain(
 
 
 def check_bone(bone: Mask, spacing_mm: Spacing, case: str, *, ct: bool, planes: int) -> list[Finding]:
-    """The bone mask's volume; absent without a CT."""
-    if not ct and not bone.any():
-        return [
-            Finding(
-                case=case,
-                severity="info",
-                problem="no bone mask",
-                expected="a CT or a mask from a file",
-                found="neither",
-                todo="bone terms are reported as absent for this case",
-            )
-        ]
+    """The bone mask's volume; of SPECT and PET, whether there is any uptake."""
+    if not ct:
+        return [] if bone.any() else [_no_uptake(case)]
     if not bone.any():
         return [
             Finding(
@@ -172,6 +163,17 @@ def check_bone(bone: Mask, spacing_mm: Spacing, case: str, *, ct: bool, planes: 
         ]
     ml = volume_ml(bone, spacing_mm)
     return [_odd("bone", ml, BONE_ML, case)] if planes >= 10 and not BONE_ML[0] <= ml <= BONE_ML[1] else []
+
+
+def _no_uptake(case: str) -> Finding:
+    return Finding(
+        case=case,
+        severity="info",
+        problem="no region of uptake",
+        expected="a tracer that has gathered somewhere, or a mask from a file",
+        found="0 mL",
+        todo="F shows the anatomy image; terms of the companion's region are absent for this case",
+    )
 
 
 def _odd(roi: str, ml: float, usual: tuple[float, float], case: str, *, assumed: bool = False) -> Finding:

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 
 from clinfuse.case import Case
-from clinfuse_prep.colour import join_colour
+from clinfuse.colour import join_colour
 from clinfuse_prep.store import CaseStore
 
 TILE, STRIP, BAR = 128, 6, 16
@@ -27,7 +27,7 @@ def contact_sheet(store: CaseStore, case_ids: Sequence[str]) -> bytes:
     Args:
         case_ids: which cases; read one at a time.
     """
-    blocks = [_block(store.read(case_id), store.chroma(case_id)) for case_id in case_ids]
+    blocks = [_block(store.read(case_id)) for case_id in case_ids]
     if not blocks:
         blocks = [np.zeros((TILE, TILE * STRIP, 3), np.uint8)]
     buffer = BytesIO()
@@ -35,9 +35,9 @@ def contact_sheet(store: CaseStore, case_ids: Sequence[str]) -> bytes:
     return buffer.getvalue()
 
 
-def _block(case: Case, chroma: NDArray[np.float32] | None = None) -> NDArray[np.uint8]:
+def _block(case: Case) -> NDArray[np.uint8]:
     planes = _planes(case)
-    below = _shown(case) if chroma is None else join_colour(case.companion, chroma)
+    below = _shown(case) if case.chroma is None else join_colour(case.companion, case.chroma)
     rows = [
         np.hstack([_tile(volume[k], case, k) for k in planes])
         for volume in (_grey(case.anatomy), _grey(below))

@@ -103,7 +103,7 @@ def prepare_files(
     case_id: str | None = None,
     modalities: tuple[str, str] | None = None,
 ) -> Prepared:
-    """As `prepare_pair`, by role, with findings and the chrominance of a pseudo-colour companion beside the case."""
+    """As `prepare_pair`, by role, with findings beside the case."""
     config, name = config or PrepConfig(), case_id or "case"
     images = {
         role: read_image(given, role=_words(role), case=name, config=config)

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from clinfuse.colour import is_colour, split_colour
 from clinfuse.errors import GeometryError, InputError
-from clinfuse_prep.colour import is_colour, split_colour
 from clinfuse_prep.geometry import to_ras
 from clinfuse_prep.raw import RawImage, digest_of, from_source_array
 

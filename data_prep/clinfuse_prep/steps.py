@@ -25,15 +25,10 @@ COLOUR_NOTE = "YCbCr BT.601; chrominance stored as `chroma`"
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """A prepared case, what was noticed on the way, and the chrominance of a pseudo-colour companion.
-
-    Attributes:
-        chroma: (2, D, H, W) float32 in [-0.5, 0.5], or None.
-    """
+    """A prepared case, and what was noticed on the way."""
 
     case: Case
     findings: list[Finding] = field(default_factory=list)
-    chroma: FloatArray | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +73,8 @@ def run_steps(task: Task, attrs: dict[str, Any], notes: list[Finding]) -> Prepar
     volumes = {role: to_unit(volume, scaling[_scale_of(role)]) for role, volume in raw.items()}
     chroma = _chroma(task, registration)
     if task.config.deface:
-        volumes, chroma = _defaced(volumes, chroma, masks.arrays["brain"], task.grid)
+        brain = masks.arrays["brain"] if task.ct else masks.arrays["brain"] | masks.arrays["bone"]
+        volumes, chroma = _defaced(volumes, chroma, brain, task.grid)
     attrs = {
         **attrs,
         **_record(task, scaling, masks, registration),
@@ -94,9 +90,10 @@ def run_steps(task: Task, attrs: dict[str, Any], notes: list[Finding]) -> Prepar
         affine=task.grid.affine,
         modalities=task.modalities,
         aligned_companion=volumes.get("aligned_companion"),
+        chroma=chroma,
         attrs=attrs,
     )
-    return Prepared(case=case, findings=findings, chroma=chroma)
+    return Prepared(case=case, findings=findings)
 
 
 def _check(task: Task) -> list[Finding]:

@@ -51,8 +51,27 @@ class CaseStore:
         """Whether anything was ever written here."""
         return bool(self._fs.exists(f"{self._root}/zarr.json"))
 
+    def check(self) -> None:
+        """Refuse a path without dataset.
+
+        Raises:
+            InputError: nothing was ever written here.
+        """
+        if not self.exists():
+            raise InputError(
+                "no dataset at this path",
+                expected="a folder written by clinfuse prep",
+                found="a folder of another kind" if self._fs.exists(self._root) else "nothing",
+                todo="check the path; clinfuse prep makes a dataset",
+            )
+
     def case_ids(self, split: str | None = None) -> list[str]:
-        """Ids of the complete cases, sorted; of one split only if asked."""
+        """Ids of the complete cases, sorted; of one split only if asked.
+
+        Raises:
+            InputError: no dataset at this path.
+        """
+        self.check()
         folder = f"{self._root}/{CASES}"
         if not self._fs.isdir(folder):
             return []
@@ -84,6 +103,7 @@ class CaseStore:
             )
         aligned = self.array(case_id, "aligned_companion") if attrs.get("has_aligned") else None
         masks = {roi: np.asarray(self.array(case_id, roi), dtype=np.uint8) for roi in ROIS}
+        chroma = self.array(case_id, "chroma") if attrs.get("colour") else None
         first, second = attrs["modalities"]
         return Case(
             case_id=case_id,
@@ -95,6 +115,7 @@ class CaseStore:
             affine=np.array(attrs["affine"], dtype=np.float64),
             modalities=(first, second),
             aligned_companion=None if aligned is None else _float(aligned),
+            chroma=None if chroma is None else _float(chroma),
             attrs={key: value for key, value in attrs.items() if key not in OWN_KEYS},
         )
 
@@ -116,12 +137,6 @@ class CaseStore:
         group = zarr.open_group(f"{self.url}/{CASES}/{case_id}/{name}", mode="r", zarr_format=3)
         return group["0"]
 
-    def chroma(self, case_id: str) -> NDArray[np.float32] | None:
-        """Chrominance (2, D, H, W) in [-0.5, 0.5] of a pseudo-colour companion, or None."""
-        if not self.attributes(case_id).get("colour"):
-            return None
-        return _float(self.array(case_id, "chroma"))
-
     # -- writing -----------------------------------------------------------------------------------------------
 
     def create(self) -> None:
@@ -140,21 +155,19 @@ class CaseStore:
         self,
         case: Case,
         *,
-        chroma: NDArray[np.float32] | None = None,
         dtype: str = "float32",
         before: Mapping[str, MaskArray] | None = None,
     ) -> None:
         """Store a case; one of the same id is replaced.
 
         Args:
-            chroma: (2, D, H, W) of a pseudo-colour companion.
             dtype: "float32" or "float16" for the images.
             before: masks by ROI that corrected ones replaced, kept as `<roi>_before`.
         """
         self.create()
         extra: dict[str, NDArray[Any]] = {f"{roi}_before": mask for roi, mask in (before or {}).items()}
-        if chroma is not None:
-            extra["chroma"] = chroma
+        if case.chroma is not None:
+            extra["chroma"] = case.chroma
         if self.local is None:
             write_case(f"{self.url}/{CASES}/{case.case_id}", case, extra, dtype)
             return
@@ -177,7 +190,7 @@ class CaseStore:
 
     def replace_masks(self, case_id: str, masks: Mapping[str, NDArray[np.uint8]], provenance: str) -> None:
         """Put other masks (D, H, W) in a case, all at once; what was there first stays as array `<roi>_before`."""
-        case, chroma = self.read(case_id), self.chroma(case_id)
+        case = self.read(case_id)
         known = case.attrs.get("masks_before", {})
         before = {roi: self.array(case_id, f"{roi}_before") for roi in known}
         old = dict(case.attrs.get("provenance", {}))
@@ -190,7 +203,7 @@ class CaseStore:
         dtype = str(self.open_array(case_id, "anatomy").dtype)
         arrays: dict[str, Any] = {roi: np.asarray(mask) for roi, mask in masks.items()}
         changed = replace(case, attrs=attrs, **arrays)
-        self.write(changed, chroma=chroma, dtype=dtype, before=before)
+        self.write(changed, dtype=dtype, before=before)
 
     def clear_aside(self) -> None:
         """Remove what a killed run left unfinished. Call only when no other process writes."""
@@ -207,6 +220,7 @@ class CaseStore:
 
     def manifest(self) -> pd.DataFrame:
         """A row per case (see `manifest_row`), also for cases that were left out (`state` "lost")."""
+        self.check()
         path = f"{self._root}/{MANIFEST}"
         if not self._fs.exists(path):
             raise InputError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -102,6 +103,50 @@ def test_the_templates_it_never_saw(released: FusionPipeline, data_root: Path) -
     )
     assert brain >= WITHIN * BRAIN_GOAL
     assert bone > best + 0.2, "the averaged skull is two voxels thin: no composition comes near the goal"
+
+
+def test_of_a_kind_of_companion_it_never_saw_it_promises_nothing(
+    released: FusionPipeline, tiny_case: Case
+) -> None:
+    tracer = replace(tiny_case, modalities=("MR", "PET"))
+    known, unknown = (released(case, "balanced", align=False) for case in (tiny_case, tracer))
+    np.testing.assert_array_equal(unknown.fused, known.fused)
+    assert known.interval is not None and known.info["interval_coverage"] == 0.9
+    assert unknown.interval is None and "interval_coverage" not in unknown.info
+    assert unknown.info["units"]["uncertainty"].endswith("calibration was fitted on CT, not on PET")
+    np.testing.assert_allclose(unknown.std, np.sqrt(unknown.variances.total), rtol=1e-5)
+
+
+@pytest.mark.real
+def test_spect_it_never_saw(released: FusionPipeline, data_root: Path) -> None:
+    """Middle slices of every AANLIB patient with a SPECT: MRI in the brain, the SPECT where the tracer is."""
+    patients = sorted((data_root / "aanlib" / "MRI-SPECT").glob("case_*"))
+    if not patients:
+        pytest.skip("no real slices here")
+    found = []
+    for patient in patients:
+        slices = sorted((patient / "MRI").glob("*.png"))
+        mri = slices[len(slices) // 2]
+        case = prepare_pair(mri, patient / "SPECT" / mri.name, case_id="real")
+        assert case.modalities[1] == "NM" and case.chroma is not None
+        found.append(scores(released, case))
+    brain, uptake = np.mean(found, axis=0)
+    assert brain >= WITHIN * BRAIN_GOAL and uptake >= WITHIN * BONE_GOAL
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("companion", ["spect", "pet"])
+def test_templates_of_tracers_it_never_saw(released: FusionPipeline, data_root: Path, companion: str) -> None:
+    folder = data_root / "templates_2mm"
+    if not (folder / "t1.nii.gz").is_file():
+        pytest.skip("no templates here")
+    pair = (folder / "t1.nii.gz", folder / f"{companion}.nii.gz")
+    case = prepare_pair(*pair, brain=folder / "brainmask.nii.gz", case_id="real")
+    brain, uptake = scores(released, case)
+    preset = released.resolve_preset("balanced")
+    hard = objectives(case, BASELINES["hard_roi"](case, preset), None, preset)
+    assert uptake >= WITHIN * BONE_GOAL and uptake > hard["bone_ssim"]
+    assert brain >= WITHIN * hard["brain_ssim"], "the cortex is two voxels thin and full of tracer"
 
 
 def scores(model: FusionPipeline, case: Case) -> tuple[float, float]:

@@ -17,6 +17,7 @@ from clinfuse_prep.masks.auto import BrainInputs, brain_mask
 from clinfuse_prep.masks.bone import bone_from_ct
 from clinfuse_prep.masks.given import inside
 from clinfuse_prep.masks.head import head_ct
+from clinfuse_prep.masks.uptake import uptake_from
 from clinfuse_prep.raw import RawImage
 
 LEAST_OVERLAP = 0.3
@@ -41,7 +42,7 @@ def roi_masks(
     ct: bool,
     case: str,
 ) -> RoiMasks:
-    """Brain, bone and lesion of a case.
+    """Brain, bone and lesion of a case; in SPECT and PET the region named bone is the uptake.
 
     Args:
         images: as read; those named brain, bone, lesion are curated masks on any grid.
@@ -58,13 +59,16 @@ def roi_masks(
             made.arrays[roi] = curated(images[roi], roi, grid, case)
             made.provenance[roi] = "curated"
     _automatic(made, images, raw, grid, config, ct=ct, case=case)
-    _apart(made, case)
+    if ct:
+        _apart(made, case)
     for roi in ROIS:
         if roi not in made.arrays:
             made.arrays[roi], made.provenance[roi] = np.zeros(grid.shape, np.uint8), "absent"
     planes = grid.shape[0]
     assumed = images["anatomy"].kind == "png" and config.slice_spacing_mm == PrepConfig().slice_spacing_mm
     made.findings += check_brain(made.arrays["brain"] > 0, grid.spacing, case, planes, assumed=assumed)
+    if not ct:
+        _uptake(made, raw["companion"], grid)
     made.findings += check_bone(made.arrays["bone"] > 0, grid.spacing, case, ct=ct, planes=planes)
     return made
 
@@ -79,7 +83,9 @@ def _automatic(
     ct: bool,
     case: str,
 ) -> None:
-    """Add the masks that no file gives. A companion known to be aligned is the better base."""
+    """Add the masks that no file gives. A companion known to be aligned is the better base: masks made from it lie
+    where they should and do not move when the companion is aligned, so their provenance says "auto:aligned-ct-…"."""
+    lies = "aligned-" if "aligned_companion" in raw else ""
     volume = raw.get("aligned_companion", raw["companion"]) if ct else None
     grey8 = images["companion"].grey8
     needs_brain = "brain" not in made.arrays and config.brain != "none"
@@ -88,7 +94,7 @@ def _automatic(
         head = head_ct(volume, grid.spacing, grey8=grey8)
     if volume is not None and "bone" not in made.arrays:
         bone, how = bone_from_ct(volume, grid.spacing, grey8=grey8, head=head)
-        made.arrays["bone"], made.provenance["bone"] = bone.astype(np.uint8), f"auto:{how}"
+        made.arrays["bone"], made.provenance["bone"] = bone.astype(np.uint8), f"auto:{lies}{how}"
     if needs_brain:
         inputs = BrainInputs(
             anatomy=raw["anatomy"],
@@ -101,9 +107,18 @@ def _automatic(
         )
         brain = brain_mask(inputs, config.brain, compare=config.compare)
         made.arrays["brain"] = brain.mask.astype(np.uint8)
-        made.provenance["brain"] = f"auto:{brain.method}"
+        made.provenance["brain"] = f"auto:{lies if brain.method.startswith('ct') else ''}{brain.method}"
         made.findings += brain.findings
         made.agreement = brain.agreement
+
+
+def _uptake(made: RoiMasks, companion: FloatArray, grid: Grid) -> None:
+    """The companion's own region in place of bone, unless a file gives it; the brain is what lies outside it."""
+    brain = made.arrays["brain"] > 0
+    if made.provenance["bone"] == "absent":
+        found, how = uptake_from(companion, brain, grid.spacing)
+        made.arrays["bone"], made.provenance["bone"] = found.astype(np.uint8), f"auto:{how}"
+    made.arrays["brain"] = (brain & (made.arrays["bone"] == 0)).astype(np.uint8)
 
 
 def _apart(made: RoiMasks, case: str) -> None:
