@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from clinfuse.case import Case, FloatArray
+from clinfuse.errors import InputError
 from clinfuse.method.calibration import EPSILON
 from clinfuse.method.conformal import REGIONS, regions
 from clinfuse.method.error_features import COUNT, BoolArray, features
@@ -29,7 +30,7 @@ THICK = 3
 """Every third slice of a case is also seen as a volume of its own, as many scans have slices of 5 mm."""
 HIDDEN = (64, 64, 64)
 BATCH, LEARNING_RATE = 4096, 3e-3
-LEAST_STEPS, MOST_STEPS, EPOCHS = 500, 4000, 50
+LEAST_STEPS, MOST_STEPS, EPOCHS = 500, 12000, 50
 """Every voxel is drawn 50 times, but for very few or very many."""
 RARE = 0.999
 
@@ -84,8 +85,18 @@ def fit_error_head(rows: Sequence[ErrorRows], *, seed: int = 0) -> ErrorHead:
         seed: of the first weights and the batches.
 
     The same rows and seed give the same head on the same machine.
+
+    Raises:
+        InputError: no voxel at all.
     """
     looked, error, region, variance = (np.concatenate(column) for column in zip(*rows, strict=True))
+    if not len(looked):
+        raise InputError(
+            "the error head has nothing to learn from",
+            expected="training cases with a head in them: grey values above air, or a mask",
+            found=f"{len(rows)} cases without a single such voxel",
+            todo="look at the training cases with clinfuse inspect",
+        )
     mean, scale = looked.mean(axis=0), looked.std(axis=0) + 1e-6
     seen = torch.from_numpy(scaled(looked, mean, scale))
     size = np.log(error + EPSILON, dtype=np.float32)
@@ -114,7 +125,7 @@ def _cut(case: Case, cut: slice) -> Case:
     affine = case.affine.copy()
     affine[:3, 2] *= cut.step or 1
     arrays = {name: getattr(case, name)[cut] for name in ("anatomy", "companion", *case.masks)}
-    return replace(case, affine=affine, aligned_companion=None, **arrays)
+    return replace(case, affine=affine, aligned_companion=None, chroma=None, **arrays)
 
 
 def _drawn(labels: NDArray[np.uint8], known: BoolArray, share: int, rng: np.random.Generator) -> BoolArray:

@@ -14,6 +14,7 @@ from clinfuse.presets import Preset, load_presets
 from clinfuse_platform.variants import Variant
 
 STEPS = (1, 2, 4, 10, 20, 50, 100)
+STARTS = (0.0, 0.5, 0.9)
 JITTER_MM = (0.0, 1.0, 2.0, 4.0)
 MISREGISTERED_MM = 2.0
 WEIGHTS = {
@@ -151,6 +152,12 @@ ABLATIONS: dict[str, Ablation] = {
             },
         ),
         Ablation(
+            name="start",
+            question="From which share of the reverse steps on is guidance worth its gradients?",
+            ordered=True,
+            variants=lambda base: {f"{start:g}": replace(base, guided=True, start=start) for start in STARTS},
+        ),
+        Ablation(
             name="uncertainty",
             question="What does the uncertainty term η_u of Eq. 1 add?",
             ordered=False,
@@ -164,9 +171,13 @@ ABLATIONS: dict[str, Ablation] = {
         ),
         Ablation(
             name="error_head",
-            question="What does the error head, with its calibration, add to the total variance (Section 3.4)?",
+            question="What do the error head and its calibration add to the total variance (Section 3.4)?",
             ordered=False,
-            variants=lambda base: {"off": replace(base, error_head=False), "on": base},
+            variants=lambda base: {
+                "off, uncalibrated": replace(base, error_head=False),
+                "on, uncalibrated": replace(base, calibrated=False),
+                "on, calibrated": base,
+            },
         ),
     )
 }

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from clinfuse.method.calibration import Calibration
     from clinfuse_platform.observer import Observed
 
-LEARN_CASES = 64
+LEARN_CASES = 96
 """At most so many training cases teach the error head."""
 
 
@@ -88,6 +88,7 @@ def fit(observed: Sequence[Observed], seed: int) -> Calibration:
         [one.rois for one in observed],
         seed=seed,
         case_ids=[one.patient for one in observed],
+        companions=[one.companion for one in observed],
     )
 
 

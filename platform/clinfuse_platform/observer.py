@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 
 LEARN_SLICES = 24
 """The error head sees a slab of so many slices of a case: many patients teach more than whole ones."""
-
-
 CONTRAST_SHARE = 0.5
+"""Of the training cases, other grey values of the anatomy image; and as often of the companion."""
+MOST_MM = 3.0
+"""Every second training case is moved by a warp of up to that amplitude before it is aligned."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,10 +43,11 @@ class Setting:
 
 
 class Observed(NamedTuple):
-    """The patient's pseudonym and the voxels of one case where its reference is one: predicted standard deviation and
-    error (N,), image units, and the masks (N,)."""
+    """The patient's pseudonym, the kind of companion ("CT"), and the voxels of one case where its reference is one:
+    predicted standard deviation and error (N,), image units, and the masks (N,)."""
 
     patient: str
+    companion: str
     std: FloatArray
     error: FloatArray
     brain: MaskArray
@@ -78,53 +80,66 @@ class Observer:
     def learn(self, number: int, case_id: str) -> ErrorRows:
         """What the error head learns from one training case: voxels of a slab, whose place differs from case to case.
 
-        Every second case is seen with automatic masks, as most are in use, and grey values vary as they do from scanner
-        to scanner. Where the aligned companion is known, the error is known in all of the head, else only in the
-        regions that have a reference.
+        Cases are seen as they come in use. Every second one has automatic masks; of both kinds every second one is
+        misregistered by a warp drawn for it, the others as they are stored, and all are aligned, as far as a slab by
+        itself can be; grey values vary as they do from scanner to scanner. The error is that to the aligned pair. A
+        pair whose true alignment is not known is aligned, counts as true then, and is always misregistered.
         """
         from clinfuse.alignment import aligned
         from clinfuse.evaluation.uncertain import error_and_regions
         from clinfuse.method.error_features import head_voxels
         from clinfuse.training.error_fit import error_rows
-        from clinfuse_platform.variants import automatic_masks
+        from clinfuse_platform.variants import misregistered, with_automatic_masks
 
-        case = self.store.read(case_id)
+        case, rng = self.store.read(case_id), np.random.default_rng((self.setting.seed, number))
+        known = case.aligned_companion is not None
+        if not known:
+            case = aligned(case)
+            case = replace(case, aligned_companion=case.companion)
+        amplitude_mm = float(rng.uniform(0, MOST_MM))
+        if number % 4 > 1 or not known:
+            case = misregistered(case, amplitude_mm, self.setting.seed)
         if number % 2:
-            case = replace(case, **automatic_masks(case))
-        case, rng = aligned(case), np.random.default_rng((self.setting.seed, number))
+            case = with_automatic_masks(case)
         count = min(LEARN_SLICES, case.shape[0])
         start = int(rng.integers(case.shape[0] - count + 1))
-        case = other_contrast(case.slices(start, start + count), seed=number)
+        case = other_contrast(aligned(case.slices(start, start + count)), seed=number)
         result = self.pipeline(
             case, self.preset, steps=self.setting.steps, seed=self.setting.seed, align=False
         )
-        error, regions = error_and_regions(case, result.fused, self.preset)
-        known = regions["head"] if case.aligned_companion is None else head_voxels(case)
-        return error_rows(case, result.fused, result.variances, error, known, rng)
+        error, _ = error_and_regions(case, result.fused, self.preset)
+        return error_rows(case, result.fused, result.variances, error, head_voxels(case), rng)
 
     def observe(self, case_id: str, error_head: ErrorHead) -> Observed:
-        """One validation case with that error head."""
+        """One validation case, aligned, with that error head; what was found is true where nothing else is known."""
+        from clinfuse.alignment import aligned
         from clinfuse.evaluation.uncertain import error_and_regions
         from clinfuse_platform.variants import slab
 
         self.pipeline.error_head = error_head
-        case = slab(self.store.read(case_id), self.setting.slices)
-        result = self.pipeline(case, self.preset, steps=self.setting.steps, seed=self.setting.seed)
+        case = aligned(slab(self.store.read(case_id), self.setting.slices))
+        result = self.pipeline(
+            case, self.preset, steps=self.setting.steps, seed=self.setting.seed, align=False
+        )
         error, regions = error_and_regions(case, result.fused, self.preset)
         where = regions["head"]
         masks = (mask[where] for mask in (case.brain, case.bone, case.lesion))
         patient = str(case.attrs.get("patient", case.case_id))
-        return Observed(patient, result.std[where], error[where], *masks)
+        return Observed(patient, case.modalities[1], result.std[where], error[where], *masks)
 
 
 def other_contrast(case: Case, seed: int) -> Case:
-    """The case with other grey values in a share of both images, see clinfuse.training.contrast."""
+    """A case of known alignment with other grey values in a share of both images, see clinfuse.training.contrast."""
     import torch
 
     from clinfuse.training.contrast import vary_contrast
 
-    known = case.companion if case.aligned_companion is None else case.aligned_companion
-    images = {"anatomy": case.anatomy, "companion": case.companion, "aligned": known, "brain": case.brain}
+    images = {
+        "anatomy": case.anatomy,
+        "companion": case.companion,
+        "aligned": case.aligned_companion,
+        "brain": case.brain,
+    }
     batch = {
         name: torch.from_numpy(np.ascontiguousarray(image))[None, None] for name, image in images.items()
     }
@@ -133,7 +148,7 @@ def other_contrast(case: Case, seed: int) -> Case:
         case,
         anatomy=varied["anatomy"],
         companion=varied["companion"],
-        aligned_companion=None if case.aligned_companion is None else varied["aligned"],
+        aligned_companion=varied["aligned"],
     )
 
 
@@ -159,7 +174,7 @@ class Observers:
     def observe(self, case_ids: Sequence[str], error_head: ErrorHead) -> list[Observed]:
         """`Observer.observe` of every case."""
         found = self._over("observe", [(case_id, error_head) for case_id in case_ids], "validation cases")
-        return [Observed(one.patient, *map(np.array, one[1:])) for one in found]
+        return [Observed(*one[:2], *map(np.array, one[2:])) for one in found]
 
     def _over(self, method: str, asks: Sequence[tuple[Any, ...]], label: str) -> Iterator[Any]:
         """What the method answers to every ask; arrays lie in Ray's object store until they are copied.

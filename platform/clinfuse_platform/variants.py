@@ -30,8 +30,9 @@ class Variant:
         steps, guided, members, samples, jitters: see FusionPipeline.__call__.
         align: the same; pairs whose true alignment is not known stay as they are, for F is measured against them.
         error_head: False leaves it out, and with it the calibration that was fitted for it: doubt is then that of the
-            total variance, uncalibrated.
-        gradient: of the guidance, "exact" or "cheap".
+            total variance.
+        calibrated: False leaves the calibration out.
+        gradient, start: of the guidance, see clinfuse.method.guidance.GuidanceConfig.
         masks: "stored", or "auto": brain and bone masks made anew from the images by clinfuse_prep.
         jitter_mm: the aligned companion warped by a rigid and elastic jitter of this amplitude before fusing; 0 is
             the aligned companion itself (the stored one where no other is known), None the case as it is stored.
@@ -50,7 +51,9 @@ class Variant:
     jitters: int = 0
     align: bool = True
     error_head: bool = True
+    calibrated: bool = True
     gradient: str = "exact"
+    start: float = 0.0
     masks: str = "stored"
     jitter_mm: float | None = None
     seed: int = 0
@@ -68,17 +71,9 @@ class Variant:
 
     def seen(self, case: Case) -> Case:
         """The case as this method gets it: masks and misregistration changed as asked; the reference stays aside."""
-        if self.masks == "auto":
-            case = replace(case, **automatic_masks(case))
         if self.jitter_mm is not None:
-            # the masks stay where they are true, whatever they were made from
-            provenance = dict.fromkeys(case.masks, "kept")
-            case = replace(
-                case,
-                companion=jittered(case, self.jitter_mm, self.seed),
-                attrs={**case.attrs, "provenance": provenance},
-            )
-        return case
+            case = misregistered(case, self.jitter_mm, self.seed)
+        return with_automatic_masks(case) if self.masks == "auto" else case
 
     def fuse(self, seen: Case, pipeline: FusionPipeline | None) -> tuple[FloatArray, FusionResult | None]:
         """Fuse a case as `seen` gave it: the image (D, H, W) in [0, 1], and for a model all that it says of it."""
@@ -88,8 +83,9 @@ class Variant:
             return BASELINES[self.baseline](seen, self.named_preset()), None
         from clinfuse.method.guidance import GuidanceConfig
 
-        if not self.error_head:
-            pipeline = replace(pipeline, error_head=None, calibration=None)
+        if not (self.error_head and self.calibrated):
+            head = pipeline.error_head if self.error_head else None
+            pipeline = replace(pipeline, error_head=head, calibration=None)
         judged = seen.aligned_companion is not None or self.jitter_mm is not None
         result = pipeline(
             seen,
@@ -100,10 +96,17 @@ class Variant:
             samples=self.samples,
             jitters=self.jitters,
             guided=self.guided,
-            guidance=GuidanceConfig(gradient=self.gradient),
+            guidance=GuidanceConfig(gradient=self.gradient, start=self.start),
             align=self.align and judged,
         )
         return result.fused, result
+
+
+def misregistered(case: Case, amplitude_mm: float, seed: int) -> Case:
+    """The case with its companion `jittered`; its masks stay where they are true, whatever they were made from."""
+    attrs = {name: value for name, value in case.attrs.items() if name != "alignment"}
+    attrs["provenance"] = dict.fromkeys(case.masks, "kept")
+    return replace(case, companion=jittered(case, amplitude_mm, seed), attrs=attrs)
 
 
 def jittered(case: Case, amplitude_mm: float, seed: int) -> FloatArray:
@@ -129,23 +132,27 @@ def jittered(case: Case, amplitude_mm: float, seed: int) -> FloatArray:
     return np.asarray(warped.numpy(), dtype=np.float32)
 
 
-def automatic_masks(case: Case) -> dict[str, Any]:
-    """Brain and bone masks made from the images alone, as clinfuse prep does where none is given.
+def with_automatic_masks(case: Case) -> Case:
+    """The case with brain and bone masks made from its images alone, as clinfuse prep does where none is given.
 
-    The companion is taken back to HU by its stored scaling; without one in HU only the brain mask is made anew.
+    The companion is taken back to HU by its stored scaling; without one in HU only the brain mask is made anew. Masks
+    made from the CT are named so in attrs["provenance"]: they lie where the CT does, and move with it (`aligned`).
     """
     from clinfuse_prep.masks.bone import bone_from_ct
     from clinfuse_prep.masks.brain import brain_from_ct
     from clinfuse_prep.masks.brain_mr import brain_classical
 
     scaling = dict(case.attrs.get("scaling", {})).get("companion", {})
-    if scaling.get("unit") != "HU":
-        brain = brain_classical(case.anatomy, case.spacing)
-        return {"brain": np.asarray(brain, dtype=np.uint8)}
-    hounsfield = case.companion * (scaling["high"] - scaling["low"]) + scaling["low"]
-    bone, _ = bone_from_ct(hounsfield.astype(np.float32), case.spacing, grey8=False)
-    brain = brain_from_ct(hounsfield.astype(np.float32), bone, case.spacing, grey8=False)
-    return {"brain": np.asarray(brain, dtype=np.uint8), "bone": np.asarray(bone, dtype=np.uint8)}
+    if scaling.get("unit") == "HU":
+        hounsfield = case.companion * (scaling["high"] - scaling["low"]) + scaling["low"]
+        bone, _ = bone_from_ct(hounsfield.astype(np.float32), case.spacing, grey8=False)
+        brain = brain_from_ct(hounsfield.astype(np.float32), bone, case.spacing, grey8=False)
+        made, source = {"brain": brain, "bone": bone}, "auto:ct"
+    else:
+        made, source = {"brain": brain_classical(case.anatomy, case.spacing)}, "auto:classical"
+    provenance = {**case.attrs.get("provenance", {}), **dict.fromkeys(made, source)}
+    masks: dict[str, Any] = {roi: np.asarray(mask, dtype=np.uint8) for roi, mask in made.items()}
+    return replace(case, attrs={**case.attrs, "provenance": provenance}, **masks)
 
 
 def slab(case: Case, slices: int | None) -> Case:

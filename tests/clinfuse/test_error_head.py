@@ -149,3 +149,10 @@ def test_the_file_gives_the_same_head_back_and_foreign_ones_are_refused(head: Er
     for broken in (data[:100], b"{}", narrow.to_bytes()):
         with pytest.raises(InputError, match="run clinfuse calibrate again"):
             ErrorHead.from_bytes(broken)
+
+
+def test_cases_without_a_known_voxel_teach_nothing() -> None:
+    nowhere = error_rows(*fused_case(0), np.zeros(SHAPE, bool), np.random.default_rng(0))
+    assert nowhere.features.shape == (0, COUNT)
+    with pytest.raises(InputError, match="nothing to learn from"):
+        fit_error_head([nowhere, nowhere])

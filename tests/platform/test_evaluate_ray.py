@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from clinfuse_platform.ablate_report import jitter_area
 from clinfuse_platform.ablations import ABLATIONS, chosen, labelled
 from clinfuse_platform.evaluate import failed_cases
 from clinfuse_platform.evaluate_methods import baseline_of, methods_of
-from clinfuse_platform.variants import Variant, automatic_masks, jittered, slab
+from clinfuse_platform.variants import Variant, jittered, slab, with_automatic_masks
 from clinfuse_platform.verb_table import run_verb
 
 from clinfuse.case import Case
@@ -158,14 +159,27 @@ def test_a_warped_companion_is_repeatable_and_grows_with_the_amplitude(tiny_case
 
 
 def test_automatic_masks_find_brain_and_bone_from_hounsfield_units(tiny_case: Case) -> None:
-    from dataclasses import replace
-
     scaling = {"companion": {"unit": "HU", "low": -100, "high": 1700}}
-    masks = automatic_masks(replace(tiny_case, attrs={"scaling": scaling}))
-    found = masks["bone"] > 0
+    case = replace(tiny_case, bone=np.zeros_like(tiny_case.bone), attrs={"scaling": scaling})
+    case = with_automatic_masks(case)
+    found = case.bone > 0
     overlap = 2 * (found & (tiny_case.bone > 0)).sum() / (found.sum() + tiny_case.bone.sum())
     assert overlap > 0.9
-    assert set(masks) == {"brain", "bone"}
+    assert case.attrs["provenance"] == {"brain": "auto:ct", "bone": "auto:ct"}
+
+
+def test_automatic_masks_lie_where_the_misregistered_ct_does_and_stored_ones_where_they_are_true(
+    tiny_case: Case,
+) -> None:
+    scaling = {"companion": {"unit": "HU", "low": -100, "high": 1700}}
+    case = replace(tiny_case, attrs={"scaling": scaling})
+    moved = replace(BASE, jitter_mm=4.0)
+    kept = moved.seen(case)
+    np.testing.assert_array_equal(kept.bone, case.bone)
+    assert kept.attrs["provenance"]["bone"] == "kept", "aligning the CT does not move them"
+    made = replace(moved, masks="auto").seen(case)
+    assert not np.array_equal(made.bone, replace(BASE, masks="auto").seen(case).bone)
+    assert made.attrs["provenance"]["bone"].startswith("auto:ct"), "aligning the CT moves them, too"
 
 
 def test_the_slab_is_about_the_lesion(tiny_case: Case) -> None:

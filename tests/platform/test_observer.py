@@ -1,13 +1,89 @@
-"""What observers do to a training case before the error head learns from it."""
+"""What observers see of a case before the error head learns from it, or the calibration is fitted on it."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib import resources
+from pathlib import Path
 
 import numpy as np
-from clinfuse_platform.observer import other_contrast
+import pytest
+from clinfuse_platform.observer import Observer, Setting, other_contrast
+from clinfuse_prep.manifest import manifest_row
+from clinfuse_prep.store import CaseStore
 
+from clinfuse.alignment import aligned, moved_by
 from clinfuse.case import Case
+from clinfuse.method.conformal import REGIONS
+from clinfuse.method.error_features import COUNT
+from clinfuse.method.error_head import ErrorHead
+
+SHAPE, SPACING = (16, 72, 64), (2.5, 1.5, 1.75)
+RELEASED = Path(str(resources.files("clinfuse") / "released"))
+THETA = np.array([0.8, -1.6, 1.4, 1.0, 0.0, 1.5])
+
+
+@pytest.fixture(scope="module")
+def moved() -> Case:
+    """A head large enough to be aligned, whose CT is off by about 3 mm."""
+    grid = np.meshgrid(
+        *[(np.arange(n) - (n - 1) / 2) * s for n, s in zip(SHAPE, SPACING, strict=True)], indexing="ij"
+    )
+    radius = np.sqrt((grid[0] / 26) ** 2 + (grid[1] / 50) ** 2 + (grid[2] / 44) ** 2)
+    brain, bone = radius < 0.75, (radius > 0.82) & (radius < 0.95)
+    waves = 0.1 * np.sin(grid[1] / 6) * np.cos(grid[2] / 5)
+    anatomy = np.where(brain, 0.5 + waves, 0.05 * (radius < 1))
+    companion = np.where(bone, 0.8, 0.0) + brain * (0.1 + 0.5 * waves)
+    return Case(
+        case_id="1",
+        anatomy=anatomy.astype(np.float32),
+        companion=np.clip(moved_by(-THETA, companion.astype(np.float32), SPACING), 0, 1),
+        brain=brain.astype(np.uint8),
+        bone=bone.astype(np.uint8),
+        lesion=np.zeros(SHAPE, np.uint8),
+        affine=np.diag([SPACING[2], SPACING[1], SPACING[0], 1.0]),
+        attrs={"patient": "p", "split": "val"},
+    )
+
+
+def observer_of(case: Case, model: Path, folder: Path) -> Observer:
+    store = CaseStore(folder)
+    store.write(case)
+    store.commit_manifest([manifest_row(case)])
+    setting = Setting(model=str(model), data=str(folder), preset="balanced", slices=None, steps=2, seed=0)
+    return Observer(setting, threads=1, device="cpu")
+
+
+def test_a_real_pair_is_judged_as_it_was_aligned(moved: Case, model: Path, tmp_path: Path) -> None:
+    """Its reference moves with the CT: the pair laid right beforehand gives the same observation."""
+    right = aligned(moved)
+    assert right.attrs["alignment"]["used"], right.attrs["alignment"]
+    before, after = (
+        observer_of(case, model, tmp_path / name) for name, case in (("moved", moved), ("right", right))
+    )
+    head = ErrorHead(
+        mean=np.zeros(COUNT, np.float32),
+        scale=np.ones(COUNT, np.float32),
+        weights=(np.linspace(-0.1, 0.1, COUNT, dtype=np.float32)[None],),
+        biases=(np.full(1, -2, np.float32),),
+        ceiling=1.0,
+    )
+    one, other = before.observe("1", head), after.observe("1", head)
+    np.testing.assert_allclose(one.error, other.error, atol=1e-3)
+    np.testing.assert_allclose(one.std, other.std, rtol=0.02, atol=1e-3)
+
+
+def test_a_pair_of_unknown_alignment_teaches_misregistration(
+    moved: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    observer = observer_of(moved, RELEASED, tmp_path / "d.zarr")
+    rows, again = observer.learn(0, "1"), observer.learn(0, "1")
+    assert rows.features.shape == (len(rows.error), COUNT) and (rows.error >= 0).all()
+    np.testing.assert_array_equal(rows.features, again.features)
+    monkeypatch.setattr("clinfuse_platform.observer.MOST_MM", 0.0)
+    still = observer.learn(0, "1")
+    bone = REGIONS.index("bone")
+    assert rows.error[rows.region == bone].mean() > 1.2 * still.error[still.region == bone].mean()
 
 
 def test_other_contrast_is_the_seed_s_and_changes_both_companions_alike(tiny_case: Case) -> None:
@@ -21,5 +97,3 @@ def test_other_contrast_is_the_seed_s_and_changes_both_companions_alike(tiny_cas
         np.testing.assert_array_equal(one.bone, case.bone)
     changed = [not np.allclose(one.companion, case.companion) for one in made]
     assert any(changed) and not all(changed), "a share of them"
-    real = replace(case, aligned_companion=None)
-    assert other_contrast(real, 3).aligned_companion is None
