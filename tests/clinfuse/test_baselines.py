@@ -51,9 +51,7 @@ def test_equal_sources_give_the_source(name: str, tiny_case: Case) -> None:
     from dataclasses import replace
 
     same = replace(tiny_case, companion=tiny_case.anatomy)
-    assert np.allclose(
-        BASELINES[name](same, PRESET), tiny_case.anatomy, atol=0.02 if name != "prior" else 0.5
-    )
+    np.testing.assert_allclose(BASELINES[name](same, PRESET), tiny_case.anatomy, atol=1e-6)
 
 
 def test_prior_keeps_each_source_in_its_region(tiny_case: Case) -> None:

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import torch
-from clinfuse_platform.telemetry import GAUGES, TimedBatches
+from clinfuse_platform.telemetry import GAUGES, Telemetry, TimedBatches
 
 DASHBOARD = Path(__file__).resolve().parents[2] / "platform" / "dashboards" / "clinfuse.json"
 
@@ -25,8 +25,9 @@ def test_the_dashboard_asks_for_names_that_exist() -> None:
     assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
 
 
-def test_no_tag_can_hold_a_case() -> None:
-    assert not any("case" in name or "patient" in name for name in GAUGES)
+def test_tags_name_the_job_and_nobody() -> None:
+    telemetry = Telemetry("first", "train", "denoiser", 1)
+    assert telemetry.tags == {"run": "first", "job": "train", "phase": "denoiser", "rank": "1"}
 
 
 def test_waiting_for_batches_is_measured() -> None:

@@ -1,9 +1,8 @@
-"""Training on real Ray: two workers, one killed in the middle, the same weights as undisturbed; and what follows."""
+"""Training on real Ray: two workers, one killed in the middle, the same weights as undisturbed."""
 
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -14,12 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import psutil
 import pytest
 import torch
 from clinfuse_platform.curves import Curves
-from clinfuse_platform.launch import TrainingError, Workers, check_resources
 from clinfuse_platform.phases import Work
 from clinfuse_platform.plans import train_plan
 from clinfuse_platform.runs import Run, find_run
@@ -27,22 +24,12 @@ from clinfuse_platform.verb_table import run_verb
 from safetensors.numpy import load_file
 from upath import UPath
 
-from clinfuse.errors import ConfigError
-from clinfuse.model_folder import weights_hash
 from clinfuse.pipeline import FusionPipeline
 from clinfuse.training import fit
 
 pytestmark = pytest.mark.ray
-SMALL = [
-    "--recipe",
-    "cpu-debug",
-    "--set",
-    "crop=[24,24]",
-    "--set",
-    "lesion_steps=6",
-    "--set",
-    "denoiser_steps=40",
-]
+SMALL = ["--recipe", "cpu-debug"]
+SMALL += ["--set", "crop=[24,24]", "--set", "lesion_steps=6", "--set", "denoiser_steps=40"]
 
 
 @pytest.fixture(scope="module")
@@ -75,23 +62,27 @@ def alive(name: str) -> list[psutil.Process]:
 
 
 class KillOne(threading.Thread):
-    """Kills a training worker with SIGKILL as soon as the run reports from the named phase."""
+    """Kills a training worker with SIGKILL as soon as the run reports from the denoiser's phase.
 
-    def __init__(self, progress: Path, phase: str) -> None:
+    It looks for the workers while the lesion head trains, so that nothing is left to do but to kill.
+    """
+
+    def __init__(self, progress: Path) -> None:
         super().__init__(daemon=True)
-        self.progress, self.phase, self.killed = progress, phase, 0
+        self.progress, self.workers, self.killed = progress, list[psutil.Process](), 0
 
     def run(self) -> None:
-        for _ in range(6000):
+        while not self.killed:
             try:
-                facts = json.loads(self.progress.read_text())
+                phase = json.loads(self.progress.read_text())["phase"]
             except (OSError, ValueError):
-                facts = {}
-            if facts.get("phase") == self.phase and (workers := alive("RayTrainWorker")):
-                os.kill(workers[-1].pid, signal.SIGKILL)
-                self.killed = workers[-1].pid
-                return
-            time.sleep(0.05)
+                time.sleep(0.01)
+                continue
+            self.workers = self.workers or alive("RayTrainWorker")
+            if phase == "denoiser":
+                self.workers[-1].kill()
+                self.killed = self.workers[-1].pid
+            time.sleep(0.01)
 
 
 def test_a_finished_run_has_model_history_and_state(trained: Namespace) -> None:
@@ -116,16 +107,16 @@ def test_a_finished_run_leaves_no_actor_and_no_interrupt_handler(trained: Namesp
 
 
 def test_a_finished_run_does_not_train_again(trained: Namespace) -> None:
-    before = (trained.run.path / "model" / "metadata.json").stat().st_mtime_ns
-    started = time.monotonic()
+    files = [path for path in Path(str(trained.run.path)).rglob("*") if path.is_file()]
+    before = {path: path.stat().st_mtime_ns for path in files}
     assert run_verb("train", trained.words)["model_hash"] == trained.result["model_hash"]
-    assert time.monotonic() - started < 5
-    assert (trained.run.path / "model" / "metadata.json").stat().st_mtime_ns == before
+    after = [path for path in Path(str(trained.run.path)).rglob("*") if path.is_file()]
+    assert {path: path.stat().st_mtime_ns for path in after} == before
 
 
 def test_a_killed_worker_costs_nothing_but_time(trained: Namespace, place: Path) -> None:
     words = [*trained.words[:1], "--run", "killed", *trained.words[3:]]
-    killer = KillOne(place / "killed" / "progress-train.json", "denoiser")
+    killer = KillOne(place / "killed" / "progress-train.json")
     killer.start()
     run_verb("train", words)
     assert killer.killed, "training was over before a worker could be killed"
@@ -235,89 +226,3 @@ def test_a_killed_command_goes_on_and_ray_train_equals_a_bare_loop(
     for part, expected in bare_weights(run, config, str(tiny_store)).items():
         found = weights(run, part)
         assert all(np.array_equal(found[k], expected[k]) for k in expected)
-
-
-def test_student_and_ensemble_follow_from_the_run(trained: Namespace, place: Path) -> None:
-    common = [
-        str(trained.run.path),
-        "--workers",
-        "1",
-        "--set",
-        "distill_iterations=4",
-        "--set",
-        "member_steps=3",
-    ]
-    student = run_verb("distill", [*common, "--steps", "2"])
-    assert FusionPipeline.from_pretrained(student["result"]).student_steps == 2
-    ensemble = run_verb("ensemble", [*common, "--members", "2"])
-    pipeline = FusionPipeline.from_pretrained(ensemble["result"])
-    assert len(pipeline.members) == 2 and pipeline.kind == "student"
-    made_from = json.loads((student["result"] / "metadata.json").read_text())
-    assert pipeline.metadata["base"] == weights_hash(made_from)
-    first, second = (dict(member.named_parameters()) for member in pipeline.members)
-    assert any(float((first[k] - second[k]).abs().max()) > 1e-3 for k in first)
-    calibrated = run_verb("calibrate", [ensemble["result"].as_posix(), "--data", str(trained.data)])
-    assert calibrated["cases"] == 2 and calibrated["error_head_cases"] >= 1
-    pipeline = FusionPipeline.from_pretrained(ensemble["result"])
-    assert pipeline.calibration is not None and pipeline.error_head is not None
-
-
-def test_a_loss_that_is_not_finite_stops_and_names_the_cases(trained: Namespace, place: Path) -> None:
-    words = [
-        *trained.words[:1],
-        "--run",
-        "wild",
-        "--storage",
-        str(place),
-        *SMALL,
-        "--set",
-        "learning_rate=1e30",
-    ]
-    with pytest.raises(TrainingError, match=r"not finite .*cases in the batch: [abc]{6}"):
-        run_verb("train", words)
-    run = find_run("wild", place)
-    assert run.state("train") == "failed"
-    kept = list(Path(str(run.path)).glob("checkpoints-*/checkpoint_2*/**/*.safetensors"))
-    assert kept, "no good checkpoint was kept"
-    assert all(np.isfinite(value).all() for file in kept for value in load_file(file).values())
-
-
-def test_checkpoints_are_judged_beside_the_training_and_the_best_stay(
-    trained: Namespace, place: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pytest.importorskip("mlflow", reason="mlflow is optional")
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    words = [*trained.words[:1], "--run", "judged", "--storage", str(place), *SMALL, "--mlflow"]
-    words += ["--set", "validations=2", "--set", "effort.average=0.9", "--set", "effort.accumulate=2"]
-    run_verb("train", words)
-    run = find_run("judged", place)
-    rows = run.metrics()
-    judged = rows[rows["phase"] == "denoiser"].dropna(subset="val_score")
-    assert len(judged) == 2 and judged["step"].iloc[-1] == 40
-    assert judged[["val_brain_ssim", "val_bone_ssim", "val_lesion_dice"]].notna().all(axis=None)
-    best = run.read_json("state.json")["train"]["best"]
-    assert best[0]["val_score"] == pytest.approx(judged["val_score"].max()) and best[0]["val_score"] > 1
-    folders = {
-        f"{path.parent.name}/{path.name}" for path in Path(str(run.path)).glob("checkpoints-*/checkpoint_2*")
-    }
-    assert {one["checkpoint"] for one in best} == folders
-    assert_mlflow_has(place, rows)
-
-
-def assert_mlflow_has(place: Path, rows: pd.DataFrame) -> None:
-    """The curves that MLflow holds of the run are those of the run's own table."""
-    import mlflow
-
-    client = mlflow.MlflowClient(f"sqlite:///{place / 'mlflow.db'}")
-    (told,) = client.search_runs([client.get_experiment_by_name("clinfuse").experiment_id])
-    history = client.get_metric_history(told.info.run_id, "denoiser/loss")
-    expected = rows.loc[rows["phase"] == "denoiser", "loss"].tolist()
-    assert [point.value for point in history] == pytest.approx(expected)
-    assert told.data.params["config.effort.accumulate"] == "2" and told.data.tags["model"]
-
-
-def test_more_workers_than_the_cluster_can_hold_are_refused_at_once(ray_session: None) -> None:
-    with pytest.raises(ConfigError, match=r"64 CPU.*4 CPU"):
-        check_resources(Workers(count=64, cpus=1))
-    with pytest.raises(ConfigError, match="1 GPU"):
-        check_resources(Workers(count=1, gpus=1, cpus=1))

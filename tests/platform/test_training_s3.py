@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -70,7 +71,9 @@ def wait_for(port: int, server: subprocess.Popen[bytes]) -> None:
     raise AssertionError("the server does not answer")
 
 
-def test_a_run_on_s3_goes_on_where_it_stopped(bucket: str) -> None:
+@pytest.fixture(scope="module")
+def far(bucket: str) -> Namespace:
+    """A run there that was stopped on its way and gone on with: its rows at the stop, and the verb's result."""
     data, storage = f"{bucket}/tiny.zarr", f"{bucket}/runs"
     config = recipe("cpu-debug", **SETTINGS).to_dict()
     settings = {"config": config, "data": data, "data_hash": data_hash(data)}
@@ -82,21 +85,25 @@ def test_a_run_on_s3_goes_on_where_it_stopped(bucket: str) -> None:
     for name, value in SETTINGS.items():
         words += ["--set", f"{name}={value}"]
     result = run_verb("train", [*words, "--recipe", "cpu-debug"])
-    after = run.metrics()
+    return Namespace(run=run, storage=storage, data=data, before=before, result=result)
+
+
+def test_a_run_on_s3_goes_on_where_it_stopped(far: Namespace) -> None:
+    run, storage, before, after = far.run, far.storage, far.before, far.run.metrics()
     assert after["elapsed"].tolist()[: len(before)] == before["elapsed"].tolist(), "it began anew"
     assert after.groupby("phase")["step"].max().to_dict() == {"denoiser": 30, "lesion_head": 6}
     assert after["val_brain_ssim"].notna().sum() == 1
-    assert str(result["result"]) == f"{storage}/far/model"
+    assert str(far.result["result"]) == f"{storage}/far/model"
     found = FusionPipeline.from_pretrained(find_model("far", storage))
-    assert found.model_hash == result["model_hash"]
+    assert found.model_hash == far.result["model_hash"]
     (experiment,) = run.path.glob("checkpoints-train-*")
     assert 1 <= len([path for path in experiment.iterdir() if path.name.startswith("checkpoint_2")]) <= 2
     assert list((run.path / FOLDER / "train" / "denoiser").iterdir()), "no curves"
     assert run_verb("runs", ["list", "--storage", storage])["runs"][0]["state"] == "finished"
 
 
-def test_an_ensemble_on_s3_is_calibrated_there(bucket: str) -> None:
-    storage = f"{bucket}/runs"
+def test_an_ensemble_on_s3_is_calibrated_there(far: Namespace) -> None:
+    storage = far.storage
     words = [
         "far",
         "--storage",
@@ -110,7 +117,7 @@ def test_an_ensemble_on_s3_is_calibrated_there(bucket: str) -> None:
     ]
     assert str(run_verb("ensemble", words)["result"]) == f"{storage}/far/ensemble"
     assert len(FusionPipeline.from_pretrained(find_model("far/members/1", storage)).members) == 1
-    done = run_verb("calibrate", ["far/ensemble", "--storage", storage, "--data", f"{bucket}/tiny.zarr"])
+    done = run_verb("calibrate", ["far/ensemble", "--storage", storage, "--data", far.data])
     assert str(done["result"]) == f"{storage}/far/ensemble"
     whole = FusionPipeline.from_pretrained(find_model("far/ensemble", storage))
     assert len(whole.members) == 2 and whole.calibration is not None
