@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import logging
 import os
 import shutil
@@ -19,6 +18,7 @@ import numpy as np
 
 from clinfuse.console import progress, say
 from clinfuse.errors import ConfigError
+from clinfuse.folders import check_writable
 from clinfuse_prep.batch import Job, Outcome, ray_ready, run_jobs, store_path
 from clinfuse_prep.config import PrepConfig
 from clinfuse_prep.findings import Finding
@@ -26,7 +26,7 @@ from clinfuse_prep.masks.deepbet import deepbet_installed
 from clinfuse_prep.plan import estimate, plan_source, slots, tree_bytes
 from clinfuse_prep.pseudonym import Pseudonyms, open_key, write_links
 from clinfuse_prep.sources import SourceCase, find_cases
-from clinfuse_prep.split import SPLITS, split_patients
+from clinfuse_prep.split import SPLITS, Fractions, asked_split, split_patients
 from clinfuse_prep.store import CaseStore
 
 IN_PROCESS_CASES = 24
@@ -44,6 +44,8 @@ def prep(arguments: argparse.Namespace) -> dict[str, Any]:
     """
     config, cpus = _config(arguments), _cpus(arguments.cpus_per_case)
     source, out = Path(arguments.source), store_path(arguments.out)
+    if "://" not in out:
+        check_writable(out)
     layout, cases, findings = find_cases(source, arguments.layout)
     cases = _with_masks(cases, arguments.masks)
     say(f"layout {layout}: {len(cases)} cases of {len({case.patient for case in cases})} patients")
@@ -115,7 +117,7 @@ def _with_masks(cases: list[SourceCase], masks: str) -> list[SourceCase]:
 
 def _existing(store: CaseStore, arguments: argparse.Namespace) -> bool:
     """Whether to keep the cases that are there."""
-    held = len(store.case_ids())
+    held = len(store.case_ids()) if store.exists() else 0
     if arguments.overwrite and arguments.resume:
         raise ConfigError("--resume and --overwrite", expected="one of them", found="both")
     if held and arguments.overwrite:
@@ -141,9 +143,11 @@ def _jobs(
         raise ConfigError(
             "a dataset at a URL needs --key", expected="a local folder for key and links", found="none"
         )
+    patients = list(dict.fromkeys(case.patient for case in cases))
+    asked = asked_split(arguments.split, patients)
     folder = Path(arguments.key) if arguments.key else Path(f"{out}.key")
     names = open_key(folder)
-    splits = _splits(cases, layout, arguments, CaseStore(out), names)
+    splits = asked if isinstance(asked, dict) else _drawn(patients, asked, layout, arguments.seed, out, names)
     jobs = [
         Job(
             source=case,
@@ -159,37 +163,15 @@ def _jobs(
     return jobs
 
 
-def _splits(
-    cases: Sequence[SourceCase],
-    layout: str,
-    arguments: argparse.Namespace,
-    store: CaseStore,
-    names: Pseudonyms,
+def _drawn(
+    patients: Sequence[str], fractions: Fractions, layout: str, seed: int, out: str, names: Pseudonyms
 ) -> dict[str, str]:
-    """Patient's name → split: from a file, from before, or drawn. The cohort's order is its design, so it is kept."""
-    patients = list(dict.fromkeys(case.patient for case in cases))
-    path = Path(arguments.split)
-    if path.is_file():
-        return _split_file(path, patients)
-    before = {a["patient"]: a["split"] for name in store.case_ids() if (a := store.attributes(name))}
+    """Patient's name → split, from before or drawn. The cohort's order is its design, so it is kept."""
+    store = CaseStore(out)
+    held = store.case_ids() if store.exists() else []
+    before = {a["patient"]: a["split"] for name in held if (a := store.attributes(name))}
     known = {p: before[names.patient(p)] for p in patients if names.patient(p) in before}
-    fractions = _numbers(arguments.split, 3, "--split")
-    return split_patients(
-        patients, fractions=fractions, seed=arguments.seed, shuffle=layout != "cohort", known=known
-    )
-
-
-def _split_file(path: Path, patients: Sequence[str]) -> dict[str, str]:
-    with path.open(newline="") as stream:
-        given = {row.get("patient", ""): row.get("split", "") for row in csv.DictReader(stream)}
-    missing = [p for p in patients if given.get(p) not in SPLITS]
-    if missing:
-        raise ConfigError(
-            "the split file does not place every patient",
-            expected=f"columns patient and split ({', '.join(SPLITS)})",
-            found=f"{len(missing)} of {len(patients)} patients without a split",
-        )
-    return {p: given[p] for p in patients}
+    return split_patients(patients, fractions=fractions, seed=seed, shuffle=layout != "cohort", known=known)
 
 
 def _done(store: CaseStore, job: Job, keep: bool) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -10,12 +12,52 @@ from clinfuse.errors import ConfigError
 
 SPLITS = ("train", "val", "test")
 DEFAULT_FRACTIONS = (0.65, 0.15, 0.2)
+Fractions = tuple[float, float, float]
+
+
+def asked_split(text: str, patients: Sequence[str]) -> Fractions | dict[str, str]:
+    """What `--split` asks for: three shares, or, by a CSV file, patient → split.
+
+    Raises:
+        ConfigError: neither; impossible shares; or a file that does not place every patient.
+    """
+    path = Path(text)
+    if path.is_file():
+        return _from_file(path, patients)
+    try:
+        train, val, test = (float(part) for part in text.split(","))
+    except ValueError as error:
+        raise ConfigError(
+            "--split is not usable",
+            expected="three shares with commas, or a CSV file with columns patient and split",
+            found=f"no file {text}",
+        ) from error
+    _check_fractions((train, val, test))
+    return train, val, test
+
+
+def _from_file(path: Path, patients: Sequence[str]) -> dict[str, str]:
+    with path.open(newline="") as stream:
+        given = {row.get("patient", ""): row.get("split", "") for row in csv.DictReader(stream)}
+    missing = [p for p in patients if given.get(p) not in SPLITS]
+    if missing:
+        raise ConfigError(
+            "the split file does not place every patient",
+            expected=f"columns patient and split ({', '.join(SPLITS)})",
+            found=f"{len(missing)} of {len(patients)} patients without a split",
+        )
+    return {p: given[p] for p in patients}
+
+
+def _check_fractions(fractions: Fractions) -> None:
+    if not (min(fractions) >= 0 and 0 < sum(fractions) < float("inf")):
+        raise ConfigError("the split is impossible", expected="three shares >= 0", found=str(fractions))
 
 
 def split_patients(
     patients: Sequence[str],
     *,
-    fractions: tuple[float, float, float] = DEFAULT_FRACTIONS,
+    fractions: Fractions = DEFAULT_FRACTIONS,
     seed: int = 0,
     shuffle: bool = True,
     known: Mapping[str, str] | None = None,
@@ -36,9 +78,7 @@ def split_patients(
     Raises:
         ConfigError: negative fractions or all zero.
     """
-    total = sum(fractions)
-    if min(fractions) < 0 or total <= 0:
-        raise ConfigError("the split is impossible", expected="three shares >= 0", found=str(fractions))
+    _check_fractions(fractions)
     kept = {p: s for p, s in (known or {}).items() if s in SPLITS and p in set(patients)}
     drawn = _draw(patients, fractions, seed, {}, shuffle=shuffle)
     if all(drawn[p] == s for p, s in kept.items()):
@@ -48,7 +88,7 @@ def split_patients(
 
 def _draw(
     patients: Sequence[str],
-    fractions: tuple[float, float, float],
+    fractions: Fractions,
     seed: int,
     kept: Mapping[str, str],
     *,

@@ -220,6 +220,14 @@ class CaseStore:
 
     def manifest(self) -> pd.DataFrame:
         """A row per case (see `manifest_row`), also for cases that were left out (`state` "lost")."""
+        return pd.read_parquet(BytesIO(self.manifest_bytes()))
+
+    def manifest_bytes(self) -> bytes:
+        """The manifest's file, Parquet.
+
+        Raises:
+            InputError: no dataset at this path, or no manifest in it.
+        """
         self.check()
         path = f"{self._root}/{MANIFEST}"
         if not self._fs.exists(path):
@@ -228,8 +236,7 @@ class CaseStore:
                 expected=MANIFEST,
                 todo="run clinfuse prep again with --resume; a killed run has none yet",
             )
-        with self._fs.open(path, "rb") as stream:
-            return pd.read_parquet(BytesIO(stream.read()))
+        return bytes(self._fs.cat_file(path))
 
     def commit_manifest(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Write the manifest in one go, sorted by case id."""

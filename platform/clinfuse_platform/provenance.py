@@ -7,12 +7,7 @@ import platform as machine
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from clinfuse.errors import InputError
-
-if TYPE_CHECKING:
-    from upath import UPath
+from typing import Any
 
 RECORDED = ("torch", "monai", "diffusers", "ray", "optuna", "zarr", "numpy", "scipy", "SimpleITK", "nibabel")
 
@@ -55,33 +50,20 @@ def data_hash(store: str | Path) -> str:
     """SHA-256 (first 16 hex digits) over the store's manifest: same cases, same hash.
 
     Raises:
-        InputError: the store has no manifest.
+        InputError: no dataset at this path, or no manifest in it.
     """
-    return hashlib.sha256(_manifest(store).read_bytes()).hexdigest()[:16]
+    from clinfuse_prep.store import CaseStore
+
+    return hashlib.sha256(CaseStore(store).manifest_bytes()).hexdigest()[:16]
 
 
 def has_lesions(store: str | Path) -> bool:
     """Whether any training case of the store has a lesion mask with something in it.
 
     Raises:
-        InputError: the store has no manifest.
+        InputError: no dataset at this path, or no manifest in it.
     """
-    import pandas as pd
+    from clinfuse_prep.store import CaseStore
 
-    with _manifest(store).open("rb") as file:
-        rows = pd.read_parquet(file, columns=["split", "lesion_ml"])
+    rows = CaseStore(store).manifest()
     return bool((rows.loc[rows["split"] == "train", "lesion_ml"] > 0).any())
-
-
-def _manifest(store: str | Path) -> UPath:
-    from clinfuse_platform.storage import storage_path
-
-    manifest = storage_path(store) / "manifest.parquet"
-    if not manifest.exists():
-        raise InputError(
-            "the dataset has no manifest",
-            expected="manifest.parquet in a store written by clinfuse prep",
-            found="none",
-            todo="run clinfuse prep again on the same source",
-        )
-    return manifest

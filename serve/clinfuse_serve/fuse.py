@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clinfuse.errors import ConfigError, ModelFolderError
+from clinfuse.folders import check_writable
 from clinfuse.outputs import nifti_bytes, write_fused
 
 if TYPE_CHECKING:
@@ -89,6 +90,7 @@ def fuse_here(job: FuseJob, model: str | Path | None = None, device: str = "cpu"
     from clinfuse.alignment import aligned
     from clinfuse.pipeline import FusionPipeline
 
+    check_writable(job.out)
     pipeline = FusionPipeline.from_pretrained(model or released_model(), device=device)
     pipeline = replace(pipeline, window=job.window)
     preset = pipeline.resolve_preset(job.preset).changed(**job.weights)
@@ -139,6 +141,7 @@ def fuse_there(
     """
     from clinfuse_serve.client import Client
 
+    check_writable(job.out)
     if job.register != "none":
         raise ConfigError("a service does not register", expected="--register none with --url")
     if job.companion_kind is not None:

@@ -105,6 +105,7 @@ def test_a_damaged_array_is_an_input_error(tiny_case: Case, tmp_path: Path) -> N
 
 def test_manifest_rows(tiny_case: Case, tmp_path: Path) -> None:
     store = CaseStore(tmp_path / "d.zarr")
+    store.create()
     with pytest.raises(InputError, match="no manifest"):
         store.manifest()
     store.commit_manifest([manifest_row(tiny_case)])

@@ -7,11 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 
-import pandas as pd
 import pytest
 from clinfuse_platform.provenance import data_hash, git_commit
 from clinfuse_platform.runs import create_run, find_model, find_run, list_runs, put_model
 from clinfuse_platform.storage import MODEL_INDEX
+from clinfuse_prep.store import CaseStore
 from upath import UPath
 
 from clinfuse.errors import ConfigError, InputError
@@ -126,11 +126,12 @@ def test_a_model_at_a_url_is_copied_again_when_it_has_changed(
 
 
 def test_data_hash_follows_the_manifest(tmp_path: Path) -> None:
-    pd.DataFrame({"case_id": ["a"]}).to_parquet(tmp_path / "manifest.parquet")
-    first = data_hash(tmp_path)
-    pd.DataFrame({"case_id": ["a", "b"]}).to_parquet(tmp_path / "manifest.parquet")
-    assert first != data_hash(tmp_path) and len(first) == 16
-    with pytest.raises(InputError, match="manifest"):
+    store = CaseStore(tmp_path / "d.zarr")
+    store.commit_manifest([{"case_id": "a"}])
+    first = data_hash(store.url)
+    store.commit_manifest([{"case_id": "a"}, {"case_id": "b"}])
+    assert first != data_hash(store.url) and len(first) == 16
+    with pytest.raises(InputError, match="no dataset at this path"):
         data_hash(tmp_path / "none")
 
 

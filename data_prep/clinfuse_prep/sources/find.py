@@ -56,9 +56,25 @@ def find_cases(source: Path, layout: str = "auto") -> tuple[str, list[SourceCase
             continue
         cases = LAYOUTS[name].find(source)
         if cases:
-            return name, cases, []
+            return name, cases, _unread(name, source, cases)
     raise InputError(
         "no case was found in the source",
         expected=f"the layout {layout}" if layout != "auto" else f"one of the layouts {', '.join(LAYOUTS)}",
         todo="see the layouts in `clinfuse prep --help`, or name one with --layout",
     )
+
+
+def _unread(layout: str, source: Path, cases: list[SourceCase]) -> list[Finding]:
+    """A warning where a layout that goes by file names has passed over folders of volumes."""
+    count = folders.unread(source, cases) if layout in ("synthrad", "nifti-pair") else 0
+    if not count:
+        return []
+    warning = Finding(
+        case="",
+        severity="warning",
+        problem="some folders of images were not read",
+        expected=f"file names as in the layout {layout}, such as mr.nii.gz and ct.nii.gz",
+        found=f"{count} with other names only",
+        todo="rename their files, name another --layout, or give a table of paths (CSV)",
+    )
+    return [warning]

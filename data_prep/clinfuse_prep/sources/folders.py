@@ -54,11 +54,11 @@ def find_cohort(source: Path) -> list[SourceCase]:
 
 def is_synthrad(source: Path) -> bool:
     """Whether `<task>/<region>/<id>/{mr,ct}` or a part of that tree lies here."""
-    return any(True for _ in _synthrad_folders(source))
+    return any(volume_named(folder, "mr") for folder in _synthrad_folders(source))
 
 
 def find_synthrad(source: Path) -> list[SourceCase]:
-    """One case per folder with `mr`, `ct` (or `cbct`) and optionally `mask`; the body mask is kept as a fact."""
+    """One case per folder with `mr` or `ct`, best both; one without its partner is reported by `prepare_case`."""
     cases = []
     for folder in _synthrad_folders(source):
         roles = {"anatomy": "mr", "companion": "ct", "brain": "brain", "bone": "bone", "lesion": "lesion"}
@@ -80,20 +80,23 @@ def _synthrad_folders(source: Path) -> list[Path]:
     found = []
     for depth in ("*", "*/*", "*/*/*"):
         for folder in sorted(source.glob(depth)):
-            if folder.is_dir() and folder.name != "overview" and (volume_named(folder, "mr") is not None):
+            if folder.is_dir() and any(volume_named(folder, stem) for stem in ("mr", "ct")):
                 found.append(folder)
     return found
 
 
 def find_nifti_pair(source: Path) -> list[SourceCase]:
-    """Loose volumes of one folder (or one folder per patient): an MR beside a CT, SPECT or PET by name."""
+    """Loose volumes of one folder (or one folder per patient): an MR beside a CT, SPECT or PET by name.
+
+    One without its partner is a case, too, and reported by `prepare_case`.
+    """
     folders = [source, *sorted(path for path in source.iterdir() if path.is_dir())]
     return [case for folder in folders if (case := _loose(folder)) is not None]
 
 
 def is_nifti_pair(source: Path) -> bool:
     """Whether any folder holds a loose pair."""
-    return bool(find_nifti_pair(source))
+    return any({"anatomy", "companion"} <= case.files.keys() for case in find_nifti_pair(source))
 
 
 def _loose(folder: Path) -> SourceCase | None:
@@ -103,14 +106,21 @@ def _loose(folder: Path) -> SourceCase | None:
         for kind, stems in (("CT", ("ct", "ct_hu")), ("SPECT", ("spect",)), ("PET", ("pet",)))
         if (path := _first(folder, stems)) is not None
     ]
-    if anatomy is None or not companions:
+    if anatomy is None and not companions:
         return None
-    kind, companion = companions[0]
-    files: dict[str, tuple[Path, ...]] = {"anatomy": (anatomy,), "companion": (companion,)}
+    kind, companion = companions[0] if companions else ("CT", None)
+    files = {role: (path,) for role, path in (("anatomy", anatomy), ("companion", companion)) if path}
     for role, stems in (("brain", ("brain", "brainmask")), ("bone", ("bone",)), ("lesion", ("lesion",))):
         if (path := _first(folder, stems)) is not None:
             files[role] = (path,)
     return SourceCase(patient=folder.name, name=folder.name, files=files, modalities=("MR", kind))
+
+
+def unread(source: Path, cases: list[SourceCase]) -> int:
+    """How many folders below the source hold volumes, none of which belongs to a case."""
+    used = {path.parent for case in cases for paths in case.files.values() for path in paths}
+    held = {path.parent for path in source.rglob("*") if path.name.endswith(VOLUMES) and path.is_file()}
+    return len(held - used)
 
 
 def _first(folder: Path, stems: tuple[str, ...]) -> Path | None:
