@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from clinfuse.errors import ConfigError, ModelFolderError
 from clinfuse.folders import check_writable
 from clinfuse.outputs import nifti_bytes, write_fused
+from clinfuse.presets import load_presets
 
 if TYPE_CHECKING:
     from clinfuse.case import Case
@@ -28,6 +29,7 @@ class FuseJob:
         out: folder for the results.
         masks: "brain", "bone", "lesion" → file.
         preset: name.
+        presets_file: YAML file with presets of one's own, as `clinfuse pareto --export` writes.
         weights: values that replace the preset's.
         steps, seed, members, samples, jitters: as in `FusionPipeline`.
         image_format: "auto" (PNG for a PNG slice), "nifti", "png" or "dicom".
@@ -43,6 +45,7 @@ class FuseJob:
     out: Path
     masks: Mapping[str, Path] = field(default_factory=dict)
     preset: str = "balanced"
+    presets_file: Path | None = None
     weights: Mapping[str, float] = field(default_factory=dict)
     steps: int | None = None
     seed: int = 0
@@ -92,7 +95,8 @@ def fuse_here(job: FuseJob, model: str | Path | None = None, device: str = "cpu"
 
     check_writable(job.out)
     pipeline = FusionPipeline.from_pretrained(model or released_model(), device=device)
-    pipeline = replace(pipeline, window=job.window)
+    own = load_presets(job.presets_file) if job.presets_file else {}
+    pipeline = replace(pipeline, window=job.window, presets={**pipeline.presets, **own})
     preset = pipeline.resolve_preset(job.preset).changed(**job.weights)
     case = prepare_pair(
         job.anatomy,
@@ -150,6 +154,12 @@ def fuse_there(
         )
     if job.window is not None:
         raise ConfigError("a service has its own memory", expected="no --window with --url")
+    if job.presets_file is not None:
+        raise ConfigError(
+            "a service has presets of its own",
+            expected="no --presets-file with --url",
+            todo="send the preset to the service: PUT /v1/presets/NAME",
+        )
     if job.case_id != FuseJob.case_id:
         raise ConfigError("a service gives pseudonyms of its own", expected="no --case-id with --url")
     sources = {"anatomy": job.anatomy, "companion": job.companion, **job.masks}

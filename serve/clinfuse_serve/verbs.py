@@ -18,6 +18,11 @@ if TYPE_CHECKING:
     from clinfuse_serve.deploy import ServeHandle
 
 MIB = 1 << 20
+MASKS = {
+    "brain": "found automatically",
+    "bone": "found automatically; with SPECT or PET it is the tracer's uptake",
+    "lesion": "none, and then no lesion term",
+}
 
 
 def _serve_arguments(parser: argparse.ArgumentParser) -> None:
@@ -157,14 +162,15 @@ def _fuse_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("ct", "spect", "pet"),
         help="what the companion is (default: told from its values); not with --url",
     )
-    for roi in ("brain", "bone", "lesion"):
-        parser.add_argument(f"--{roi}", type=Path, help=f"{roi} mask (default: found automatically)")
+    for roi, default in MASKS.items():
+        parser.add_argument(f"--{roi}", type=Path, metavar="MASK", help=f"{roi} mask (default: {default})")
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--model", help="model folder; without it the released model")
     where.add_argument("--url", help="fuse by this service instead of here")
     parser.add_argument("--token-file", help="with --url: the service's token (or CLINFUSE_TOKEN)")
     parser.add_argument("--authority", help="with --url https://…: file of the certificate to trust")
     parser.add_argument("--preset", default="balanced", help="clinical preset (default balanced)")
+    parser.add_argument("--presets-file", type=Path, metavar="F", help="YAML file with presets of your own")
     parser.add_argument(
         "--set",
         action="append",
@@ -179,12 +185,20 @@ def _fuse_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--samples", type=int, default=1, help="noise draws per member (default 1)")
     parser.add_argument("--jitters", type=int, default=0, help="draws with the companion warped (default 0)")
     parser.add_argument(
-        "--format", default="auto", choices=("auto", "nifti", "png", "dicom"), help="of the images"
+        "--format",
+        default="auto",
+        choices=("auto", "nifti", "png", "dicom"),
+        help="of what is written (auto: PNG for a PNG slice, else NIfTI)",
     )
     parser.add_argument(
         "--case-id", default="case", help="pseudonym for file names (letters, digits); not with --url"
     )
-    parser.add_argument("--register", default="none", choices=("none", "rigid", "affine"))
+    parser.add_argument(
+        "--register",
+        default="none",
+        choices=("none", "rigid", "affine"),
+        help="move the companion onto the anatomy image first, for pairs more than a few mm apart (default none)",
+    )
     parser.add_argument(
         "--window", type=int, metavar="N", help="slices that a 3D model takes at once, if memory is short"
     )
@@ -193,7 +207,9 @@ def _fuse_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="guide a student, too: slower, its lesion terms need --lesion",
     )
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument(
+        "--device", default="cpu", choices=("cpu", "cuda"), help="where to fuse (default cpu)"
+    )
 
 
 def _fuse(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -212,6 +228,7 @@ def _fuse(arguments: argparse.Namespace) -> dict[str, Any]:
             roi: getattr(arguments, roi) for roi in ("brain", "bone", "lesion") if getattr(arguments, roi)
         },
         preset=arguments.preset,
+        presets_file=arguments.presets_file,
         weights=parse_weights(arguments.set),
         steps=arguments.steps,
         seed=arguments.seed,
@@ -250,7 +267,7 @@ def parse_weights(words: list[str]) -> dict[str, float]:
     for word in words:
         key, separator, value = word.partition("=")
         try:
-            weights[key.strip()] = float(value)
+            weights[key.strip()] = int(value) if value.strip().isdecimal() else float(value)
         except ValueError as error:
             raise ConfigError("--set cannot be read", expected="KEY=NUMBER", found=repr(word)) from error
         if not separator or not key.strip():

@@ -69,6 +69,33 @@ def test_png_in_png_out_and_nifti_if_asked(
     np.testing.assert_allclose(np.asarray(picture) / 255, volume[:, :, 0].T, atol=0.5 / 255 + 1e-6)
 
 
+def test_pseudo_colour_is_kept_here_and_there_alike(
+    png_pair: Pair, model_dir: Path, local_service: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grey = np.asarray(Image.open(png_pair["companion"]).convert("L"))
+    rgb = np.stack([grey, grey // 2, 60 * (grey > 20)], axis=-1).astype(np.uint8)
+    Image.fromarray(rgb).save(tmp_path / "spect.png")
+    pair = {**png_pair, "companion": tmp_path / "spect.png"}
+    here = run(arguments(pair, tmp_path / "here", "--model", str(model_dir)), capsys)
+    there = run(arguments(pair, tmp_path / "there", "--url", local_service()), capsys)
+    shown = [np.asarray(Image.open(done["files"]["colour"])).astype(int) for done in (here, there)]
+    assert shown[0].shape == rgb.shape and np.abs(shown[0] - shown[1]).max() <= 1
+    luminance = shown[0] @ (0.299, 0.587, 0.114)
+    fused = np.asarray(Image.open(here["files"]["fused"])).astype(float)
+    inside = (shown[0].min(axis=2) > 0) & (shown[0].max(axis=2) < 255)
+    assert inside.any() and np.abs(luminance - fused)[inside].max() <= 1.5
+
+
+def test_a_preset_of_one_s_own(
+    png_pair: Pair, model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "own.yaml"
+    file.write_text("mine: {alpha: 3, beta: 0.5, steps: 2}\n")
+    words = ("--model", str(model_dir), "--preset", "mine", "--presets-file", str(file), "--set", "steps=3")
+    done = run(arguments(png_pair, tmp_path / "p", *words), capsys)
+    assert done["info"]["preset"] == "mine" and done["info"]["weights"]["alpha"] == 3
+
+
 def test_a_student_is_guided_if_asked_here_and_there_alike(
     png_pair: Pair, model_dir: Path, local_service: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
