@@ -20,6 +20,11 @@ def say(text: str) -> None:
     CONSOLE.print(text)
 
 
+def counted(number: int, noun: str) -> str:
+    """ "1 case", "2 cases"."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 @contextmanager
 def step(title: str) -> Iterator[None]:
     """Announce a piece of work and, when it ends well, the seconds it took."""

@@ -9,13 +9,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
+from PIL.PngImagePlugin import PngInfo
 from scipy import ndimage
 
+from clinfuse import RESEARCH_USE
 from clinfuse.case import Case
 from clinfuse.colour import join_colour
 from clinfuse_prep.store import CaseStore
 
 TILE, STRIP, BAR = 128, 6, 16
+LETTERS = (230, 230, 230)
 COLOURS = {"brain": (80, 220, 120), "bone": (255, 170, 60), "lesion": (255, 70, 90)}
 BRAIN_WINDOW_HU = (-20.0, 100.0)
 
@@ -31,7 +34,9 @@ def contact_sheet(store: CaseStore, case_ids: Sequence[str]) -> bytes:
     if not blocks:
         blocks = [np.zeros((TILE, TILE * STRIP, 3), np.uint8)]
     buffer = BytesIO()
-    Image.fromarray(np.vstack(blocks)).save(buffer, format="PNG", optimize=True)
+    about = PngInfo()
+    about.add_text("Description", f"clinfuse contact sheet. {RESEARCH_USE}")
+    Image.fromarray(np.vstack(blocks)).save(buffer, format="PNG", optimize=True, pnginfo=about)
     return buffer.getvalue()
 
 
@@ -45,7 +50,7 @@ def _block(case: Case) -> NDArray[np.uint8]:
     bar = Image.new("RGB", (TILE * STRIP, BAR), (20, 20, 20))
     second = f"simulated {case.modalities[1]}" if case.attrs.get("simulated") else case.modalities[1]
     text = f"{case.case_id}  {case.attrs.get('split', '')}  {case.modalities[0]} above, {second} below"
-    ImageDraw.Draw(bar).text((4, 2), text, fill=(230, 230, 230))
+    ImageDraw.Draw(bar).text((4, 2), text, fill=LETTERS)
     return np.vstack([np.asarray(bar), *rows])
 
 
@@ -90,4 +95,11 @@ def _tile(plane: NDArray[np.uint8], case: Case, index: int) -> NDArray[np.uint8]
     tile = np.zeros((TILE, TILE, 3), np.uint8)
     top, left = (TILE - size[1]) // 2, (TILE - size[0]) // 2
     tile[top : top + size[1], left : left + size[0]] = rgb[::-1, ::-1]
-    return tile
+    return _sided(tile)
+
+
+def _sided(tile: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The tile with an R on its left, which is the patient's right."""
+    picture = Image.fromarray(tile)
+    ImageDraw.Draw(picture).text((2, 0), "R", fill=LETTERS)
+    return np.asarray(picture)

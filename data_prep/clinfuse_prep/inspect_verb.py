@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,13 @@ import pandas as pd
 from rich import box
 from rich.table import Table
 
+from clinfuse import RESEARCH_USE
 from clinfuse.case import ROIS, Case
-from clinfuse.console import CONSOLE, progress
+from clinfuse.console import CONSOLE, counted, progress, say
 from clinfuse.errors import ConfigError, InputError
 from clinfuse.report import figures, html
 from clinfuse_prep.contact_sheet import contact_sheet
-from clinfuse_prep.findings import Finding
+from clinfuse_prep.findings import SEVERITIES, Finding
 from clinfuse_prep.store import CaseStore
 
 MOST_PANELS = 24
@@ -39,6 +41,7 @@ def inspect(arguments: argparse.Namespace) -> dict[str, Any]:
     for item in findings:
         if item["severity"] != "info":
             Finding.from_dict(item).tell()
+    say(RESEARCH_USE)
     facts: dict[str, Any] = {
         "cases": int((rows["state"] == "ok").sum()),
         "lost_in_prep": int((rows["state"] == "lost").sum()),
@@ -68,8 +71,9 @@ def _console_table(rows: pd.DataFrame) -> Table:
     for name in (*(f"{roi}\nmL" for roi in ROIS), "findings"):
         table.add_column(name, no_wrap=True, justify="right" if name != "findings" else "left")
     for row in rows.to_dict(orient="records"):
-        count, colour = len(json.loads(row["findings"])), COLOURS[row["worst"]]
-        note = f"{count} {row['worst']}".strip() if count else "–"
+        counts = Counter(item["severity"] for item in json.loads(row["findings"]))
+        note = ", ".join(f"{counts[name]} {name}" for name in reversed(SEVERITIES) if counts[name]) or "–"
+        colour = COLOURS[row["worst"]]
         cells = _cells(row)
         table.add_row(cells[0], *cells[2:], f"[{colour}]{note}[/{colour}]" if colour else note)
     return table
@@ -104,7 +108,9 @@ def _write_pictures(
         panel = html.panel_figure(figures.case_panel(case), caption)
         sections.append(html.Section(f"Case {case_id}", panel, level=3))
     page = out / "inspect.html"
-    subtitle = f"{len(ids)} cases" + (f", the first {MOST_PANELS} shown" if len(ids) > MOST_PANELS else "")
+    subtitle = counted(len(ids), "case") + (
+        f", the first {MOST_PANELS} shown" if len(ids) > MOST_PANELS else ""
+    )
     page.write_text(html.page("Dataset", sections, subtitle=subtitle), encoding="utf-8")
     return {"result": str(page), "contact_sheet": str(sheet)}
 

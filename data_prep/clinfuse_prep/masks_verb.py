@@ -10,8 +10,9 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
+from clinfuse import RESEARCH_USE
 from clinfuse.case import ROIS, Case
-from clinfuse.console import progress, say
+from clinfuse.console import counted, progress, say
 from clinfuse.errors import ClinfuseError, InputError
 from clinfuse_prep.checks import check_brain
 from clinfuse_prep.deface import face_mask
@@ -35,7 +36,8 @@ def masks(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.action == "export":
         for case_id in progress(ids, label="cases"):
             export_case(store.read(case_id), folder, images=arguments.images, deface=not arguments.no_deface)
-        say(f"masks of {len(ids)} cases in {folder}; correct them, then: clinfuse masks import")
+        say(f"masks of {counted(len(ids), 'case')} in {folder}; correct them, then: clinfuse masks import")
+        say(RESEARCH_USE)
         return {"result": str(folder), "cases": len(ids), "lost": 0}
     return _import(store, wanted or _exported(store, folder), folder)
 
@@ -66,20 +68,21 @@ def export_case(case: Case, folder: Path, *, images: bool = False, deface: bool 
     place = folder / case.case_id
     place.mkdir(parents=True, exist_ok=True)
     for roi, mask in case.masks.items():
-        _save(mask, case, place / f"{roi}.nii.gz")
+        _save(mask, case, place / f"{roi}.nii.gz", f"{roi} mask")
     if images:
         grid = Grid(case.shape, case.affine)
         face = face_mask(case.brain, grid) if deface else np.zeros(case.shape, dtype=bool)
         for role in ("anatomy", "companion"):
-            _save(np.where(face, np.float32(0), getattr(case, role)), case, place / f"{role}.nii.gz")
+            shown = np.where(face, np.float32(0), getattr(case, role))
+            _save(shown, case, place / f"{role}.nii.gz", f"{role} image")
     return place
 
 
-def _save(volume: NDArray[Any], case: Case, path: Path) -> None:
+def _save(volume: NDArray[Any], case: Case, path: Path, about: str) -> None:
     image = nib.Nifti1Image(np.ascontiguousarray(volume.transpose(2, 1, 0)), case.affine)
     image.header.set_xyzt_units("mm")
-    if case.attrs.get("simulated"):
-        image.header["descrip"] = SIMULATED_MARK.encode()
+    words = SIMULATED_MARK if case.attrs.get("simulated") else f"clinfuse {about}. Research use only."
+    image.header["descrip"] = words.encode()
     nib.save(image, path)
 
 
@@ -97,7 +100,7 @@ def _import(store: CaseStore, ids: list[str], folder: Path) -> dict[str, Any]:
         }
         rows |= {case_id: manifest_row(store.read(case_id)) for case_id in done}
         store.commit_manifest({str(key): value for key, value in row.items()} for row in rows.values())
-    say(f"{len(done)} of {len(ids)} cases corrected")
+    say(f"{len(done)} of {counted(len(ids), 'case')} corrected\n{RESEARCH_USE}")
     return {
         "result": store.url,
         "cases": len(done),

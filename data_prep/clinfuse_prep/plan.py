@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from clinfuse.console import say
+from clinfuse.console import counted, say
 from clinfuse.errors import InputError
 from clinfuse_prep.batch import Job, Outcome, ray_ready, run_job
 from clinfuse_prep.config import PrepConfig
@@ -31,9 +31,18 @@ class Plan:
     def sentence(self) -> str:
         """The plan in words."""
         return (
-            f"plan: about {self.minutes:.0f} min for {self.cases} cases ({self.seconds_a_case:.0f} s each, "
-            f"{self.at_a_time} at a time), {self.disk_gb:.1f} GB on disk, {self.memory_gb:.1f} GB of memory"
+            f"plan: about {_time(60 * self.minutes)} for {counted(self.cases, 'case')} "
+            f"({_time(self.seconds_a_case)} each, {self.at_a_time} at a time), "
+            f"{_size(self.disk_gb)} on disk, {_size(self.memory_gb)} of memory"
         )
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.2g} s" if seconds < 99 else f"{seconds / 60:.0f} min"
+
+
+def _size(gigabytes: float) -> str:
+    return f"{1000 * gigabytes:.2g} MB" if gigabytes < 0.099 else f"{gigabytes:.1f} GB"
 
 
 def estimate(outcome: Outcome, stored_bytes: int, cases: int, at_a_time: int, share: float = 1.0) -> Plan:

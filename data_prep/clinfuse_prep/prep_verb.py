@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from clinfuse.console import progress, say
+from clinfuse import RESEARCH_USE
+from clinfuse.console import counted, progress, say
 from clinfuse.errors import ConfigError
 from clinfuse.folders import check_writable
 from clinfuse_prep.batch import Job, Outcome, ray_ready, run_jobs, store_path
@@ -48,7 +49,8 @@ def prep(arguments: argparse.Namespace) -> dict[str, Any]:
         check_writable(out)
     layout, cases, findings = find_cases(source, arguments.layout)
     cases = _with_masks(cases, arguments.masks)
-    say(f"layout {layout}: {len(cases)} cases of {len({case.patient for case in cases})} patients")
+    patients = len({case.patient for case in cases})
+    say(f"layout {layout}: {counted(len(cases), 'case')} of {counted(patients, 'patient')}")
     if arguments.plan:
         return plan_source(cases, config, slots(arguments.workers, many=len(cases) > IN_PROCESS_CASES))
     store = CaseStore(out)
@@ -238,13 +240,14 @@ def _last_word(
     if len(shown) > MOST_SHOWN:
         say(f"  and {len(shown) - MOST_SHOWN} more: clinfuse inspect {out}")
     if len(findings) > len(shown):
-        say(f"  {len(findings) - len(shown)} notes for information: clinfuse inspect {out}")
+        say(f"  {counted(len(findings) - len(shown), 'note')} for information: clinfuse inspect {out}")
     voxels = sum(float(np.prod([row[f"size_{axis}"] for axis in "dhw"])) for row in stored)
     splits = Counter(row["split"] for row in stored)
     say(
-        f"{len(stored)} cases in {out} ({', '.join(f'{splits[s]} {s}' for s in SPLITS)}), "
+        f"{counted(len(stored), 'case')} in {out} ({', '.join(f'{splits[s]} {s}' for s in SPLITS)}), "
         f"{lost} lost, {len(jobs) - len(todo)} kept from before, {seconds:.1f} s"
     )
+    say(RESEARCH_USE)
     return {
         "result": str(out),
         "layout": layout,

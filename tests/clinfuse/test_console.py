@@ -17,3 +17,7 @@ def test_a_log_gets_lines_and_every_item(
     monkeypatch.setattr(console, "LINE_SECONDS", 30.0)
     assert list(console.progress(iter("ab"), label="parts")) == ["a", "b"]
     assert capsys.readouterr().err == ""
+
+
+def test_one_of_a_thing_is_not_many() -> None:
+    assert [console.counted(number, "case") for number in (0, 1, 2)] == ["0 cases", "1 case", "2 cases"]
