@@ -18,7 +18,7 @@ from clinfuse.method.filters import gaussian_blur
 LEVELS = 1
 SALIENCY_SHARE = 0.03
 SHARPNESS = 3
-FINDING_SIGMAS = (4.0, 9.0)
+FINDING_SIGMAS = (3.0, 5.0)
 FINDING_MIN_CONTRAST = 0.006
 FINDING_GREY = 0.85
 
@@ -131,7 +131,7 @@ def _saliency(image: Tensor) -> Tensor:
 def findings(companion: Tensor, brain: Tensor, bone: Tensor) -> Tensor:
     """Where the companion shows dense matter inside brain (blood, calcification), (B, 1, *S) in [0, 1].
 
-    A voxel counts as it exceeds the brain's own median by 4 to 9 robust standard deviations after smoothing, away
+    A voxel counts as it exceeds the brain's own median by 3 to 5 robust standard deviations after smoothing, away
     from bone (partial volume). Scale-free, so it works on HU windows and on 8-bit images of unknown window.
     """
     core = (gaussian_blur(brain, 1.5) > 0.9) & (gaussian_blur(bone, 3.0) < 0.02) & (brain > 0.5)

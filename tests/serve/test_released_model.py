@@ -90,6 +90,22 @@ def test_real_slices_it_never_saw(released: FusionPipeline, data_root: Path) -> 
 
 
 @pytest.mark.real
+def test_dense_blood_that_the_mri_shows_dark_stays_visible(released: FusionPipeline, data_root: Path) -> None:
+    """Slices of a bleeding mass: CT .8 against the brain's .45, a hole in the T2."""
+    patient = data_root / "aanlib" / "MRI-CT" / "case_33"
+    if not patient.is_dir():
+        pytest.skip("no real slices here")
+    for name in ("33013.png", "33014.png"):
+        case = prepare_pair(patient / "MRI" / name, patient / "CT" / name, case_id="real")
+        dense = (case.companion > 0.75) & (case.brain > 0) & (case.bone == 0)
+        fused = released(case, "hemorrhage", align=False).fused
+        brain = np.median(fused[case.brain > 0])
+        assert fused[dense].mean() > 1.5 * brain, "brighter than brain, as in the CT"
+        clear = (case.companion < 0.55) & (case.brain > 0) & (case.bone == 0)
+        assert np.abs(fused - case.anatomy)[clear].mean() < 0.05, "and nothing else is painted"
+
+
+@pytest.mark.real
 def test_the_templates_it_never_saw(released: FusionPipeline, data_root: Path) -> None:
     folder = data_root / "templates_2mm"
     if not (folder / "t1.nii.gz").is_file():
