@@ -155,7 +155,7 @@ def shift_section(rows: pd.DataFrame) -> list[Section]:
     chosen = found[[(m, r) in PANELS for m, r in zip(found["metric"], found["roi"], strict=True)]]
     words = (
         "Mean over cases against the amplitude of a drawn warp of the companion: a rigid shift of that many mm, "
-        "half a degree per mm, and a smooth elastic warp of half the amplitude. Every method sees the same warps; "
+        "one degree per mm, and a smooth elastic warp of half the amplitude. Every method sees the same warps; "
         "the reference stays the aligned pair."
     )
     caption = (

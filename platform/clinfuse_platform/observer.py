@@ -19,7 +19,7 @@ LEARN_SLICES = 24
 """The error head sees a slab of so many slices of a case: many patients teach more than whole ones."""
 CONTRAST_SHARE = 0.5
 """Of the training cases, other grey values of the anatomy image; and as often of the companion."""
-MOST_MM = 3.0
+MOST_MM = 2.0
 """Every second training case is moved by a warp of up to that amplitude before it is aligned."""
 
 

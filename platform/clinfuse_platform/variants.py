@@ -112,7 +112,7 @@ def misregistered(case: Case, amplitude_mm: float, seed: int) -> Case:
 def jittered(case: Case, amplitude_mm: float, seed: int) -> FloatArray:
     """The aligned companion (D, H, W) displaced by a drawn warp of about that many millimetres.
 
-    Rotation takes part with half a degree per millimetre, elastic displacement with half the amplitude; 0 mm
+    Rotation takes part with one degree per millimetre, elastic displacement with half the amplitude; 0 mm
     changes nothing.
     """
     import torch
@@ -125,7 +125,7 @@ def jittered(case: Case, amplitude_mm: float, seed: int) -> FloatArray:
     digest = hashlib.blake2b(f"{case.case_id} {seed}".encode(), digest_size=8).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
     config = JitterConfig(
-        translation_mm=amplitude_mm, rotation_deg=amplitude_mm / 2, elastic_mm=amplitude_mm / 2
+        translation_mm=amplitude_mm, rotation_deg=amplitude_mm, elastic_mm=amplitude_mm / 2
     )
     volume = torch.from_numpy(np.ascontiguousarray(source))[None, None]
     warped = apply(draw(config, generator, 3), volume, case.spacing)[0, 0].clamp(0, 1)
