@@ -21,6 +21,7 @@ class Verb:
         run: does the work; returns a JSON-able dict. Key "result" is the path or URL to look at; key "lost"
             (a count) makes the exit code 1 although the rest went on.
         needs_ray: whether a Ray session (started or connected to) must exist before `run`.
+        check: refuses what can be told to be wrong without a session, before one is started; raises as `run`.
     """
 
     name: str
@@ -28,3 +29,4 @@ class Verb:
     add_arguments: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace], dict[str, Any]]
     needs_ray: bool = False
+    check: Callable[[argparse.Namespace], object] | None = None

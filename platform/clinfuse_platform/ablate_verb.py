@@ -87,4 +87,5 @@ ABLATE = Verb(
     add_arguments=add_arguments,
     run=run,
     needs_ray=True,
+    check=cases_of,
 )

@@ -104,6 +104,8 @@ def our_error(error: BaseException | None, depth: int = 5) -> ClinfuseError | No
     """The ClinfuseError inside an error, also when Ray wrapped it in a task's or worker's error."""
     if error is None or depth == 0:
         return None
+    if isinstance(error, ClinfuseError) and not hasattr(error, "cause"):  # what Ray wraps has one
+        return error
     inner = [getattr(error, "cause", None), error.__cause__]
     inner.extend(getattr(error, "worker_failures", {}).values())
     for candidate in inner:

@@ -8,7 +8,6 @@ import os
 import platform as machine
 import shutil
 import sys
-import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -16,6 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from clinfuse import RESEARCH_USE, __version__
+from clinfuse.console import counted
+from clinfuse.errors import InputError
+from clinfuse.folders import check_writable
 from clinfuse.verbs import Verb
 from clinfuse_platform.verb_table import load_verb, verb_entries
 
@@ -60,11 +62,11 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
         checks += check_cluster(arguments.address, arguments.storage)
     elif not arguments.quick:
-        checks.append(check_ray())
+        checks.append(check_ray(arguments.address))
     show(checks)
     broken = sum(check.status == "broken" for check in checks)
     return {
-        "result": "all that is needed works" if not broken else f"{broken} needed parts do not work",
+        "result": "all that is needed works" if not broken else f"{counted(broken, 'needed part')} broken",
         "checks": [asdict(check) for check in checks],
         "lost": broken,
         "research_use": RESEARCH_USE,
@@ -75,6 +77,11 @@ def guarded(name: str, examine: Callable[[], Check]) -> Check:
     """The check's outcome, or a "broken" one with the error's own words."""
     try:
         return examine()
+    except InputError as error:
+        expected = f"expected {error.expected}; " if error.expected else ""
+        return Check(
+            name=name, status="broken", found=f"{error.problem}: {error.found}", todo=expected + error.todo
+        )
     except Exception as error:
         return Check(name=name, status="broken", found=f"{type(error).__name__}: {error}")
 
@@ -133,9 +140,9 @@ def check_disk(storage: Path) -> Check:
     """The storage folder can be written and has room."""
 
     def examine() -> Check:
+        check_writable(storage, "--storage")
         existing = next(p for p in (storage.absolute(), *storage.absolute().parents) if p.exists())
-        with tempfile.TemporaryFile(dir=existing):
-            free_gb = shutil.disk_usage(existing).free / 1e9
+        free_gb = shutil.disk_usage(existing).free / 1e9
         enough = free_gb >= LEAST_FREE_GB
         todo = "" if enough else f"free {LEAST_FREE_GB:g} GB or choose another --storage"
         return Check(
@@ -154,15 +161,15 @@ def check_verbs() -> list[Check]:
     return [guarded(f"verb {name}", lambda name=name: examine(name)) for name in verb_entries()]  # type: ignore[misc]
 
 
-def check_ray() -> Check:
-    """A Ray session starts (or the cluster answers) and runs one task."""
+def check_ray(address: str | None = None) -> Check:
+    """A Ray session starts (or the cluster at the address answers) and runs one task."""
 
     def examine() -> Check:
         import ray
 
         from clinfuse_platform.session import session
 
-        with session():
+        with session(address):
             ray.get(ray.remote(num_cpus=0.1)(check_python).remote())
             have = ray.cluster_resources()
             nodes = sum(node["Alive"] for node in ray.nodes())
@@ -177,9 +184,10 @@ def check_ray() -> Check:
 
 def show(checks: list[Check]) -> None:
     """The table on standard error; verbs that load are summed up in one line."""
+    from rich.markup import escape
     from rich.table import Table
 
-    from clinfuse.console import CONSOLE
+    from clinfuse.console import CONSOLE, say
 
     table = Table("part", "state", "found", "to do", title="clinfuse doctor")
     colours = {"ok": "green", "missing": "yellow", "broken": "red"}
@@ -187,9 +195,10 @@ def show(checks: list[Check]) -> None:
     for check in checks:
         if check not in verbs:
             state = f"[{colours[check.status]}]{check.status}[/]"
-            table.add_row(check.name, state, check.found, check.todo)
+            table.add_row(check.name, state, escape(check.found), escape(check.todo))
     table.add_row("verbs", "[green]ok[/]", f"{len(verbs)} load", "")
     CONSOLE.print(table)
+    say(RESEARCH_USE)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -28,7 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "methods",
         nargs="*",
         metavar="MODEL|METHOD",
-        help="model folders, runs, baselines, folders of trained baselines, or NAME=FOLDER of fused images",
+        help="model folders, runs, folders of trained baselines, NAME=FOLDER of fused images, or baselines: "
+        "mean, max, mri, ct, hard_roi, prior, refined, laplacian, wavelet, guided_filter",
     )
     parser.add_argument(
         "--recipe",
@@ -91,7 +92,6 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         from clinfuse_platform.evaluate_recipes import prepared
 
         prepared(arguments, out)
-    check_asked(arguments)
     variants = methods_of(arguments)
     case_ids = cases_of(arguments)
     jobs = jobs_of(variants, case_ids, arguments, out)
@@ -122,17 +122,21 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def check_asked(arguments: argparse.Namespace) -> None:
-    """Refuse a command without methods or data, or with impossible numbers.
+    """Refuse a command without methods or data, or with impossible numbers, before a session starts.
 
     Raises:
-        ConfigError: one of these.
+        ConfigError: one of these. InputError: no such dataset, cases or method.
     """
-    if not arguments.methods and arguments.bare:
-        raise ConfigError("nothing to evaluate", expected="a model or a method", found="none and --bare")
     if arguments.downstream < 0:
         raise ConfigError(
             "--downstream is too small", expected="1 or more steps", found=str(arguments.downstream)
         )
+    if arguments.recipe:  # brings methods and dataset of its own
+        return
+    if not arguments.methods and arguments.bare:
+        raise ConfigError("nothing to evaluate", expected="a model or a method", found="none and --bare")
+    cases_of(arguments)
+    methods_of(arguments)
 
 
 def shift_rows(
@@ -233,4 +237,5 @@ EVALUATE = Verb(
     add_arguments=add_arguments,
     run=run,
     needs_ray=True,
+    check=check_asked,
 )

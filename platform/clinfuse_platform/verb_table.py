@@ -39,7 +39,10 @@ def load_verb(name: str) -> Verb:
 def build_parser(verb: Verb) -> argparse.ArgumentParser:
     """The verb's own parser, with `--json`, `--address` and `--traceback`, which every verb takes."""
     parser = argparse.ArgumentParser(
-        prog=f"clinfuse {verb.name}", description=verb.help, epilog="Research use only."
+        prog=f"clinfuse {verb.name}",
+        description=verb.help,
+        epilog="Research use only.",
+        allow_abbrev=False,
     )
     verb.add_arguments(parser)
     common = parser.add_argument_group("for every verb")
@@ -54,8 +57,10 @@ def build_parser(verb: Verb) -> argparse.ArgumentParser:
 
 
 def run_parsed(verb: Verb, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Do the verb's work, inside a Ray session where it needs one."""
+    """Do the verb's work after its check, inside a Ray session where it needs one."""
     try:
+        if verb.check is not None:
+            verb.check(arguments)
         if not verb.needs_ray:
             return verb.run(arguments)
         from clinfuse_platform.session import session

@@ -30,6 +30,13 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     _add_common(parser)
 
 
+def check_data(arguments: argparse.Namespace) -> None:
+    """Refuse a path without dataset."""
+    from clinfuse_prep.store import CaseStore
+
+    CaseStore(arguments.data).check()
+
+
 def run_train(arguments: argparse.Namespace) -> dict[str, Any]:
     """Train lesion head and denoiser; the model folder of the guided teacher."""
     from clinfuse.training import recipe
@@ -235,6 +242,7 @@ TRAIN = Verb(
     add_arguments=add_train_arguments,
     run=run_train,
     needs_ray=True,
+    check=check_data,
 )
 DISTILL = Verb(
     name="distill",

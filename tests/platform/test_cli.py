@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from clinfuse_platform import cli
+from clinfuse_platform.doctor import Check, check_ray, show
 from clinfuse_platform.verb_table import build_parser, load_verb, run_verb, verb_entries
 
 from clinfuse.errors import ClinfuseError, ConfigError, InputError
@@ -31,7 +32,7 @@ def test_every_declared_verb_loads_and_has_its_own_name() -> None:
         build_parser(verb)
 
 
-@pytest.mark.parametrize("words", [[], ["nosuch"], ["doctor", "--no-such-option"]])
+@pytest.mark.parametrize("words", [[], ["nosuch"], ["doctor", "--no-such-option"], ["doctor", "--qui"]])
 def test_wrong_use_exits_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(words) == cli.WRONG_USE
     assert capsys.readouterr().err
@@ -49,6 +50,35 @@ def test_doctor_finds_what_is_needed_and_writes_json(
     result = json.loads(capsys.readouterr().out)
     states = {check["name"]: check["status"] for check in result["checks"]}
     assert states["torch"] == states["ray"] == states["python"] == states["storage"] == "ok"
+
+
+def test_doctor_names_what_is_broken_and_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["doctor", "--quick", "--json", "--storage", "/proc/nowhere"]) == 1
+    seen = capsys.readouterr()
+    storage = next(check for check in json.loads(seen.out)["checks"] if check["name"] == "storage")
+    assert storage["status"] == "broken" and "cannot be written" in storage["found"] and storage["todo"]
+    assert "Research use only" in seen.err
+
+
+def test_doctor_asks_the_cluster_that_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    check = check_ray("127.0.0.1:9")
+    assert check.status == "broken" and "no Ray cluster answers" in check.found and "ray start" in check.todo
+    show([Check(name="brain", status="missing", found="none", todo="pip install 'clinfuse[brain]'")])
+    assert "[brain]" in capsys.readouterr().err
+
+
+def test_a_check_refuses_before_a_session_starts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import ray
+
+    words = ["train", str(tmp_path / "none.zarr"), "--run", "x", "--storage", str(tmp_path)]
+    assert cli.main(words) == cli.FAILED
+    assert "no dataset at this path" in capsys.readouterr().err and not ray.is_initialized()
+
+
+def test_our_own_last_word_counts() -> None:
+    inner, outer = InputError("no such model"), InputError("neither a model nor a baseline")
+    outer.__cause__ = inner
+    assert cli.our_error(outer) is outer
 
 
 def test_our_error_is_found_inside_a_wrapped_one() -> None:

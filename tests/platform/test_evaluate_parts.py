@@ -21,10 +21,11 @@ from clinfuse_platform.evaluate_recipes import default_source, refuse_leaks
 from clinfuse_platform.evaluate_report import write_evaluation
 from clinfuse_platform.evaluate_shift import amplitudes_of, sensitivities, shifted, split_labels
 from clinfuse_platform.evaluate_slices import keep_picture, shown_slice, slice_png, with_picture
-from clinfuse_platform.evaluate_verb import EVALUATE, add_arguments, jobs_of, run
+from clinfuse_platform.evaluate_verb import EVALUATE, add_arguments, check_asked, jobs_of, run
 from clinfuse_platform.variants import Variant
 from PIL import Image
 
+from clinfuse.baselines import BASELINES
 from clinfuse.baselines.systems import system_rows
 from clinfuse.case import Case
 from clinfuse.errors import ConfigError, InputError
@@ -181,10 +182,16 @@ def test_one_patient_in_two_splits_is_refused(tmp_path: Path, monkeypatch: pytes
 
 def test_wrong_use_is_told(tiny_store: Path) -> None:
     with pytest.raises(ConfigError, match="nothing to evaluate"):
-        run(asked("--bare", "--data", str(tiny_store)))
+        check_asked(asked("--bare", "--data", str(tiny_store)))
     with pytest.raises(ConfigError, match="no dataset"):
-        run(asked("max"))
-    assert EVALUATE.needs_ray
+        check_asked(asked("max"))
+    with pytest.raises(InputError, match=r"neither a model nor a baseline.*mean, max"):
+        check_asked(asked("foo", "--data", str(tiny_store)))
+    assert EVALUATE.needs_ray and EVALUATE.check is check_asked
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    told = " ".join(parser.format_help().split())
+    assert all(name in told for name in BASELINES)
 
 
 def test_folders_that_do_not_fit_are_failed_rows_with_both_sides(tiny_store: Path, tmp_path: Path) -> None:
