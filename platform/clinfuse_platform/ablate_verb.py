@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Run the ablations; `lost` counts cases that failed."""
-    from clinfuse.console import say
+    from clinfuse.console import counted, say
     from clinfuse_platform.ablate_parts import distilled, retrained
     from clinfuse_platform.ablate_report import write_ablations
     from clinfuse_platform.ablations import chosen, labelled
@@ -67,7 +67,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     case_ids = cases_of(arguments)
     jobs = [replace(job, picture="", slice_picture="") for job in jobs_of(variants, case_ids, arguments, out)]
     say(
-        f"  {len({job.part for job in jobs})} fusions for {len(ablations)} ablations on {len(case_ids)} cases"
+        f"  {counted(len({job.part for job in jobs}), 'fusion')} for {counted(len(ablations), 'ablation')} "
+        f"on {counted(len(case_ids), 'case')}"
     )
     rows = run_jobs(jobs, arguments.data, actors=arguments.actors)
     files = write_ablations(rows, ablations, variants, out)

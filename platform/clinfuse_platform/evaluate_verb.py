@@ -81,7 +81,7 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Evaluate every method on every case of the split; `lost` counts cases that a method, or its probe, failed on."""
-    from clinfuse.console import say
+    from clinfuse.console import counted, say
     from clinfuse_platform.evaluate import failed_cases, run_jobs
     from clinfuse_platform.evaluate_report import write_evaluation
     from clinfuse_platform.evaluate_shift import amplitudes_of
@@ -95,7 +95,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     variants = methods_of(arguments)
     case_ids = cases_of(arguments)
     jobs = jobs_of(variants, case_ids, arguments, out)
-    say(f"  {len(variants)} methods on {len(case_ids)} cases")
+    say(f"  {counted(len(variants), 'method')} on {counted(len(case_ids), 'case')}")
     rows = run_jobs(jobs, arguments.data, actors=arguments.actors)
     shifts = shift_rows(variants, case_ids, arguments, out, amplitudes) if amplitudes else None
     probe = downstream_rows(variants, arguments, out) if arguments.downstream else None

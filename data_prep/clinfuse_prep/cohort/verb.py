@@ -24,13 +24,13 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace) -> dict[str, Any]:
-    from clinfuse.console import say, step
+    from clinfuse.console import counted, say, step
     from clinfuse_prep.cohort.make import make_cohort
 
     def told(name: str, done: int, total: int) -> None:
         say(f"{name} ({done} of {total})")
 
-    with step(f"simulating {args.patients} patients"):
+    with step(f"simulating {counted(args.patients, 'patient')}"):
         folders = make_cohort(args.out, args.patients, args.spacing, args.seed, told)
     return {"result": str(Path(args.out)), "patients": len(folders), "simulated": True}
 
