@@ -32,7 +32,7 @@ def write_card(
         data: the dataset evaluated on.
         split: the split evaluated.
     """
-    from clinfuse.model_folder import CARD
+    from clinfuse.model_files import CARD
 
     text = card(variant, tables, data, split)
     file = out / "model_card.md"

@@ -44,7 +44,7 @@ def note_use(model: str | Path, use: str, where: str, facts: Mapping[str, Any]) 
 
 def lineage(run: Run) -> dict[str, Any]:
     """From the data's hash to every model: code commit, hashes, of which weights each was made and its uses."""
-    from clinfuse.model_folder import weights_hash
+    from clinfuse.model_files import weights_hash
 
     config, environment = run.read_json("config.json"), run.read_json("environment.json")
     uses = _uses(run)

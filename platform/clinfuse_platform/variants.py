@@ -24,7 +24,7 @@ class Variant:
     Attributes:
         label: the method's name in the table.
         model: model folder, or "" for a baseline.
-        model_hash: of its weights.
+        model_hash: of all in it that changes an answer.
         baseline: name in clinfuse.baselines.BASELINES, or "".
         preset: Preset.as_dict().
         steps, guided, members, samples, jitters: see FusionPipeline.__call__.

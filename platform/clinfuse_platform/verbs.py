@@ -214,7 +214,7 @@ def _of_finished_run(arguments: argparse.Namespace) -> tuple[Run, dict[str, Any]
 
 def _key_of(run: Run, kind: str) -> str:
     """Hash of the model's weights: a job is done anew when what it builds on was trained anew, not when calibrated."""
-    from clinfuse.model_folder import FACTS, weights_hash
+    from clinfuse.model_files import FACTS, weights_hash
 
     return weights_hash(run.read_json(f"{kind}/{FACTS}"))
 

@@ -15,7 +15,7 @@ from small_model import ERROR_HEAD, make
 from clinfuse.case import Case
 from clinfuse.errors import InputError, ModelFolderError
 from clinfuse.method import calibration
-from clinfuse.model_folder import weights_hash
+from clinfuse.model_files import weights_hash
 from clinfuse.pipeline import FusionPipeline
 from clinfuse.presets import load_presets
 

@@ -11,7 +11,7 @@ from clinfuse_platform.storage import publish_folder
 from clinfuse_platform.verb_table import run_verb
 from upath import UPath
 
-from clinfuse.model_folder import weights_hash
+from clinfuse.model_files import weights_hash
 
 CONFIG = {"verb": "train", "config": {"recipe": "cpu-debug", "seed": 0}, "data_hash": "d" * 16}
 

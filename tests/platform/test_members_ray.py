@@ -24,7 +24,7 @@ from clinfuse_platform.verb_table import run_verb
 from clinfuse.method.calibration import fit_calibration
 from clinfuse.method.error_features import COUNT
 from clinfuse.method.error_head import ErrorHead
-from clinfuse.model_folder import weights_hash
+from clinfuse.model_files import weights_hash
 from clinfuse.pipeline import FusionPipeline
 from clinfuse.training import fit
 

@@ -17,7 +17,7 @@ from clinfuse_platform.verb_table import run_verb
 from safetensors.numpy import load_file
 
 from clinfuse.errors import ConfigError
-from clinfuse.model_folder import weights_hash
+from clinfuse.model_files import weights_hash
 from clinfuse.pipeline import FusionPipeline
 from clinfuse.training import fit
 
