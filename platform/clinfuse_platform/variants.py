@@ -124,9 +124,7 @@ def jittered(case: Case, amplitude_mm: float, seed: int) -> FloatArray:
         return source
     digest = hashlib.blake2b(f"{case.case_id} {seed}".encode(), digest_size=8).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
-    config = JitterConfig(
-        translation_mm=amplitude_mm, rotation_deg=amplitude_mm, elastic_mm=amplitude_mm / 2
-    )
+    config = JitterConfig(translation_mm=amplitude_mm, rotation_deg=amplitude_mm, elastic_mm=amplitude_mm / 2)
     volume = torch.from_numpy(np.ascontiguousarray(source))[None, None]
     warped = apply(draw(config, generator, 3), volume, case.spacing)[0, 0].clamp(0, 1)
     return np.asarray(warped.numpy(), dtype=np.float32)
