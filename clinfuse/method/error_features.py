@@ -29,7 +29,7 @@ FLOOR = 1e-3
 """Added before logarithms: a quarter of a grey level."""
 BRIGHT = 0.35
 """Of the companion; in a bone window only bone is as bright."""
-COUNT = 39
+COUNT = 42
 """Features of a voxel."""
 MASKS = (34, 35, 36)
 """Those of them that say whether it lies in brain, bone, lesion."""
@@ -61,7 +61,7 @@ def features(
     Yields:
         the slab's axial slices, and (n, COUNT) float32 for the voxels asked for in it, in their order.
     """
-    depth, of_all = case.shape[0], _contrast(case)
+    depth, of_all = case.shape[0], (*_contrast(case), *_alignment(case))
     halo = int(np.ceil(TRUNCATE * max(SIGMAS_MM) / case.spacing[0])) + 1
     for start in range(0, depth, SLAB):
         own = slice(start, min(start + SLAB, depth))
@@ -90,6 +90,16 @@ def _contrast(case: Case) -> tuple[float, float]:
         return 0.0, 0.0
     gap = (case.companion - _blur(case.companion, SIGMAS_MM[0], case.spacing))[bright]
     return float(np.sqrt(np.mean(np.square(gap)))), float(case.companion[bright].mean())
+
+
+def _alignment(case: Case) -> tuple[float, float, float]:
+    """What was found before fusing, see clinfuse.alignment: motion that was not undone and doubt of both halves (mm),
+    gain of information; all 0 for a pair that was taken as it is."""
+    found = case.attrs.get("alignment")
+    if found is None:
+        return 0.0, 0.0, 0.0
+    left = 0.0 if found["used"] else found["motion_mm"]
+    return left, found["doubt_mm"], found["information"] / max(found["information_before"], FLOOR) - 1
 
 
 def _own(anatomy: FloatArray, companion: FloatArray, fused: FloatArray) -> list[FloatArray]:

@@ -80,8 +80,8 @@ class Observer:
     def learn(self, number: int, case_id: str) -> ErrorRows:
         """What the error head learns from one training case: voxels of a slab, whose place differs from case to case.
 
-        Cases are seen as they come in use. Every second one has automatic masks; of both kinds every second one is
-        misregistered by a warp drawn for it, the others as they are stored, and all are aligned, as far as a slab by
+        Cases are seen as they come in use. Every second one has automatic masks; of both kinds every second one is as
+        it is stored and aligned whole, the other misregistered by a warp drawn for it and aligned as far as a slab by
         itself can be; grey values vary as they do from scanner to scanner. The error is that to the aligned pair. A
         pair whose true alignment is not known is aligned, counts as true then, and is always misregistered.
         """
@@ -97,10 +97,12 @@ class Observer:
             case = aligned(case)
             case = replace(case, aligned_companion=case.companion)
         amplitude_mm = float(rng.uniform(0, MOST_MM))
-        if number % 4 > 1 or not known:
+        moved = number % 4 > 1 or not known
+        if moved:
             case = misregistered(case, amplitude_mm, self.setting.seed)
         if number % 2:
             case = with_automatic_masks(case)
+        case = case if moved else aligned(case)
         count = min(LEARN_SLICES, case.shape[0])
         start = int(rng.integers(case.shape[0] - count + 1))
         case = other_contrast(aligned(case.slices(start, start + count)), seed=number)

@@ -77,6 +77,22 @@ def test_features_are_per_millimetre() -> None:
     np.testing.assert_allclose(row[0][[6, 16]], 0.5, rtol=1e-3, err_msg="they agree, as steep as the floor")
 
 
+def test_features_tell_what_aligning_found() -> None:
+    """The last three of a voxel: motion left alone, doubt, gain of information; nothing of a pair taken as it is."""
+    case, fused, variances, _ = fused_case(0)
+    found = {"used": False, "motion_mm": 0.7, "doubt_mm": 0.3, "information": 1.2, "information_before": 1.0}
+    where = np.zeros(SHAPE, bool)
+    where[7, 15, 13] = True
+    for told, wanted in (
+        (None, (0, 0, 0)),
+        (found, (0.7, 0.3, 0.2)),
+        ({**found, "used": True, "motion_mm": 2.0}, (0, 0.3, 0.2)),
+    ):
+        seen = Case(**{**vars(case), "attrs": {} if told is None else {"alignment": told}})
+        ((_, row),) = features(seen, fused, variances, where)
+        np.testing.assert_allclose(row[0, -3:], wanted, atol=1e-6)
+
+
 def test_errors_of_unseen_cases_are_foretold(head: ErrorHead) -> None:
     case, fused, variances, error = fused_case(99)
     told, plain = head.std(case, fused, variances), np.sqrt(variances.total)

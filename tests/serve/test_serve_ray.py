@@ -114,8 +114,9 @@ def test_served_equals_the_pipeline(
         expected, affine = to_source_grid(getattr(result, key), case)
         np.testing.assert_allclose(np.asarray(image.dataobj), expected, atol=1e-5)
         np.testing.assert_allclose(image.affine, affine, atol=1e-5)
-    volatile = {"case_id"}
-    for key in set(result.info) - volatile:
+    written = {key: unit for key, unit in result.info["units"].items() if unit}
+    assert reply.info["units"].items() >= written.items()
+    for key in set(result.info) - {"case_id", "units"}:
         assert reply.info[key] == json.loads(json.dumps(result.info[key])), key
 
 
