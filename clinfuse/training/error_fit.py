@@ -33,6 +33,8 @@ BATCH, LEARNING_RATE = 4096, 3e-3
 LEAST_STEPS, MOST_STEPS, EPOCHS = 500, 12000, 50
 """Every voxel is drawn 50 times, but for very few or very many."""
 RARE = 0.999
+CONSTANT = 1e-6
+"""What varied less in fitting teaches nothing, and counts for nothing later however different it is."""
 
 
 class ErrorRows(NamedTuple):
@@ -97,7 +99,8 @@ def fit_error_head(rows: Sequence[ErrorRows], *, seed: int = 0) -> ErrorHead:
             found=f"{len(rows)} cases without a single such voxel",
             todo="look at the training cases with clinfuse inspect",
         )
-    mean, scale = looked.mean(axis=0), looked.std(axis=0) + 1e-6
+    mean, spread = looked.mean(axis=0), looked.std(axis=0)
+    scale = np.where(spread > CONSTANT, spread, np.float32(np.inf))
     seen = torch.from_numpy(scaled(looked, mean, scale))
     size = np.log(error + EPSILON, dtype=np.float32)
     wanted, weight = torch.from_numpy(size), torch.from_numpy(_region_weights(size, region))

@@ -167,6 +167,15 @@ def test_the_file_gives_the_same_head_back_and_foreign_ones_are_refused(head: Er
             ErrorHead.from_bytes(broken)
 
 
+def test_what_never_varied_in_fitting_counts_for_nothing(head: ErrorHead) -> None:
+    """These cases were taken as they are: what aligning found is 0 in all of them."""
+    case, fused, variances, _ = fused_case(99)
+    rows = np.concatenate([rows for _, rows in features(case, fused, variances, case.bone > 0)])
+    others = rows.copy()
+    others[:, -3:] = (2.0, 0.5, 0.3)
+    np.testing.assert_array_equal(head.expected(others), head.expected(rows))
+
+
 def test_cases_without_a_known_voxel_teach_nothing() -> None:
     nowhere = error_rows(*fused_case(0), np.zeros(SHAPE, bool), np.random.default_rng(0))
     assert nowhere.features.shape == (0, COUNT)
