@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -38,8 +39,8 @@ def test_a_local_session_listens_on_loopback_only() -> None:
 CONNECT = "from clinfuse_platform.cli import main; import sys; sys.exit(main(sys.argv[1:]))"
 
 
-def test_no_cluster_at_the_address_is_one_clear_line() -> None:
-    words = ["evaluate", "mean", "--data", "none.zarr", "--address", "127.0.0.1:1"]
+def test_no_cluster_at_the_address_is_one_clear_line(tiny_store: Path) -> None:
+    words = ["evaluate", "mean", "--data", str(tiny_store), "--address", "127.0.0.1:1"]
     done = subprocess.run(
         [sys.executable, "-c", CONNECT, *words], capture_output=True, text=True, check=False, timeout=300
     )
