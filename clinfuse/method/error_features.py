@@ -27,6 +27,8 @@ SLAB = 24
 """Axial slices taken at once, so that memory does not grow with so many maps of a whole volume."""
 FLOOR = 1e-3
 """Added before logarithms: a quarter of a grey level."""
+LEAST_INFORMATION = 1e-3
+"""Nat: of less, no gain can be told."""
 BRIGHT = 0.35
 """Of the companion; in a bone window only bone is as bright."""
 COUNT = 42
@@ -99,7 +101,7 @@ def _alignment(case: Case) -> tuple[float, float, float]:
     if found is None:
         return 0.0, 0.0, 0.0
     left = 0.0 if found["used"] else found["motion_mm"]
-    return left, found["doubt_mm"], found["information"] / max(found["information_before"], FLOOR) - 1
+    return left, found["doubt_mm"], found["information"] / max(found["information_before"], LEAST_INFORMATION) - 1
 
 
 def _own(anatomy: FloatArray, companion: FloatArray, fused: FloatArray) -> list[FloatArray]:
