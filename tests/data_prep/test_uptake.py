@@ -50,6 +50,9 @@ def test_the_uptake_is_what_is_hottest_inside_the_brain_or_not() -> None:
     assert how.startswith("nm-otsu>")
     again, _ = uptake_from(1000 * counts + 7, brain, SPACING)
     np.testing.assert_array_equal(again, found, err_msg="the unit does not matter")
+    spot = counts.copy()
+    spot[7, 30, 25] = 1e7
+    assert (uptake_from(spot, brain, SPACING)[0] != found).sum() <= 1, "nor does one voxel"
     flat, how = uptake_from(np.full(SHAPE, 3, np.float32), brain, SPACING)
     assert not flat.any() and how == "nm-none"
 

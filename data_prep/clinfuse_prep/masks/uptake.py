@@ -13,6 +13,8 @@ from skimage.filters import threshold_multiotsu
 from clinfuse_prep.masks.morphology import Mask, Spacing, drop_small
 
 LEAST_UPTAKE_ML = 0.5
+HOTTEST, BINS = 99.9, 256
+"""Percentile above which values count alike, so that a few hot voxels do not put all others into one bin."""
 
 
 def uptake_from(volume: NDArray[np.float32], brain: Mask, spacing_mm: Spacing) -> tuple[Mask, str]:
@@ -29,7 +31,9 @@ def uptake_from(volume: NDArray[np.float32], brain: Mask, spacing_mm: Spacing) -
     for three classes).
     """
     values = volume[brain]
-    if len(np.unique(values)) < 3:
+    if values.size:
+        values = np.minimum(values, np.percentile(values, HOTTEST))
+    if np.count_nonzero(np.histogram(values, bins=BINS)[0]) < 3:
         return np.zeros(volume.shape, dtype=bool), "nm-none"
-    threshold = float(threshold_multiotsu(values, classes=3)[-1])
+    threshold = float(threshold_multiotsu(values, classes=3, nbins=BINS)[-1])
     return drop_small(volume > threshold, LEAST_UPTAKE_ML, spacing_mm), f"nm-otsu>{threshold:g}"
