@@ -101,7 +101,11 @@ def _alignment(case: Case) -> tuple[float, float, float]:
     if found is None:
         return 0.0, 0.0, 0.0
     left = 0.0 if found["used"] else found["motion_mm"]
-    return left, found["doubt_mm"], found["information"] / max(found["information_before"], LEAST_INFORMATION) - 1
+    return (
+        left,
+        found["doubt_mm"],
+        found["information"] / max(found["information_before"], LEAST_INFORMATION) - 1,
+    )
 
 
 def _own(anatomy: FloatArray, companion: FloatArray, fused: FloatArray) -> list[FloatArray]:
