@@ -16,7 +16,15 @@ from clinfuse.case import HEAD_LEVEL
 from clinfuse.errors import ConfigError
 from clinfuse.method.denoiser import Denoiser, Encoded, Estimate, Inputs, to_image
 from clinfuse.method.lesion_head import LesionHead
-from clinfuse.method.roi_loss import RoiReference, RoiTerms, RoiWeights, composite, roi_reference, roi_terms
+from clinfuse.method.roi_loss import (
+    RoiReference,
+    RoiTerms,
+    RoiWeights,
+    composite,
+    require_border,
+    roi_reference,
+    roi_terms,
+)
 from clinfuse.method.uncertainty import (
     effective_strength,
     mean_uncertainty,
@@ -41,20 +49,23 @@ lower the Dice that they should raise.
 
 @dataclass(frozen=True, kw_only=True)
 class GuidanceConfig:
-    """How gradients enter the reverse step.
+    """How gradients enter the reverse step, and of what.
 
     Attributes:
         gradient: "exact" (through the denoiser to x_t) or "cheap" (taken at the denoised estimate, carried to x_t
             without the network's own dependence on it; no backward pass through the network).
         clip: largest change of one subband coefficient per step, Haar units, > 0.
         start: share of the reverse steps, counted from the noisy end, that stay unguided, 0 to 1.
+        border: what L_HD95 of Eq. 2 is, "hd95" or "surface" (the generalized surface loss).
     """
 
     gradient: str = "exact"
     clip: float = 0.2
     start: float = 0.0
+    border: str = "hd95"
 
     def __post_init__(self) -> None:
+        require_border(self.border)
         if self.gradient not in ("exact", "cheap"):
             raise ConfigError("unknown gradient", expected="exact or cheap", found=self.gradient)
         if self.clip <= 0 or not 0 <= self.start <= 1:
@@ -86,12 +97,13 @@ class Guide:
     ) -> Guide:
         """For a batch whose images are their own reference, of that voxel spacing along *S."""
         anatomy, companion, masks, _ = inputs
+        config = config or GuidanceConfig()
         return cls(
-            reference=roi_reference(anatomy, companion, masks, spacing_mm, preset.tau_mm),
+            reference=roi_reference(anatomy, companion, masks, spacing_mm, preset.tau_mm, config.border),
             lesion_head=lesion_head,
             preset=preset,
             head_mask=((anatomy > HEAD_LEVEL) | (companion > HEAD_LEVEL)).float(),
-            config=config or GuidanceConfig(),
+            config=config,
         )
 
 

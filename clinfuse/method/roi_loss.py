@@ -7,26 +7,39 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from clinfuse.errors import ConfigError
+from clinfuse.method.generalized_surface import surface_border_loss
 from clinfuse.method.lesion_head import LesionHead
 from clinfuse.method.ssim import ssim_loss
-from clinfuse.method.surface_loss import LesionTarget, lesion_losses, lesion_target
+from clinfuse.method.surface_loss import LesionTarget, dice_loss, lesion_losses, lesion_target, nsd_loss
 from clinfuse.presets import Preset
+
+BORDERS = ("hd95", "surface")
+"""What L_HD95 of Eq. 2 may be: the soft HD95 itself, or the generalized surface loss (Eq. 2's alternative)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RoiReference:
-    """What F is compared with: images and masks (B, 1, *S), and the lesion target of S* (None: no lesion term)."""
+    """What F is compared with: images and masks (B, 1, *S), and the lesion target of S* (None: no lesion term).
+
+    `border` is one of BORDERS.
+    """
 
     anatomy: Tensor
     companion: Tensor
     brain: Tensor
     bone: Tensor
     target: LesionTarget | None
+    border: str = "hd95"
+
+    def __post_init__(self) -> None:
+        require_border(self.border)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RoiTerms:
-    """Terms of L_ROI, each (B,); the lesion terms are 0 where `lesion_present` is False (absent S*)."""
+    """Terms of L_ROI, each (B,); `hd` is L_HD95, whatever stands for it; the lesion terms are 0 where
+    `lesion_present` is False (absent S*)."""
 
     brain: Tensor
     bone: Tensor
@@ -66,8 +79,19 @@ class RoiWeights:
         return cls(**dict(zip(cls.__dataclass_fields__, (3 * vector).unbind(dim=1), strict=True)))
 
 
+def require_border(name: str) -> None:
+    """Raises ConfigError unless the name is one of BORDERS."""
+    if name not in BORDERS:
+        raise ConfigError("unknown border term", expected=" or ".join(BORDERS), found=repr(name))
+
+
 def roi_reference(
-    anatomy: Tensor, companion: Tensor, masks: Tensor, spacing_mm: tuple[float, ...], tau_mm: float
+    anatomy: Tensor,
+    companion: Tensor,
+    masks: Tensor,
+    spacing_mm: tuple[float, ...],
+    tau_mm: float,
+    border: str = "hd95",
 ) -> RoiReference:
     """Prepare the comparison once per image, so that every reverse step only evaluates it.
 
@@ -76,10 +100,13 @@ def roi_reference(
         masks: (B, 3, *S) brain, bone, lesion (S*).
         spacing_mm: voxel spacing along the spatial axes, mm.
         tau_mm: border tolerance τ, mm.
+        border: what L_HD95 is, one of BORDERS.
     """
     brain, bone, lesion = masks.split(1, dim=1)
     target = lesion_target(lesion, spacing_mm, tau_mm) if bool(lesion.any()) else None
-    return RoiReference(anatomy=anatomy, companion=companion, brain=brain, bone=bone, target=target)
+    return RoiReference(
+        anatomy=anatomy, companion=companion, brain=brain, bone=bone, target=target, border=border
+    )
 
 
 def roi_terms(fused: Tensor, reference: RoiReference, lesion_head: LesionHead | None) -> RoiTerms:
@@ -91,7 +118,11 @@ def roi_terms(fused: Tensor, reference: RoiReference, lesion_head: LesionHead | 
         zero = torch.zeros_like(brain)
         absent = torch.zeros_like(brain, dtype=torch.bool)
         return RoiTerms(brain=brain, bone=bone, dice=zero, nsd=zero, hd=zero, lesion_present=absent)
-    dice, nsd, hd = lesion_losses(lesion_head.probability(fused), target)
+    prob = lesion_head.probability(fused)
+    if reference.border == "surface":
+        dice, nsd, hd = (term(prob, target) for term in (dice_loss, nsd_loss, surface_border_loss))
+    else:
+        dice, nsd, hd = lesion_losses(prob, target)
     return RoiTerms(brain=brain, bone=bone, dice=dice, nsd=nsd, hd=hd, lesion_present=target.present)
 
 

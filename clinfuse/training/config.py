@@ -13,6 +13,7 @@ from clinfuse.method.denoiser import DenoiserConfig
 from clinfuse.method.diffusion import DiffusionConfig
 from clinfuse.method.jitter import JitterConfig
 from clinfuse.method.lesion_head import LesionHeadConfig
+from clinfuse.method.roi_loss import require_border
 from clinfuse.presets import RANGES as PRESET_RANGES
 from clinfuse.ranges import require_ranges
 from clinfuse.training.effort import Effort
@@ -63,6 +64,7 @@ class TrainConfig:
         jitter: largest amplitudes of those warps.
         contrast_share: share of crops seen in another CT window or MR weighting, 0 to 1.
         tau_mm: border tolerance of the lesion terms while training, mm.
+        border: what L_HD95 of Eq. 2 is while training, "hd95" or "surface" (the generalized surface loss).
         student_steps: sampler steps of the student, 1, 2 or 4.
         distill_iterations: optimiser steps of the student.
         distill_batches: batches of guided-teacher targets per worker.
@@ -91,6 +93,7 @@ class TrainConfig:
     jitter_share: float = 1.0
     contrast_share: float = 0.3
     tau_mm: float = 2.0
+    border: str = "hd95"
     student_steps: int = 4
     distill_iterations: int = 20
     distill_batches: int = 2
@@ -106,6 +109,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         require_ranges("training", self, COUNTS, whole=True)
         require_ranges("training", self, RANGES)
+        require_border(self.border)
         dims, multiple = self.denoiser.spatial_dims, self.denoiser.multiple
         for name in ("crop", "slab_crop") if self.slab_share else ("crop",):
             crop = getattr(self, name)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from clinfuse.method.denoiser import Inputs
-from clinfuse.method.guidance import Guide
+from clinfuse.method.guidance import GuidanceConfig, Guide
 from clinfuse.method.refine import refined_prior
 from clinfuse.method.sampler import sample
 from clinfuse.presets import Preset
@@ -30,7 +30,7 @@ def guided_target(
     Args:
         batch: see clinfuse.training.losses; crops (B, 1, *crop).
         preset: gives η, η_u, κ and the weights; the same for the whole batch.
-        config: diffusion and `teacher_steps`.
+        config: diffusion, `teacher_steps` and `border`.
         seed: of the starting noise.
 
     Returns:
@@ -55,7 +55,7 @@ def _target(teacher: FusionPipeline, batch: Batch, preset: Preset, config: Train
         diffusion=config.diffusion,
         steps=config.teacher_steps,
         generators=[torch.Generator(teacher.device).manual_seed(one) for one in seeds],
-        guide=Guide.of(inputs, spacing, teacher.lesion_head, preset),
+        guide=Guide.of(inputs, spacing, teacher.lesion_head, preset, GuidanceConfig(border=config.border)),
     )
     brain, bone, lesion = inputs.masks.split(1, dim=1)
     sources = (inputs.anatomy, inputs.companion, brain, bone, lesion)

@@ -191,7 +191,9 @@ def _roi(
 
     def terms_of(part: Batch) -> Batch:
         spacing = tuple(part["spacing"][0].tolist())
-        reference = roi_reference(part["anatomy"], part["aligned"], masks(part), spacing, config.tau_mm)
+        reference = roi_reference(
+            part["anatomy"], part["aligned"], masks(part), spacing, config.tau_mm, config.border
+        )
         return vars(roi_terms(part["fused"], reference, lesion_head))
 
     terms = RoiTerms(**by_spacing({**batch, "fused": fused}, terms_of))

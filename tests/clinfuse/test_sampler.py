@@ -2,6 +2,7 @@
 
 import warnings
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,15 +13,19 @@ from torch import Tensor
 
 import clinfuse
 from clinfuse.case import Case
+from clinfuse.errors import ConfigError
 from clinfuse.method.denoiser import Denoiser, DenoiserConfig, Inputs, to_image
 from clinfuse.method.diffusion import SAMPLERS, DiffusionConfig, make_scheduler, noise_like
+from clinfuse.method.generalized_surface import surface_border_loss
 from clinfuse.method.guidance import REFERENCE_STEPS, GuidanceConfig, Guide, guided_step
 from clinfuse.method.lesion_head import LesionHead, LesionHeadConfig
-from clinfuse.method.roi_loss import RoiReference, RoiWeights, composite, roi_reference, roi_terms
+from clinfuse.method.roi_loss import BORDERS, RoiReference, RoiWeights, composite, roi_reference, roi_terms
 from clinfuse.method.sampler import Sampled, sample
+from clinfuse.method.surface_loss import hd95_loss, lesion_target
 from clinfuse.method.uncertainty import effective_strength
 from clinfuse.pipeline import FusionPipeline
 from clinfuse.presets import Preset
+from clinfuse.training import recipe
 
 PRESET = Preset(name="test", eta=0.02, eta_u=0.0, kappa=4.0, steps=4)
 STEPS = 4
@@ -52,9 +57,9 @@ def lesion_head(dims: int = 2) -> LesionHead:
     return LesionHead(LesionHeadConfig(spatial_dims=dims, channels=(4, 8))).freeze()
 
 
-def reference_of(inputs: Inputs, tau_mm: float = 2.0) -> RoiReference:
+def reference_of(inputs: Inputs, tau_mm: float = 2.0, border: str = "hd95") -> RoiReference:
     spacing = (1.0, 1.5, 2.0)[-(inputs.anatomy.ndim - 2) :]
-    return roi_reference(inputs.anatomy, inputs.companion, inputs.masks, spacing, tau_mm)
+    return roi_reference(inputs.anatomy, inputs.companion, inputs.masks, spacing, tau_mm, border)
 
 
 def guide_for(inputs: Inputs, preset: Preset = PRESET, **config: object) -> Guide:
@@ -177,6 +182,52 @@ def test_by_default_the_last_step_does_nearly_all_of_guidance() -> None:
         for start in (0, 0.9)
     )
     assert float((whole - last).norm() / whole.norm()) < 0.3
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_the_other_border_term_changes_that_term_alone(dims: int) -> None:
+    inputs, head = made_inputs(dims), lesion_head(dims)
+    found, slopes = {}, {}
+    for border in BORDERS:
+        fused = inputs.anatomy.clone().requires_grad_()
+        terms = roi_terms(fused, reference_of(inputs, border=border), head)
+        (slopes[border],) = torch.autograd.grad(terms.hd.sum(), fused)
+        found[border] = terms
+    one, other = (found[border] for border in BORDERS)
+    for name in ("brain", "bone", "dice", "nsd", "lesion_present"):
+        torch.testing.assert_close(getattr(one, name), getattr(other, name))
+    assert bool((one.hd - other.hd).abs().min() > 1e-3)
+    for slope in slopes.values():
+        assert bool(slope.isfinite().all()) and float(slope.abs().max()) > 0
+
+
+def test_guidance_takes_the_border_term_that_is_asked_for(tiny_case: Case) -> None:
+    """By the released model: alone, either term is lowered by its own guidance; with λ₃ = 0 both guide alike."""
+    pipeline, slab = FusionPipeline.from_pretrained(RELEASED), tiny_case.slices(5, 7)
+    alone = PRESET.changed(alpha=0.0, beta=0.0, lambda_dice=0.0, lambda_nsd=0.0, lambda_hd=1.0)
+    target = lesion_target(torch.from_numpy(slab.lesion)[:, None].float(), slab.spacing[1:], alone.tau_mm)
+
+    def fused(preset: Preset, border: str | None) -> Tensor:
+        guidance = GuidanceConfig(border=border) if border else None
+        done = pipeline.sample_member(slab, 0, preset, steps=4, guided=border is not None, guidance=guidance)
+        return torch.from_numpy(done.fused)[:, None]
+
+    def lost(image: Tensor) -> list[float]:
+        assert pipeline.lesion_head is not None
+        seen = pipeline.lesion_head.probability(image)
+        return [float(term(seen, target).mean()) for term in (hd95_loss, surface_border_loss)]
+
+    plain = lost(fused(alone, None))
+    for place, border in enumerate(BORDERS):
+        assert lost(fused(alone, border))[place] < plain[place]
+    without = [fused(PRESET.changed(lambda_hd=0.0), border) for border in BORDERS]
+    torch.testing.assert_close(*without, atol=1e-5, rtol=0)
+
+
+def test_an_unknown_border_term_is_refused() -> None:
+    for asked in (GuidanceConfig, partial(recipe, "cpu-debug"), partial(reference_of, made_inputs())):
+        with pytest.raises(ConfigError, match="hd95 or surface"):
+            asked(border="hausdorff")
 
 
 def test_uncertainty_guidance_lowers_the_predicted_uncertainty() -> None:

@@ -17,14 +17,14 @@ from torch import Tensor
 from clinfuse.errors import ConfigError, GeometryError
 from clinfuse.method import dual_grid
 from clinfuse.method import surface_loss as sl
-from clinfuse.method.generalized_surface import generalized_surface_loss
+from clinfuse.method.generalized_surface import generalized_surface_loss, surface_border_loss
 from clinfuse.method.lesion_head import LesionHead, LesionHeadConfig
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:Please import:DeprecationWarning"  # raised inside the surface-distance library
 )
 
-TERMS = [sl.dice_loss, sl.nsd_loss, sl.hd95_loss, generalized_surface_loss]
+TERMS = [sl.dice_loss, sl.nsd_loss, sl.hd95_loss, generalized_surface_loss, surface_border_loss]
 GEOMETRIES = [((48, 64), (1.5, 0.8)), ((20, 30, 26), (2.5, 1.0, 1.5))]
 Mask = NDArray[Any]
 Term = Callable[[Tensor, sl.LesionTarget], Tensor]
@@ -142,6 +142,25 @@ def test_a_shifted_square_has_the_hand_worked_values() -> None:
     assert 0.2 < sl.nsd_loss(prob, target).item() < 0.8
 
 
+def test_one_wrong_voxel_costs_its_squared_distance_of_all() -> None:
+    """A square of 4×4 voxels of 1×2 mm in 12×12; distances to its border by another library's transform."""
+    mask = np.zeros((12, 12), bool)
+    mask[4:8, 4:8] = True
+    border = np.zeros((13, 13), bool)  # the corners of voxels at which both kinds meet
+    border[4:9, 4:9] = True
+    border[5:8, 5:8] = False
+    distance = ndimage.distance_transform_edt(~border, sampling=(1.0, 2.0))
+    phi = sum(distance[i : i + 12, j : j + 12] for i in (0, 1) for j in (0, 1)) / 4
+    target = sl.lesion_target(as_batch(mask), (1.0, 2.0), 1.0)
+    for wrong in ((0, 0), (6, 11), (5, 5)):
+        flipped = mask.copy()
+        flipped[wrong] = ~flipped[wrong]
+        share = phi[wrong] ** 2 / (phi**2).sum()
+        assert generalized_surface_loss(as_batch(flipped), target).item() == pytest.approx(share, rel=1e-4)
+        scaled = surface_border_loss(as_batch(flipped), target).item()
+        assert scaled == pytest.approx(share / (share + 3e-4), rel=1e-4)
+
+
 def test_an_absent_lesion_is_exactly_zero_beside_a_present_one() -> None:
     mask = torch.zeros(2, 1, 16, 18)
     mask[1, 0, 4:9, 5:11] = 1
@@ -174,8 +193,13 @@ def test_gradients_agree_with_finite_differences(
 
 @pytest.mark.parametrize(
     ("term", "share"),
-    [(sl.nsd_loss, 0.5), (sl.hd95_loss, 0.65), (lambda p, t: sum(sl.lesion_losses(p, t)), 0.3)],
-    ids=["nsd", "hd95", "all"],
+    [
+        (sl.nsd_loss, 0.5),
+        (sl.hd95_loss, 0.65),
+        (surface_border_loss, 0.65),
+        (lambda p, t: sum(sl.lesion_losses(p, t)), 0.3),
+    ],
+    ids=["nsd", "hd95", "surface", "all"],
 )
 def test_descent_moves_the_predicted_border_to_the_reference(term: Term, share: float) -> None:
     """From a blob 3 mm off, 150 steps must leave at most this share of the exact HD95."""
