@@ -23,7 +23,7 @@ from clinfuse.method.denoiser import Denoiser, Inputs, Seen, pad_to_multiple
 from clinfuse.method.diffusion import DiffusionConfig
 from clinfuse.method.guidance import Guide
 from clinfuse.method.jitter import JitterConfig, apply, draw
-from clinfuse.method.prior import look, within_sources
+from clinfuse.method.prior import within_sources
 from clinfuse.method.sampler import sample_encoded
 from clinfuse.method.uncertainty import Slopes, registration_variance, slopes
 from clinfuse.presets import Preset
@@ -186,7 +186,7 @@ def _part(denoiser: Denoiser, inputs: Inputs, spacing_mm: tuple[float, ...], sta
     padded = Inputs(grown[0][0], grown[1][0], grown[2][0], inputs.vector)
     seen = denoiser.see(padded)
     unpadded = padded.anatomy.shape == inputs.anatomy.shape
-    sources = seen.sources if unpadded else look(*inputs[:2], *inputs.masks.split(1, dim=1))
+    sources = seen.sources if unpadded else denoiser.look(inputs)
     return Part(padded, grown[0][1], seen, slopes(sources, inputs.masks[:, 1:2], spacing_mm), start)
 
 

@@ -142,7 +142,7 @@ class FusionPipeline:
             samples: noise draws per member.
             jitters: further draws with the companion warped, for registration uncertainty.
             guided: gradients on or off; default on for a teacher, off for a student.
-            guidance: gradient kind, clip and start.
+            guidance: gradient kind, clip, start and border term.
             jitter: amplitudes of those draws.
             align: first undo a misregistration that can be told from the images (clinfuse.alignment).
             progress: called with (done, all) draws.

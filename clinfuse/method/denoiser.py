@@ -31,7 +31,7 @@ from clinfuse.errors import ConfigError
 from clinfuse.method.diffusion import DiffusionConfig, alphas_cumprod, estimate_from, noise_ratio
 from clinfuse.method.filters import gaussian_blur
 from clinfuse.method.haar import haar, inverse_haar, inverse_haar_variance
-from clinfuse.method.prior import Sources, compose, look
+from clinfuse.method.prior import FINDING_GREY, Sources, compose, look
 from clinfuse.presets import VECTOR_SIZE
 
 LOG_VARIANCE_RANGE = (-10.0, 2.0)
@@ -47,10 +47,12 @@ class DenoiserConfig:
         levels: Haar levels, 1 or 2.
         channels: U-Net channels per resolution, multiples of `groups`.
         groups: groups of the group normalisation.
-        encoder_channels: channels of each light encoder φ.
+        encoder_channels: channels of each light encoder φ; 0 leaves both out, and the U-Net sees the images alone.
         head: "anchored", or "epsilon" | "v" | "x0" for a free prediction of that kind (ablation).
         residual_scale: ρ, bound of the residual on the scale of 2·I − 1, 0 to 1.
         anchor_std: s, trust in x_t against the anchor, in Haar units, 0 to 1; 0 ignores x_t.
+        finding_grey: in which CT findings in brain are painted into the MRI, in the target as in what the network
+            sees, 0 to 1; 0 paints none (ablation).
     """
 
     spatial_dims: int = 2
@@ -61,6 +63,7 @@ class DenoiserConfig:
     head: str = "anchored"
     residual_scale: float = 0.3
     anchor_std: float = 0.01
+    finding_grey: float = FINDING_GREY
 
     def __post_init__(self) -> None:
         checks = {
@@ -68,8 +71,10 @@ class DenoiserConfig:
             "levels": self.levels in (1, 2),
             "head": self.head in ("anchored", "epsilon", "v", "x0"),
             "channels": all(c % self.groups == 0 for c in self.channels),
+            "encoder_channels": self.encoder_channels >= 0,
             "residual_scale": 0 <= self.residual_scale <= 1,
             "anchor_std": 0 <= self.anchor_std <= 1,
+            "finding_grey": 0 <= self.finding_grey <= 1,
         }
         for name, ok in checks.items():
             if not ok:
@@ -159,8 +164,9 @@ class Denoiser(nn.Module):
         super().__init__()
         self.config, self.diffusion = config, diffusion
         dims, bands, wide = config.spatial_dims, config.bands, config.encoder_channels
-        self.encode_anatomy = _encoder(dims, bands, wide)
-        self.encode_companion = _encoder(dims, bands, wide)
+        if wide:
+            self.encode_anatomy = _encoder(dims, bands, wide)
+            self.encode_companion = _encoder(dims, bands, wide)
         self.unet = DiffusionModelUNet(
             spatial_dims=dims,
             in_channels=bands * 4 + wide * 2 + bands * 3,
@@ -177,13 +183,19 @@ class Denoiser(nn.Module):
         self.unet.add_module("class_embedding", nn.Sequential(*preset))
         self.register_buffer("alpha_bar", alphas_cumprod(diffusion), persistent=False)
 
+    def look(self, inputs: Inputs) -> Sources:
+        """The parts of the fusion prior, with findings painted as this model learned them."""
+        brain, bone, lesion = inputs.masks.split(1, dim=1)
+        return look(inputs.anatomy, inputs.companion, brain, bone, lesion, self.config.finding_grey)
+
     def see(self, inputs: Inputs) -> Seen:
         """What the member sees of the images, the preset aside."""
-        levels = self.config.levels
-        sources = look(inputs.anatomy, inputs.companion, *inputs.masks.split(1, dim=1))
-        z_m, z_c = (to_latent(image, levels) for image in (sources.painted, sources.companion))
-        images = (self.encode_anatomy(z_m), self.encode_companion(z_c), z_m, z_c)
-        return Seen(sources, images, haar(inputs.masks, levels))
+        levels, sources = self.config.levels, self.look(inputs)
+        z_m, z_c = to_latent(sources.painted, levels), to_latent(sources.companion, levels)
+        images = [z_m, z_c]
+        if self.config.encoder_channels:
+            images = [self.encode_anatomy(z_m), self.encode_companion(z_c), *images]
+        return Seen(sources, tuple(images), haar(inputs.masks, levels))
 
     def condition(self, seen: Seen, vector: Tensor) -> Encoded:
         """c for preset vectors (B, 6)."""

@@ -21,6 +21,7 @@ SHARPNESS = 3
 FINDING_SIGMAS = (3.0, 5.0)
 FINDING_MIN_CONTRAST = 0.006
 FINDING_GREY = 0.85
+"""In which the companion's findings inside brain are painted into the anatomy image, 0 to 1."""
 
 
 class Sources(NamedTuple):
@@ -28,9 +29,9 @@ class Sources(NamedTuple):
 
     Attributes:
         companion: (B, 1, *S) as given.
-        painted: (B, 1, *S) the anatomy image with the companion's findings painted in at grey 0.85. In a bone window
-            blood differs from brain by two grey levels in a hundred, so that no mixture of the two sources could show
-            it; what is bright already stays as it is.
+        painted: (B, 1, *S) the anatomy image with the companion's findings painted in, at grey 0.85. In a bone
+            window blood differs from brain by two grey levels in a hundred, so that no mixture of the two sources
+            could show it; what is bright already stays as it is.
         findings: (B, 1, *S) in [0, 1], see `findings`.
         room: (B, 1, *S) how far the anatomy image is below that grey, at least 0.
         soft: (B, 3, *S) smoothed masks of brain, bone, lesion.
@@ -50,7 +51,13 @@ class Sources(NamedTuple):
 
 
 def fusion_prior(
-    anatomy: Tensor, companion: Tensor, brain: Tensor, bone: Tensor, lesion: Tensor, vector: Tensor
+    anatomy: Tensor,
+    companion: Tensor,
+    brain: Tensor,
+    bone: Tensor,
+    lesion: Tensor,
+    vector: Tensor,
+    grey: float = FINDING_GREY,
 ) -> Tensor:
     """Compose the target of one batch.
 
@@ -58,17 +65,25 @@ def fusion_prior(
         anatomy, companion: (B, 1, *S) in [0, 1], aligned.
         brain, bone, lesion: (B, 1, *S) masks in {0, 1}.
         vector: (B, 6) preset vectors (`Preset.vector`): the shares of α, β, γ, λ₁, λ₂, λ₃.
+        grey: in which the companion's findings are painted, 0 to 1; 0 paints none.
 
     Returns:
         (B, 1, *S) in [0, 1].
     """
-    return compose(look(anatomy, companion, brain, bone, lesion), vector)
+    return compose(look(anatomy, companion, brain, bone, lesion, grey), vector)
 
 
-def look(anatomy: Tensor, companion: Tensor, brain: Tensor, bone: Tensor, lesion: Tensor) -> Sources:
+def look(
+    anatomy: Tensor,
+    companion: Tensor,
+    brain: Tensor,
+    bone: Tensor,
+    lesion: Tensor,
+    grey: float = FINDING_GREY,
+) -> Sources:
     """The part of `fusion_prior` that does not depend on the preset; arguments as there."""
     shown = findings(companion, brain, bone)
-    room = (FINDING_GREY - anatomy).clamp_min(0)
+    room = (grey - anatomy).clamp_min(0)
     painted = anatomy + shown * room
     details, rest = _pyramid(torch.cat([painted, companion], dim=1))
     return Sources(

@@ -18,7 +18,7 @@ import torch.nn.functional as tf
 from torch import Tensor
 
 from clinfuse.method.filters import gaussian_blur
-from clinfuse.method.prior import Sources, compose, look
+from clinfuse.method.prior import FINDING_GREY, Sources, compose, look
 from clinfuse.method.roi_loss import RoiWeights
 from clinfuse.method.seam_loss import gradient_magnitude
 from clinfuse.method.ssim import C1, C2, RADIUS, SIGMA, masked_mean
@@ -119,11 +119,12 @@ def refined_prior(
     vector: Tensor,
     steps: int = STEPS,
     start: Tensor | None = None,
+    grey: float = FINDING_GREY,
 ) -> Tensor:
     """The fusion prior after so many descent steps (Adam, rate 0.03 falling as a cosine) on `Task.loss`.
 
     Args:
-        anatomy, companion, brain, bone, lesion, vector: as of `fusion_prior`.
+        anatomy, companion, brain, bone, lesion, vector, grey: as of `fusion_prior`.
         steps: 0 gives the start.
         start: (B, 1, *S) in [0, 1] to begin with instead of the fusion prior.
 
@@ -133,7 +134,7 @@ def refined_prior(
     Reference: proposal, Eq. 2; Adam: Kingma and Ba, ICLR 2015.
     """
     with torch.no_grad():
-        sources = look(anatomy, companion, brain, bone, lesion)
+        sources = look(anatomy, companion, brain, bone, lesion, grey)
         task = Task.of(anatomy, brain, bone, sources)
         start = compose(sources, vector) if start is None else start
     return _descend(task, start, RoiWeights.from_vector(vector), steps)

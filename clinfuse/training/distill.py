@@ -59,7 +59,8 @@ def _target(teacher: FusionPipeline, batch: Batch, preset: Preset, config: Train
     )
     brain, bone, lesion = inputs.masks.split(1, dim=1)
     sources = (inputs.anatomy, inputs.companion, brain, bone, lesion)
-    target = refined_prior(*sources, vector, config.refine_steps, start=done.fused)
+    grey = config.denoiser.finding_grey
+    target = refined_prior(*sources, vector, config.refine_steps, start=done.fused, grey=grey)
     return {"teacher": target.cpu(), "vector": vector.cpu().contiguous()}
 
 

@@ -38,7 +38,8 @@ def lesion_head_loss(config: TrainConfig) -> LossFn:
     """
 
     def loss(module: nn.Module, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        fused = fusion_prior(*_aligned_sources(batch), draw_vectors(len(batch["anatomy"]), generator))
+        vector = draw_vectors(len(batch["anatomy"]), generator)
+        fused = fusion_prior(*_aligned_sources(batch), vector, config.denoiser.finding_grey)
         choice = torch.rand((len(fused), 1, *[1] * (fused.ndim - 2)), generator=generator).to(fused.device)
         image = torch.where(choice < (1 - COMPANION_SHARE) / 2, batch["anatomy"], fused)
         image = torch.where(choice < 1 - COMPANION_SHARE, image, batch["aligned"])
@@ -61,7 +62,8 @@ def denoiser_loss(config: TrainConfig, lesion_head: LesionHead | None) -> LossFn
     def loss(module: nn.Module, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         device = batch["anatomy"].device
         vector = draw_vectors(len(batch["anatomy"]), generator).to(device)
-        target = refined_prior(*_aligned_sources(batch), vector, config.refine_steps)
+        sources, grey = _aligned_sources(batch), config.denoiser.finding_grey
+        target = refined_prior(*sources, vector, config.refine_steps, grey=grey)
         inputs = Inputs(batch["anatomy"], jittered_companion(batch, config, generator), masks(batch), vector)
         x_0 = to_latent(target, levels)
         timesteps = torch.randint(config.diffusion.train_timesteps, (len(x_0),), generator=generator)

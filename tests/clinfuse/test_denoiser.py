@@ -42,6 +42,34 @@ def test_untrained_estimate_is_the_fusion_prior(dims: int, levels: int) -> None:
     torch.testing.assert_close(to_image(to_latent(c.anatomy, levels), levels), c.anatomy)
 
 
+@pytest.mark.parametrize("dims", [2, 3])
+def test_without_encoders_the_network_sees_the_images_alone(dims: int) -> None:
+    sizes = {}
+    for channels in (0, 2):
+        config = DenoiserConfig(spatial_dims=dims, **{**SMALL, "encoder_channels": channels})
+        denoiser, c = Denoiser(config, DiffusionConfig()), inputs(dims)
+        z = denoiser.encode(c)
+        sizes[channels] = z.features.shape[1]
+        names = {name.split(".")[0] for name, _ in denoiser.named_parameters()}
+        assert (names == {"unet"}) == (channels == 0)
+        estimate = denoiser.denoise(torch.zeros_like(z.z_prior), torch.tensor([999, 10]), z)
+        assert estimate.x_0.shape == z.z_prior.shape
+    assert sizes[2] - sizes[0] == 2 * 2
+    assert sizes[0] == 6 * 2**dims  # both images, the prior and three masks
+
+
+def test_findings_are_painted_into_what_the_network_sees_and_its_prior_or_not_at_all() -> None:
+    c = inputs(2, size=48)
+    c.masks[:] = torch.tensor([1.0, 0.0, 0.0]).reshape(1, 3, 1, 1)
+    bleeding = c._replace(companion=(0.1 * c.companion).index_fill(3, torch.arange(20, 24), 0.5))
+    seen = {
+        grey: Denoiser(DenoiserConfig(finding_grey=grey, **SMALL), DiffusionConfig()).see(bleeding).sources
+        for grey in (0.0, 0.85)
+    }
+    assert torch.equal(seen[0.0].painted, c.anatomy)
+    assert float((seen[0.85].painted - c.anatomy)[..., 20:24].max()) > 0.3
+
+
 def test_trained_estimate_stays_between_prior_and_sources() -> None:
     denoiser = Denoiser(DenoiserConfig(anchor_std=0.0, **SMALL), DiffusionConfig())
     generator = torch.Generator().manual_seed(4)
@@ -100,5 +128,9 @@ def test_padding_is_undone(shape: tuple[int, ...]) -> None:
 def test_impossible_configuration_is_refused() -> None:
     with pytest.raises(ConfigError, match="spatial_dims"):
         DenoiserConfig(spatial_dims=4)
+    with pytest.raises(ConfigError, match="encoder_channels"):
+        DenoiserConfig(encoder_channels=-1)
+    with pytest.raises(ConfigError, match="finding_grey"):
+        DenoiserConfig(finding_grey=1.5)
     with pytest.raises(ConfigError, match="sampler"):
         DiffusionConfig(sampler="euler")

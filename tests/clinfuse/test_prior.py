@@ -55,6 +55,20 @@ def test_blood_in_brain_survives() -> None:
     assert float(inside - around) > 0.1
 
 
+def test_without_a_grey_no_finding_is_painted() -> None:
+    case = head()
+    blood = torch.zeros_like(case["brain"])
+    blood[..., 28:34, 28:34] = 1
+    bleeding = {**case, "companion": case["companion"] + 0.1 * blood}
+    assert bool((look(**bleeding).painted > look(**bleeding, grey=0.0).painted)[blood > 0].all())
+    sources = look(**bleeding, grey=0.0)
+    assert torch.equal(sources.painted, case["anatomy"]) and not sources.room.any()
+    plain, shown = (fusion_prior(**bleeding, vector=VECTOR, grey=grey)[blood > 0] for grey in (0.0, 0.85))
+    none = fusion_prior(**case, vector=VECTOR)[blood > 0]
+    assert float((plain - none).abs().mean()) < 0.01
+    assert float((shown - none).abs().mean()) > 0.1
+
+
 def test_beta_gives_bone_more_room() -> None:
     case = head()
     presets = load_presets()

@@ -9,6 +9,7 @@ import torch
 from clinfuse.case import Case
 from clinfuse.errors import ConfigError, ModelFolderError
 from clinfuse.method.jitter import apply, draw
+from clinfuse.method.prior import findings
 from clinfuse.pipeline import FusionPipeline
 from clinfuse.presets import load_presets
 from clinfuse.training import (
@@ -152,6 +153,22 @@ def test_without_jitter_the_companion_is_the_aligned_one(config: TrainConfig, ba
 
 def with_spacings(batch: Batch, *rows: tuple[float, float]) -> Batch:
     return {**batch, "spacing": torch.tensor(rows)}
+
+
+@pytest.mark.parametrize("grey", [0.0, 0.85])
+def test_target_and_network_agree_on_the_findings(config: TrainConfig, batch: Batch, grey: float) -> None:
+    """A fresh network answers with the prior that it sees; with aligned pairs and no refinement it is the target."""
+    changes = {"refine_steps": 0, "jitter_share": 0, "denoiser.anchor_std": 0, "denoiser.finding_grey": grey}
+    config = config.changed(changes)
+    bleeding = {**batch, "aligned": batch["aligned"] + 0.3 * batch["lesion"]}
+    brain, bone = bleeding["brain"], bleeding["bone"]
+    assert float(findings(bleeding["aligned"], brain, bone).max()) > 0.5
+    loss = denoiser_loss(config, None)
+    _, logs = loss(build_denoiser(config), bleeding, torch.Generator().manual_seed(0))
+    assert logs["simple"] < 1e-8
+    other = config.changed({"denoiser.finding_grey": 0.85 - grey})
+    _, logs = denoiser_loss(other, None)(build_denoiser(config), bleeding, torch.Generator().manual_seed(0))
+    assert logs["simple"] > 1e-3
 
 
 def test_each_sample_s_millimetres_are_its_own(config: TrainConfig, batch: Batch) -> None:
