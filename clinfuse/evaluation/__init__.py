@@ -1,6 +1,7 @@
 """Evaluation of fused cases: rows per case, summaries with intervals, objectives for sweeps."""
 
 from clinfuse.evaluation.case import evaluate_case
+from clinfuse.evaluation.goals import GOALS, standing, standing_line, with_goals
 from clinfuse.evaluation.lesions import lesion_probability, segment_lesion
 from clinfuse.evaluation.objectives import check_fused, objectives
 from clinfuse.evaluation.paired import paired_tests
@@ -12,6 +13,7 @@ from clinfuse.evaluation.verdicts import comparison_html, rank_table, verdicts
 
 __all__ = [
     "COLUMNS",
+    "GOALS",
     "LOWER_IS_BETTER",
     "bootstrap_interval",
     "check_fused",
@@ -24,8 +26,11 @@ __all__ = [
     "rank_stability",
     "rank_table",
     "segment_lesion",
+    "standing",
+    "standing_line",
     "summarise",
     "to_html",
     "to_markdown",
     "verdicts",
+    "with_goals",
 ]

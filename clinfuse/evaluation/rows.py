@@ -26,7 +26,8 @@ UNITS = {
 GAP = "gap_"
 """Rows of this prefix hold one bin each of a case's reliability diagram; `summarise` makes `ece_pooled` of them."""
 UNCERTAINTY = ("ece", "ece_pooled", "brier", "coverage", "ause", "ause_ratio", "spearman")
-# Metrics that are better when small; all others are better when large.
+TWO_SIDED = ("coverage",)
+# Metrics that are better when small; all others, but those above, are better when large.
 LOWER_IS_BETTER = (
     "hd95",
     "landmark",

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from html import escape
 
 import pandas as pd
 
 from clinfuse import RESEARCH_USE
-from clinfuse.evaluation.rows import LOWER_IS_BETTER, UNCERTAINTY
+from clinfuse.evaluation.rows import LOWER_IS_BETTER, TWO_SIDED, UNCERTAINTY
 
 MOST_LINES = 8
+GOAL_NOTE = "goal: stated for patients not seen in training. ✓: the mean over cases reaches it."
 
 
 def grouped(summary: pd.DataFrame) -> dict[str, pd.DataFrame]:
@@ -34,7 +36,7 @@ def to_markdown(summary: pd.DataFrame, *, intervals: bool = True) -> str:
     """Methods as lines, metric and region as columns, mean [low, high]; notes on what is missing below.
 
     Args:
-        summary: from `summarise`.
+        summary: from `summarise`, or of `with_goals`: then goals are the first line and ✓ marks what reaches them.
         intervals: whether to show the confidence intervals.
     """
     parts = grouped(summary)
@@ -68,9 +70,20 @@ def _markdown_table(summary: pd.DataFrame, intervals: bool) -> str:
     cells = {(label, r["metric"], r["roi"]): r for label, r in zip(labels, _records(summary), strict=True)}
     head = ["method", *(_column_title(m, r, units[m, r]) for m, r in pairs)]
     lines = [_line(head), _line(["---"] + ["---:"] * len(pairs))]
+    if any(goals := goals_of(summary, pairs)):
+        lines.append(_line(["*goal*", *goals]))
     for label in dict.fromkeys(labels):
         lines.append(_line([label, *(_cell(cells.get((label, *pair)), intervals) for pair in pairs)]))
     return "\n".join(lines)
+
+
+def goals_of(summary: pd.DataFrame, pairs: Sequence[tuple[str, str]]) -> list[str]:
+    """The goal of each (metric, region), "" where there is none or the summary is without goals."""
+    if "goal" not in summary:
+        return [""] * len(pairs)
+    stated = summary[summary["goal"] != ""]
+    goals = dict(zip(zip(stated["metric"], stated["roi"], strict=True), stated["goal"], strict=True))
+    return [goals.get(pair, "") for pair in pairs]
 
 
 def notes(summary: pd.DataFrame) -> list[str]:
@@ -80,6 +93,8 @@ def notes(summary: pd.DataFrame) -> list[str]:
     if len(counts):
         span = f"{counts.min()}" if counts.min() == counts.max() else f"{counts.min()} to {counts.max()}"
         lines.append(f"Mean over {span} cases with 95 % bootstrap intervals over cases.")
+    if "goal" in summary and summary["goal"].ne("").any():
+        lines.append(GOAL_NOTE)
     for kind, meaning in (("empty", "region absent, kept out of the mean"), ("failed", "not measured")):
         hit = summary[summary[kind] > 0]
         if len(hit):
@@ -103,8 +118,8 @@ def _records(summary: pd.DataFrame) -> list[dict[str, object]]:
 
 
 def _column_title(metric: str, roi: str, unit: str) -> str:
-    arrow = "↓" if metric in LOWER_IS_BETTER else "↑"
-    return f"{metric}{f' {roi}' if roi else ''}{'' if unit == '1' else f' ({unit})'} {arrow}"
+    arrow = "" if metric in TWO_SIDED else " ↓" if metric in LOWER_IS_BETTER else " ↑"
+    return f"{metric}{f' {roi}' if roi else ''}{'' if unit == '1' else f' ({unit})'}{arrow}"
 
 
 def _cell(record: dict[str, object] | None, intervals: bool) -> str:
@@ -113,7 +128,7 @@ def _cell(record: dict[str, object] | None, intervals: bool) -> str:
     mean, low, high = (float(str(record[k])) for k in ("mean", "low", "high"))
     if not math.isfinite(mean):
         return "failed" if int(str(record["failed"])) else "empty"
-    text = number(mean)
+    text = number(mean) + (" ✓" if record.get("reached") else "")
     return f"{text} [{number(low)}, {number(high)}]" if intervals and math.isfinite(low + high) else text
 
 

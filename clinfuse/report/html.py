@@ -58,6 +58,9 @@ LOWER_IS_BETTER = (
     "sensitivity",
 )
 
+TWO_SIDED = ("coverage",)
+"""Metrics that are best at a nominal value: neither arrow nor best of the column."""
+
 
 @dataclass(frozen=True)
 class Section:
@@ -193,7 +196,8 @@ def metric_table(
     """Methods as rows, (metric, ROI) as columns, mean with its 95 % interval, best of each column in bold.
 
     Args:
-        summary: columns method, metric, roi, mean, low, high (interval; may be NaN), n (cases), unit.
+        summary: columns method, metric, roi, mean, low, high (interval; may be NaN), n (cases), unit; with goal
+            (text, may be "") the goals are the first row, and with reached (bool) a ✓ marks what reaches its own.
         columns: the (metric, roi) pairs to show, in order; default all, in order of appearance.
         caption: plain text above the table.
         labels: other names for methods.
@@ -204,20 +208,25 @@ def metric_table(
     methods = list(dict.fromkeys(summary["method"]))
     head = ["<th>method</th>"]
     tops: list[float | None] = []
+    goals: list[str] = []
     for metric, roi in pairs:
         falls = metric.lower().startswith(tuple(lower_is_better))
         means = pd.Series(
             [cells[m, metric, roi]["mean"] for m in methods if (m, metric, roi) in cells], dtype=float
         )
-        tops.append(
-            _best(means, "min" if falls else "max") if means.dropna().map(_text).nunique() > 1 else None
-        )
-        unit = next(
-            (str(r.get("unit") or "") for (_, a, b), r in cells.items() if (a, b) == (metric, roi)), ""
-        )
+        best = _best(means, "min" if falls else "max")
+        differ = means.dropna().map(_text).nunique() > 1
+        tops.append(best if differ and metric not in TWO_SIDED else None)
+        column = [r for (_, a, b), r in cells.items() if (a, b) == (metric, roi)]
+        unit = str(column[0].get("unit") or "") if column else ""
+        goals.append(next((str(r["goal"]) for r in column if r.get("goal")), ""))
         where = f"<br><small>{escape(roi)}{' · ' + escape(unit) if unit and unit != '1' else ''}</small>"
-        head.append(f"<th>{escape(metric)} {'↓' if falls else '↑'}{where}</th>")
+        arrow = "" if metric in TWO_SIDED else " ↓" if falls else " ↑"
+        head.append(f"<th>{escape(metric)}{arrow}{where}</th>")
     body = []
+    if any(goals):
+        stated = "".join(f'<td class="number">{escape(goal)}</td>' for goal in goals)
+        body.append(f"<tr><td><i>goal</i></td>{stated}</tr>")
     for method in methods:
         row = [f"<td>{escape((labels or {}).get(method, method))}</td>"]
         row += [_cell(cells.get((method, *pair)), top) for pair, top in zip(pairs, tops, strict=True)]
@@ -240,6 +249,7 @@ def _cell(record: Mapping[Hashable, Any] | None, top: float | None) -> str:
     text = _text(mean)
     if top is not None and (math.isclose(mean, top, rel_tol=1e-9) or text == _text(top)):
         text = f"<b>{text}</b>"
+    text += " ✓" if record.get("reached") else ""
     low, high = float(record.get("low", math.nan)), float(record.get("high", math.nan))
     span = f"<br><small>{_text(low)} … {_text(high)}</small>" if math.isfinite(low + high) else ""
     return f'<td class="number">{text}{span}</td>'
