@@ -40,7 +40,7 @@ released: $(STAMP)
 	$(BIN)/clinfuse distill $(RELEASE)/runs/released --steps 4 --workers 2
 	$(BIN)/clinfuse ensemble $(RELEASE)/runs/released --members 3 --workers 2
 	$(BIN)/clinfuse calibrate $(RELEASE)/runs/released/ensemble --data $(RELEASE)/cohort.zarr
-	$(BIN)/clinfuse evaluate $(RELEASE)/runs/released/ensemble hard_roi prior mri --bare --card \
+	$(BIN)/clinfuse evaluate $(RELEASE)/runs/released/ensemble hard_roi prior mri ct --bare --card \
 		--data $(RELEASE)/cohort.zarr --out $(RELEASE)/evaluate
 	rm -rf clinfuse/released
 	cp -r $(RELEASE)/runs/released/ensemble clinfuse/released

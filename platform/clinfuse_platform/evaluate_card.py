@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
 from clinfuse import RESEARCH_USE, __version__
+from clinfuse_platform.evaluate_lesions import TITLE, cases_table, lesion_head_markdown
 from clinfuse_platform.storage import write_atomic
 from clinfuse_platform.variants import Variant
 
@@ -21,7 +21,14 @@ Tables = Mapping[str, pd.DataFrame | None]
 
 
 def write_card(
-    variant: Variant, tables: Tables, out: Path, data: str, split: str, *, into_model: bool = False
+    variant: Variant,
+    tables: Tables,
+    out: Path,
+    data: str,
+    split: str,
+    *,
+    judged: bool = False,
+    into_model: bool = False,
 ) -> Path:
     """Write model_card.md; with `into_model` also as the model folder's README.md.
 
@@ -31,18 +38,20 @@ def write_card(
         out: folder of the evaluation.
         data: the dataset evaluated on.
         split: the split evaluated.
+        judged: the lesions were found by another model's lesion head.
+        into_model: whether the card replaces that in the model folder.
     """
     from clinfuse.model_files import CARD
 
-    text = card(variant, tables, data, split)
+    text = card(variant, tables, data, split, judged=judged)
     file = out / "model_card.md"
     for place in (file, *([Path(variant.model) / CARD] if into_model else [])):
         write_atomic(place, text)
     return file
 
 
-def card(variant: Variant, tables: Tables, data: str, split: str) -> str:
-    """The card's Markdown."""
+def card(variant: Variant, tables: Tables, data: str, split: str, *, judged: bool = False) -> str:
+    """The card's Markdown; arguments as of `write_card`."""
     from clinfuse_platform.evaluate_costs import described, parameters
 
     folder = Path(variant.model)
@@ -71,6 +80,8 @@ def card(variant: Variant, tables: Tables, data: str, split: str) -> str:
         results_part(rows, variant.label),
         "## By kind of lesion",
         kinds_part(own, cases),
+        f"## {TITLE}",
+        lesion_head_markdown(rows, cases, variant.label, judged=judged),
         "## Calibration",
         calibration_part(own, folder),
         *shift_part(tables.get("shifts"), variant.label),
@@ -79,26 +90,6 @@ def card(variant: Variant, tables: Tables, data: str, split: str) -> str:
         limits_part(own, rows, cases, split, folder),
     ]
     return "\n\n".join(parts) + "\n"
-
-
-def cases_table(data: str) -> pd.DataFrame:
-    """One line per case of the dataset: manifest columns and the lesion's kind ("none", "not stated", or a kind)."""
-    from clinfuse_prep.store import CaseStore
-
-    store = CaseStore(data)
-    table = store.manifest()
-    return table.assign(
-        kind=[
-            lesion_kind(store.attributes(c), ml)
-            for c, ml in zip(table["case_id"], table["lesion_ml"], strict=True)
-        ]
-    )
-
-
-def lesion_kind(attributes: Mapping[str, Any], lesion_ml: float) -> str:
-    """The kind of a case's lesion as its source tells it."""
-    told = dict(attributes.get("truth") or {}).get("lesion") or {}
-    return str(told.get("kind") or ("not stated" if lesion_ml > 0 else "none"))
 
 
 def data_part(cases: pd.DataFrame, split: str, data: str) -> str:

@@ -42,14 +42,16 @@ def write_evaluation(
         jobs: as run; the first method is the one compared with all others, the first model's pictures are shown.
         shifts: rows under misregistration, with amplitude_mm.
         downstream: rows of the segmentation networks trained on each method's images.
-        split: the split that was evaluated, for the model card.
+        split: the split that was evaluated, for the model card; goals are shown if it is "test".
         card: put the card into the first model's folder, too.
     """
-    from clinfuse.evaluation import comparison_html, paired_tests, summarise, to_html, to_markdown
+    from clinfuse.evaluation import comparison_html, paired_tests, summarise, to_html, to_markdown, with_goals
+    from clinfuse.evaluation.goals import SPLIT
     from clinfuse.report import Section, page, table
     from clinfuse_platform.evaluate_card import write_card
     from clinfuse_platform.evaluate_costs import cost_table
     from clinfuse_platform.evaluate_downstream import downstream_section, write_downstream
+    from clinfuse_platform.evaluate_lesions import cases_table, lesion_head_section
     from clinfuse_platform.evaluate_shift import shift_section, write_shift
 
     names = (
@@ -62,22 +64,25 @@ def write_evaluation(
     )
     files = {Path(name).stem: out / name for name in names}
     variants = methods_in(jobs)
+    model = next((variant for variant in variants if variant.model), None)
+    judged = model is not None and jobs[0].head not in ("", model.model)
     first, summary, costs = variants[0].label, summarise(rows), cost_table(rows, variants)
     write_table(files["metrics"], rows)
     write_table(files["summary"], summary)
     write_table(files["tests"], paired_tests(rows))
     write_table(files["costs"], costs)
-    systems = systems_table(variants)
+    systems, shown = systems_table(variants), with_goals(summary) if split == SPLIT else summary
     write_atomic(
         files["table"],
-        f"{to_markdown(summary)}\n## Parameters and time\n\n{plain_markdown(costs)}\n\n"
+        f"{to_markdown(shown)}\n## Parameters and time\n\n{plain_markdown(costs)}\n\n"
         f"## Systems named in the proposal\n\n{plain_markdown(systems)}\n\n{RESEARCH_USE}\n",
     )
     compared = (
         comparison_html(rows, first, metrics=FIELD) if only_field(rows) else comparison_html(rows, first)
     )
     sections = [
-        Section("Methods side by side", to_html(summary)),
+        Section("Methods side by side", to_html(shown)),
+        *lesion_head_section(rows, cases_table(data), first, judged=judged),
         *([Section("Is a difference more than chance", compared)] if compared else []),
         Section("Parameters and time", table(costs)),
         *failures(pd.concat([table for table in (rows, shifts, downstream) if table is not None])),
@@ -91,10 +96,9 @@ def write_evaluation(
     sections += [*pictures(data, jobs), *drill_down(rows, data, jobs)]
     sections.append(Section("Systems named in the proposal", table(systems)))
     write_atomic(files["report"], page("Evaluation", sections))
-    model = next((variant for variant in variants if variant.model), None)
     if model is not None:
         tables = {"rows": rows, "shifts": shifts, "downstream": downstream}
-        files["card"] = write_card(model, tables, out, data, split, into_model=card)
+        files["card"] = write_card(model, tables, out, data, split, judged=judged, into_model=card)
     return files
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from clinfuse import RESEARCH_USE, __version__
 from clinfuse.errors import ConfigError, InputError
+from clinfuse.folders import check_writable
 from clinfuse.verbs import Verb
 from clinfuse_platform.evaluate_methods import methods_of, model_of
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from clinfuse_platform.evaluate import Job
     from clinfuse_platform.variants import Variant
 
-RECIPES = ("aanlib",)
+RECIPES, OUT = ("aanlib",), "evaluation"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -86,7 +87,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from clinfuse_platform.evaluate_report import write_evaluation
     from clinfuse_platform.evaluate_shift import amplitudes_of
 
-    out = Path(arguments.out or "evaluation")
+    out = Path(arguments.out or OUT)
     amplitudes = amplitudes_of(arguments.amplitudes)
     if arguments.recipe:
         from clinfuse_platform.evaluate_recipes import prepared
@@ -109,24 +110,42 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         split=arguments.split,
         card=arguments.card,
     )
+    goals = goals_reached(files["summary"], variants[0].label, arguments.split)
     if arguments.recipe and not getattr(arguments, "json", False):
         sys.stdout.write(files["table"].read_text(encoding="utf-8"))
     return {
         "result": files["report"],
         **{name: path for name, path in files.items() if name != "report"},
         "methods": [variant.label for variant in variants],
+        "goals": goals,
         "cases": len(case_ids),
         "lost": sum(failed_cases(table) for table in (rows, shifts, probe) if table is not None),
         "research_use": RESEARCH_USE,
     }
 
 
+def goals_reached(summary: Path, method: str, split: str) -> dict[str, Any]:
+    """Say which goals one method reaches, and return it as `standing` does; {} on a split that has none."""
+    import pandas as pd
+
+    from clinfuse.console import say
+    from clinfuse.evaluation.goals import SPLIT, standing, standing_line
+
+    if split != SPLIT:
+        return {}
+    found = standing(pd.read_parquet(summary), method)
+    say(f"  {standing_line(found)}")
+    return found
+
+
 def check_asked(arguments: argparse.Namespace) -> None:
-    """Refuse a command without methods or data, or with impossible numbers, before a session starts.
+    """Refuse a command without methods or data, with impossible numbers or a place that cannot be written, before a
+    session starts.
 
     Raises:
         ConfigError: one of these. InputError: no such dataset, cases or method.
     """
+    check_writable(arguments.out or OUT)
     if arguments.downstream < 0:
         raise ConfigError(
             "--downstream is too small", expected="1 or more steps", found=str(arguments.downstream)

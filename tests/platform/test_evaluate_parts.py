@@ -13,9 +13,10 @@ import pandas as pd
 import pytest
 from clinfuse_platform.ablate_parts import trained_like
 from clinfuse_platform.evaluate import Job, run_jobs
-from clinfuse_platform.evaluate_card import card, lesion_kind
+from clinfuse_platform.evaluate_card import card
 from clinfuse_platform.evaluate_costs import cost_table, parameters
 from clinfuse_platform.evaluate_downstream import BOTH, measured
+from clinfuse_platform.evaluate_lesions import lesion_kind
 from clinfuse_platform.evaluate_methods import methods_of, uniquely_labelled
 from clinfuse_platform.evaluate_recipes import default_source, refuse_leaks
 from clinfuse_platform.evaluate_report import write_evaluation
