@@ -16,6 +16,7 @@ from clinfuse import RESEARCH_USE
 from clinfuse.case import ROIS, Case
 from clinfuse.console import CONSOLE, counted, progress, say
 from clinfuse.errors import ConfigError, InputError
+from clinfuse.folders import check_writable
 from clinfuse.report import figures, html
 from clinfuse_prep.contact_sheet import contact_sheet
 from clinfuse_prep.findings import SEVERITIES, Finding
@@ -32,6 +33,7 @@ def inspect(arguments: argparse.Namespace) -> dict[str, Any]:
         result (the page, or the dataset without pictures), cases, lost, table (rows as data), findings.
     """
     store = CaseStore(arguments.data)
+    out = None if arguments.no_pictures else _out(arguments, store)
     rows = store.manifest()
     wanted = _wanted(arguments.cases, rows)
     if wanted:
@@ -48,12 +50,18 @@ def inspect(arguments: argparse.Namespace) -> dict[str, Any]:
         "table": json.loads(rows.drop(columns="findings").to_json(orient="records")),
         "findings": findings,
     }
-    if arguments.no_pictures:
+    if out is None:
         return {"result": str(arguments.data), **facts}
+    return {**_write_pictures(store, rows, findings, out), **facts}
+
+
+def _out(arguments: argparse.Namespace, store: CaseStore) -> Path:
+    """Where sheet and page go, looked at before the work."""
     if store.local is None and not arguments.out:
         raise ConfigError("a dataset at a URL needs --out", expected="a local folder", found="none")
     out = Path(arguments.out) if arguments.out else Path(f"{str(arguments.data).rstrip('/')}.inspect")
-    return {**_write_pictures(store, rows, findings, out), **facts}
+    check_writable(out)
+    return out
 
 
 def _wanted(text: str | None, rows: pd.DataFrame) -> list[str]:

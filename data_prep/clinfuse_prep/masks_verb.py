@@ -14,6 +14,7 @@ from clinfuse import RESEARCH_USE
 from clinfuse.case import ROIS, Case
 from clinfuse.console import counted, progress, say
 from clinfuse.errors import ClinfuseError, InputError
+from clinfuse.folders import check_writable
 from clinfuse_prep.checks import check_brain
 from clinfuse_prep.deface import face_mask
 from clinfuse_prep.findings import Finding
@@ -34,6 +35,7 @@ def masks(arguments: argparse.Namespace) -> dict[str, Any]:
     wanted = [part for part in (arguments.cases or "").split(",") if part]
     ids = wanted or store.case_ids()
     if arguments.action == "export":
+        check_writable(folder, "--dir")
         for case_id in progress(ids, label="cases"):
             export_case(store.read(case_id), folder, images=arguments.images, deface=not arguments.no_deface)
         say(f"masks of {counted(len(ids), 'case')} in {folder}; correct them, then: clinfuse masks import")

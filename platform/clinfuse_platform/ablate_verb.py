@@ -8,16 +8,21 @@ from pathlib import Path
 from typing import Any
 
 from clinfuse import RESEARCH_USE
+from clinfuse.folders import check_writable
 from clinfuse.verbs import Verb
 from clinfuse_platform.evaluate_methods import model_of, preset_of
 from clinfuse_platform.evaluate_verb import add_common_arguments, cases_of, jobs_of
 
+OUT = "ablations"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `clinfuse ablate`."""
+    from clinfuse_platform.ablations import ABLATIONS
+
     parser.add_argument("model", metavar="MODEL", help="model folder or run; the teacher, as a rule")
     parser.add_argument("--preset", default="balanced", help="clinical preset to start from (%(default)s)")
-    parser.add_argument("--only", default="", metavar="A,B", help="some of guidance, weights, masks, …")
+    parser.add_argument("--only", default="", metavar="A,B", help=f"some of {', '.join(ABLATIONS)}")
     parser.add_argument("--steps", type=int, default=10, help="reverse steps but in 'steps' (%(default)s)")
     parser.add_argument(
         "--retrain",
@@ -48,7 +53,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from clinfuse_platform.evaluate import failed_cases, run_jobs
     from clinfuse_platform.variants import Variant
 
-    out = Path(arguments.out or "ablations")
+    out = Path(arguments.out or OUT)
     ablations = chosen([name.strip() for name in arguments.only.split(",") if name.strip()])
     folder, model_hash = model_of(arguments.model, arguments.storage)
     base = Variant(
@@ -82,11 +87,17 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def check_asked(arguments: argparse.Namespace) -> None:
+    """Refuse a place that cannot be written, and what `cases_of` refuses, before a session starts."""
+    check_writable(arguments.out or OUT)
+    cases_of(arguments)
+
+
 ABLATE = Verb(
     name="ablate",
-    help="Ablate a model: guidance, weights, masks, modulation, steps, jitter, alignment, …; and its training.",
+    help="Ablate a model: guidance, weights, masks, modulation, steps, sampler, jitter, …; and its training.",
     add_arguments=add_arguments,
     run=run,
     needs_ray=True,
-    check=cases_of,
+    check=check_asked,
 )

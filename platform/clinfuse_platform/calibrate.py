@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from clinfuse import RESEARCH_USE
-from clinfuse.errors import InputError
+from clinfuse.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
+    import argparse
+
     from clinfuse_prep.store import CaseStore
 
     from clinfuse.method.calibration import Calibration
@@ -19,6 +21,38 @@ if TYPE_CHECKING:
 
 LEARN_CASES = 96
 """At most so many training cases teach the error head."""
+
+
+def check_asked(arguments: argparse.Namespace) -> None:
+    """Refuse what `calibrate_model` cannot use, before a session starts.
+
+    Args:
+        arguments: of `clinfuse calibrate`.
+
+    Raises:
+        ConfigError: no such preset, impossible steps, slices or seed, or the model folder cannot be written.
+        InputError: no such model or dataset, or no training or no validation case.
+    """
+    from clinfuse_prep.store import CaseStore
+
+    from clinfuse.folders import check_writable
+    from clinfuse.method.diffusion import make_scheduler
+    from clinfuse.pipeline import FusionPipeline
+    from clinfuse_platform.runs import local_copy, model_folder
+
+    for name, least in (("slices", 1), ("seed", 0)):
+        value = getattr(arguments, name)
+        if value is not None and value < least:
+            raise ConfigError(f"--{name} is too small", expected=f"{least} or more", found=str(value))
+    for split in ("train", "val"):
+        _cases(CaseStore(arguments.data), split)
+    folder = model_folder(arguments.model, arguments.storage)
+    if folder.protocol in ("", "file"):
+        check_writable(str(folder.parent), "MODEL")
+    pipeline = FusionPipeline.from_pretrained(local_copy(folder), calibrated=False)
+    pipeline.resolve_preset(arguments.preset)
+    if arguments.steps is not None:
+        make_scheduler(pipeline.diffusion, arguments.steps)
 
 
 def calibrate_model(

@@ -132,6 +132,13 @@ def add_calibrate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the sampling noise (%(default)s)")
 
 
+def check_calibrate(arguments: argparse.Namespace) -> None:
+    """Refuse what cannot be calibrated, or not on these cases."""
+    from clinfuse_platform.calibrate import check_asked
+
+    check_asked(arguments)
+
+
 def run_calibrate(arguments: argparse.Namespace) -> dict[str, Any]:
     """Fit error head (training cases) and calibration (validation cases only) and write them into the model folder."""
     from clinfuse_platform.calibrate import calibrate_model
@@ -264,4 +271,5 @@ CALIBRATE = Verb(
     add_arguments=add_calibrate_arguments,
     run=run_calibrate,
     needs_ray=True,
+    check=check_calibrate,
 )

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from clinfuse_prep.store import CaseStore
+from clinfuse_prep.verbs import INSPECT, MASKS
 from make_sources import synthrad, write_pair
 
 from clinfuse.errors import ConfigError, InputError
 from clinfuse.folders import check_writable
+from clinfuse.verbs import Verb
 
 Prep = Callable[..., dict[str, Any]]
+
+
+def asked(verb: Verb, *words: object) -> dict[str, Any]:
+    parser = argparse.ArgumentParser()
+    verb.add_arguments(parser)
+    return verb.run(parser.parse_args([str(word) for word in words]))
 
 
 def test_a_split_file_that_is_not_there_leaves_nothing(tmp_path: Path, prep: Prep) -> None:
@@ -43,6 +52,25 @@ def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
         check_writable("/proc/nowhere", "--storage")
     check_writable(tmp_path / "new" / "folder")
     assert not list(tmp_path.iterdir())
+
+
+def test_sheet_and_masks_go_nowhere_that_cannot_be_written(
+    tmp_path: Path, prep: Prep, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, mine = tmp_path / "d.zarr", tmp_path / "mine"
+    prep(synthrad(tmp_path / "s", 1), "--out", out)
+    mine.write_text("mine")
+    (tmp_path / "d.zarr.inspect").write_text("mine, too")
+    capsys.readouterr()
+    for place in ("/proc/nowhere", str(mine)):
+        with pytest.raises(ConfigError, match="--out cannot be used"):
+            asked(INSPECT, out, "--out", place)
+        with pytest.raises(ConfigError, match="--dir cannot be used"):
+            asked(MASKS, "export", out, "--dir", place)
+    with pytest.raises(ConfigError, match="--out cannot be used"):
+        asked(INSPECT, out)
+    assert capsys.readouterr().err == "", "before the table, which comes first"
+    assert asked(INSPECT, out, "--no-pictures", "--out", "/proc/nowhere")["cases"] == 1
 
 
 def test_a_missing_dataset_is_called_so(tmp_path: Path) -> None:
