@@ -19,7 +19,7 @@ from torch import Tensor
 
 from clinfuse.method.filters import gaussian_blur
 from clinfuse.method.prior import FINDING_GREY, Sources, compose, look
-from clinfuse.method.roi_loss import RoiWeights
+from clinfuse.method.roi_loss import RoiWeights, held
 from clinfuse.method.seam_loss import gradient_magnitude
 from clinfuse.method.ssim import C1, C2, RADIUS, SIGMA, masked_mean
 
@@ -52,14 +52,11 @@ class Wanted:
         mean, square = gaussian_blur(torch.cat([image, image**2], dim=1), SIGMA, RADIUS).split(1, dim=1)
         return cls(image, mask, mean, square - mean**2)
 
-    def losses(self, fused: Tensor, mean: Tensor, variance: Tensor, cross: Tensor) -> tuple[Tensor, Tensor]:
-        """1 − SSIM and mean |F − I| (smoothed near 0), both under the mask, (B,) each.
-
-        Args:
-            fused: F.
-            mean, variance: of F under the SSIM window.
-            cross: F·I blurred with it.
-        """
+    def losses(self, fused: Tensor) -> tuple[Tensor, Tensor]:
+        """1 − SSIM and mean |F − I| (smoothed near 0) of F (B, 1, *S), both under the mask, (B,) each."""
+        moments = torch.cat([fused, fused**2, fused * self.image], dim=1)
+        mean, square, cross = gaussian_blur(moments, SIGMA, RADIUS).split(1, dim=1)
+        variance = square - mean**2
         luminance = (2 * mean * self.mean + C1) / (mean**2 + self.mean**2 + C1)
         ssim = luminance * (2 * (cross - mean * self.mean) + C2) / (variance + self.variance + C2)
         return masked_mean(1 - ssim, self.mask), masked_mean(distance(fused, self.image), self.mask)
@@ -95,12 +92,14 @@ class Task:
         )
 
     def loss(self, fused: Tensor, start: Tensor, weights: RoiWeights) -> Tensor:
-        """L(F), (B,): α·L_brain + β·L_bone + intensity terms + seam penalty, F and its start (B, 1, *S)."""
+        """L(F), (B,): α·L_brain + β·L_bone + intensity terms + seam penalty, F and its start (B, 1, *S).
+
+        No region's term moves the other's voxels (`held`): windows reach over the border, and the skull's would draw
+        CT over the cortex.
+        """
         a, c = self.anatomy, self.companion
-        moments = torch.cat([fused, fused**2, fused * a.image, fused * c.image], dim=1)
-        mean, square, with_a, with_c = gaussian_blur(moments, SIGMA, RADIUS).split(1, dim=1)
-        brain, brain_gap = a.losses(fused, mean, square - mean**2, with_a)
-        bone, bone_gap = c.losses(fused, mean, square - mean**2, with_c)
+        brain, brain_gap = a.losses(held(fused, c.mask))
+        bone, bone_gap = c.losses(held(fused, a.mask))
         total = weights.alpha * (brain + INTENSITY_WEIGHT * brain_gap)
         total = total + weights.beta * (bone + INTENSITY_WEIGHT * bone_gap)
         moved = (distance(fused, start) * self.outside).flatten(1).mean(dim=1)

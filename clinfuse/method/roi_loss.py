@@ -109,10 +109,25 @@ def roi_reference(
     )
 
 
-def roi_terms(fused: Tensor, reference: RoiReference, lesion_head: LesionHead | None) -> RoiTerms:
-    """The five terms for F (B, 1, *S) in [0, 1]; without lesion head or S* the lesion terms are 0 and absent."""
-    brain = ssim_loss(fused, reference.anatomy, reference.brain)
-    bone = ssim_loss(fused, reference.companion, reference.bone)
+def held(fused: Tensor, mask: Tensor) -> Tensor:
+    """F (B, 1, *S) itself, but no gradient reaches its voxels under the mask (B, 1, *S) in {0, 1}."""
+    return torch.where(mask > 0, fused.detach(), fused)
+
+
+def roi_terms(
+    fused: Tensor, reference: RoiReference, lesion_head: LesionHead | None, *, apart: bool = False
+) -> RoiTerms:
+    """The five terms for F (B, 1, *S) in [0, 1]; without lesion head or S* the lesion terms are 0 and absent.
+
+    Args:
+        apart: no gradient of the brain's term reaches bone, nor the bone's brain. SSIM windows reach over the border,
+            so a network that learns from the plain gradient shows CT over the cortex for a better score of the skull.
+    """
+    for_brain, for_bone = fused, fused
+    if apart:
+        for_brain, for_bone = held(fused, reference.bone), held(fused, reference.brain)
+    brain = ssim_loss(for_brain, reference.anatomy, reference.brain)
+    bone = ssim_loss(for_bone, reference.companion, reference.bone)
     target = reference.target
     if lesion_head is None or target is None:
         zero = torch.zeros_like(brain)

@@ -196,7 +196,7 @@ def _roi(
         reference = roi_reference(
             part["anatomy"], part["aligned"], masks(part), spacing, config.tau_mm, config.border
         )
-        return vars(roi_terms(part["fused"], reference, lesion_head))
+        return vars(roi_terms(part["fused"], reference, lesion_head, apart=True))
 
     terms = RoiTerms(**by_spacing({**batch, "fused": fused}, terms_of))
     seam = seam_loss(fused, batch["anatomy"], batch["aligned"])

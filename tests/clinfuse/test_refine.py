@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as tf
 from torch import Tensor
 
 from clinfuse.baselines import BASELINES
@@ -30,6 +31,10 @@ def head(size: int = 64, blood: float = 0.0) -> tuple[Tensor, ...]:
     drop = ((y + 5) ** 2 + x**2 < 16).float()
     companion = bone * (0.75 + texture) + brain * (0.1 + 0.02 * texture) + blood * drop
     return tuple(t.clamp(0, 1).float()[None, None] for t in (anatomy, companion, brain, bone, 0 * brain))
+
+
+def dilated(mask: Tensor, voxels: int) -> Tensor:
+    return tf.max_pool2d(mask, 2 * voxels + 1, 1, voxels)
 
 
 def vector(alpha: float = 1 / 3, beta: float = 1 / 3) -> Tensor:
@@ -70,6 +75,17 @@ def test_weights_decide_which_source_gains() -> None:
     sources = head()
     soft, hard = (scores(refined_prior(*sources, vector(a, 0.9 - a)), sources) for a in (0.7, 0.2))
     assert soft["brain"] > hard["brain"] and hard["bone"] > soft["bone"]
+
+
+def test_cortex_that_touches_bone_stays_mri() -> None:
+    """SSIM windows reach over the border: by the plain gradient half of such cortex would become CT."""
+    anatomy, companion, brain, _, lesion = head()
+    bone = dilated(brain, 6) - brain
+    companion = torch.where(bone > 0, 0.9, companion)
+    fused = refined_prior(anatomy, companion, brain, bone, lesion, vector(0.1, 0.8))
+    cortex, gap = brain - (1 - dilated(1 - brain, 1)), companion - anatomy
+    assert abs(float(((fused - anatomy) * gap * cortex).sum() / (gap**2 * cortex).sum())) < 0.1
+    assert float(((fused - companion).abs() * bone).sum() / bone.sum()) < 0.03
 
 
 def test_blood_that_only_the_companion_shows_stays() -> None:

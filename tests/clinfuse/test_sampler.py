@@ -90,6 +90,23 @@ def loss_of(fused: Tensor, guide: Guide) -> float:
     return float(composite(terms, RoiWeights.of(guide.preset)).mean())
 
 
+def test_apart_no_term_moves_the_others_region() -> None:
+    reference = guide_for(made_inputs(), PRESET).reference
+    brain, bone = torch.zeros_like(reference.brain), torch.zeros_like(reference.bone)
+    brain[..., :8], bone[..., 8:] = 1, 1
+    reference = replace(reference, brain=brain, bone=bone)
+    fused = torch.rand(brain.shape, generator=torch.Generator().manual_seed(3)).requires_grad_()
+    plain, apart = (roi_terms(fused, reference, None, apart=apart) for apart in (False, True))
+    for name, own, other in (("brain", brain, bone), ("bone", bone, brain)):
+        assert torch.equal(getattr(plain, name), getattr(apart, name))
+        (gradient,) = torch.autograd.grad(getattr(apart, name).sum(), fused, retain_graph=True)
+        (whole,) = torch.autograd.grad(getattr(plain, name).sum(), fused, retain_graph=True)
+        assert (
+            torch.equal(gradient * other, torch.zeros_like(fused)) and float((whole * other).abs().max()) > 0
+        )
+        assert float((gradient * own).abs().max()) > 0
+
+
 @pytest.mark.parametrize("sampler", sorted(SAMPLERS))
 def test_no_strength_is_the_unguided_sampler_exactly(sampler: str) -> None:
     model, inputs = denoiser(), made_inputs()
