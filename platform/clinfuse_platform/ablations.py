@@ -34,6 +34,7 @@ LESION_TERMS = {
     "NSD alone": (0.0, 1.0, 0.0),
     "HD95 alone": (0.0, 0.0, 1.0),
 }
+BORDERS = {"soft HD95": "hd95", "generalized surface loss": "surface"}
 ENSEMBLES: dict[str, dict[str, Any]] = {
     "one member, one sample": {"members": 1},
     "all members": {},
@@ -79,6 +80,12 @@ def _lesion_terms(base: Variant) -> dict[str, Variant]:
     }
 
 
+def _samplers(base: Variant) -> dict[str, Variant]:
+    from clinfuse.method.diffusion import SAMPLERS
+
+    return {name: replace(base, sampler=name) for name in SAMPLERS}
+
+
 def _presets(base: Variant) -> dict[str, Variant]:
     return {name: replace(base, preset=preset.as_dict()) for name, preset in load_presets().items()}
 
@@ -105,6 +112,14 @@ ABLATIONS: dict[str, Ablation] = {
             variants=_lesion_terms,
         ),
         Ablation(
+            name="border",
+            question="Which L_HD95 is the better border term, the soft HD95 or its alternative (Eq. 2)?",
+            ordered=False,
+            variants=lambda base: {
+                label: replace(base, guided=True, border=border) for label, border in BORDERS.items()
+            },
+        ),
+        Ablation(
             name="presets",
             question="How do the clinical presets differ (Section 3.2)?",
             ordered=False,
@@ -127,6 +142,12 @@ ABLATIONS: dict[str, Ablation] = {
             question="How many reverse steps are needed?",
             ordered=True,
             variants=lambda base: {str(steps): replace(base, steps=steps) for steps in STEPS},
+        ),
+        Ablation(
+            name="sampler",
+            question="Which formula of the reverse step g_θ is best in as many steps (Eq. 1)?",
+            ordered=False,
+            variants=_samplers,
         ),
         Ablation(
             name="jitter",

@@ -32,7 +32,8 @@ class Variant:
         error_head: False leaves it out, and with it the calibration that was fitted for it: doubt is then that of the
             total variance.
         calibrated: False leaves the calibration out.
-        gradient, start: of the guidance, see clinfuse.method.guidance.GuidanceConfig.
+        sampler: the formula of g_θ, in clinfuse.method.diffusion.SAMPLERS; "" is the model's own.
+        gradient, start, border: of the guidance, see clinfuse.method.guidance.GuidanceConfig.
         masks: "stored", or "auto": brain and bone masks made anew from the images by clinfuse_prep.
         jitter_mm: the aligned companion warped by a rigid and elastic jitter of this amplitude before fusing; 0 is
             the aligned companion itself (the stored one where no other is known), None the case as it is stored.
@@ -52,8 +53,10 @@ class Variant:
     align: bool = True
     error_head: bool = True
     calibrated: bool = True
+    sampler: str = ""
     gradient: str = "exact"
     start: float = 0.0
+    border: str = "hd95"
     masks: str = "stored"
     jitter_mm: float | None = None
     seed: int = 0
@@ -86,6 +89,8 @@ class Variant:
         if not (self.error_head and self.calibrated):
             head = pipeline.error_head if self.error_head else None
             pipeline = replace(pipeline, error_head=head, calibration=None)
+        if self.sampler:
+            pipeline = replace(pipeline, diffusion=replace(pipeline.diffusion, sampler=self.sampler))
         judged = seen.aligned_companion is not None or self.jitter_mm is not None
         result = pipeline(
             seen,
@@ -96,7 +101,7 @@ class Variant:
             samples=self.samples,
             jitters=self.jitters,
             guided=self.guided,
-            guidance=GuidanceConfig(gradient=self.gradient, start=self.start),
+            guidance=GuidanceConfig(gradient=self.gradient, start=self.start, border=self.border),
             align=self.align and judged,
         )
         return result.fused, result

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from clinfuse_platform import ablate_parts
 from clinfuse_platform.ablate_report import jitter_area
 from clinfuse_platform.ablations import ABLATIONS, chosen, labelled
@@ -17,10 +18,14 @@ from clinfuse_platform.evaluate import failed_cases
 from clinfuse_platform.evaluate_methods import baseline_of, methods_of
 from clinfuse_platform.variants import Variant, jittered, slab, with_automatic_masks
 from clinfuse_platform.verb_table import run_verb
+from clinfuse_platform.verbs import parse_settings
 
 from clinfuse.case import Case
 from clinfuse.errors import ConfigError, InputError
+from clinfuse.method.diffusion import DiffusionConfig
+from clinfuse.pipeline import FusionPipeline
 from clinfuse.presets import load_presets
+from clinfuse.training import build_denoiser, build_lesion_head, denoiser_loss, recipe
 
 BASE = Variant(label="base", model="m", model_hash="h", preset=load_presets()["balanced"].as_dict())
 
@@ -110,13 +115,66 @@ def test_equal_settings_have_one_key_whatever_their_label() -> None:
     assert variants["masks: stored"].key() == variants["modulation: on"].key() != variants["jitter: 0"].key()
     assert variants["guidance: on"].key() != variants["guidance: off"].key()
     assert variants["steps: 4"].key("data1") != variants["steps: 4"].key("data2")
+    samplers = {v.sampler: v.key() for v in variants.values()}
+    assert set(samplers) == {"", "ddim", "ddpm", "dpmsolver++"} and len(set(samplers.values())) == 4
+    assert variants["border: soft HD95"].key() == variants["guidance: on"].key()
     assert variants["modulation: off (κ = 0)"].named_preset().kappa == 0
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "dpmsolver++"])
+@pytest.mark.parametrize("kind", ["teacher", "student"])
+def test_a_variant_s_sampler_is_the_pipeline_s_for_that_fusion_alone(
+    model: Path, tiny_case: Case, sampler: str, kind: str
+) -> None:
+    pipeline, slab = replace(FusionPipeline.from_pretrained(model), kind=kind), tiny_case.slices(4, 6)
+    asked = replace(BASE, steps=3, align=False)
+    plain, own = (replace(asked, sampler=name).fuse(slab, pipeline)[0] for name in ("", "ddim"))
+    fused = replace(asked, sampler=sampler).fuse(slab, pipeline)[0]
+    np.testing.assert_array_equal(plain, own)
+    assert pipeline.diffusion == DiffusionConfig() and not np.array_equal(fused, plain)
+    other = replace(pipeline, diffusion=DiffusionConfig(sampler=sampler))
+    np.testing.assert_array_equal(fused, asked.fuse(slab, other)[0])
+
+
+def test_the_border_levels_differ_in_the_border_term_alone(model: Path, tiny_case: Case) -> None:
+    slab = tiny_case.slices(5, 7)
+    levels = {v.label: replace(v, steps=2, align=False) for v in labelled(ABLATIONS["border"], BASE)}
+    soft, surface = levels["border: soft HD95"], levels["border: generalized surface loss"]
+    assert replace(soft, label="", border="surface") == replace(surface, label="")
+    pipeline = FusionPipeline.from_pretrained(model)
+    assert not np.array_equal(soft.fuse(slab, pipeline)[0], surface.fuse(slab, pipeline)[0])
+    without = {**BASE.preset, "lambda_hd": 0.0}
+    alike = [replace(level, preset=without).fuse(slab, pipeline)[0] for level in (soft, surface)]
+    np.testing.assert_allclose(*alike, atol=1e-5)
+
+
+@pytest.mark.parametrize("part", ablate_parts.PARTS)
+def test_a_model_without_a_part_learns_and_fuses(part: str, tiny_case: Case) -> None:
+    whole = recipe("cpu-debug", crop=(24, 24))
+    config = whole.changed(parse_settings(list(ablate_parts.PARTS[part])))
+    assert (config == whole) == (part == "whole method")
+    slab = tiny_case.slices(5, 7)
+    arrays = {"anatomy": slab.anatomy, "aligned": slab.companion, **slab.masks}
+    batch = {
+        name: torch.as_tensor(a[:, :24, :24], dtype=torch.float32)[:, None] for name, a in arrays.items()
+    }
+    batch["spacing"] = torch.tensor([slab.spacing[1:]] * 2)
+    denoiser, head = build_denoiser(config), build_lesion_head(config).freeze()
+    value, _ = denoiser_loss(config, head)(denoiser, batch, torch.Generator().manual_seed(0))
+    value.backward()
+    slopes = [p.grad for p in denoiser.parameters() if p.grad is not None]
+    assert all(bool(slope.isfinite().all()) for slope in slopes) and any(
+        bool(slope.any()) for slope in slopes
+    )
+    pipeline = FusionPipeline(members=[denoiser], lesion_head=head, diffusion=config.diffusion)
+    fused = replace(BASE, steps=3, guided=False).fuse(slab, pipeline)[0]
+    assert fused.shape == slab.shape and np.isfinite(fused).all() and np.ptp(fused) > 0.1
 
 
 def test_models_without_one_part_are_trained_and_compared(
     ray_session: None, model: Path, tiny_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kept = ("whole method", "free denoiser, no anchor")
+    kept = ("whole method", "free denoiser, x₀-prediction")
     monkeypatch.setattr(ablate_parts, "PARTS", {label: ablate_parts.PARTS[label] for label in kept})
     words = [str(model), "--data", str(tiny_store), "--only", "uncertainty", "--steps", "2", "--slices", "2"]
     words += ["--retrain", "cpu-debug", "--set", "lesion_steps=2", "--set", "denoiser_steps=3"]
