@@ -4,6 +4,9 @@ Drawing and acting are separate: `draw` makes a `Warp`, which holds only numbers
 replayed; `apply` is deterministic. Lengths are mm, axes are those of the array: (D, H, W) or (H, W). The warp
 acts about the image's centre, so that the same warp means the same motion on any grid over that centre.
 
+Only the companion I_C is warped, though Section 3.3 names I_M, too: F lies on the MRI's grid and the target goes where
+I_M goes, so the pair (T·I_M, I_C) is (I_M, T⁻¹·I_C) with the whole frame moved by T, which nothing in it can tell.
+
 Convention: content moves by +translation along each axis and turns by +rotation. The displacement field d is
 the way back, output(x) = image(x + d(x)), with x in mm from the centre:
 
