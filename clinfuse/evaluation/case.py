@@ -146,7 +146,7 @@ def _field_rows(maker: RowMaker, case: Case, f: FloatArray, slices: int | None) 
 
 def _lesion_rows(maker: RowMaker, case: Case, f: FloatArray, preset: Preset, head: nn.Module) -> Rows:
     def compute() -> Rows:
-        found = segment_lesion(head, f)
+        found = segment_lesion(head, f, case.spacing)
         return lesion_rows(maker, lesion_scores(case.lesion, found, case.spacing, preset.tau_mm))
 
     return maker.guarded([("dice", "lesion"), ("nsd", "lesion"), ("hd95", "lesion")], compute)

@@ -71,7 +71,7 @@ def objectives(
         "seam": seam_index(f, sources(case), (case.brain, case.bone)),
     }
     if lesion_head is not None and case.has_lesion:
-        found = segment_lesion(lesion_head, f)
+        found = segment_lesion(lesion_head, f, case.spacing)
         scores = lesion_scores(case.lesion, found, case.spacing, preset.tau_mm)
         values |= {
             "lesion_dice": scores.dice,

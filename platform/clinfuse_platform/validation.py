@@ -89,7 +89,7 @@ def _head_scores(head: nn.Module, case: Case) -> dict[str, float]:
 
     if not case.has_lesion:
         return {}
-    found = segment_lesion(head, case.anatomy)
+    found = segment_lesion(head, case.anatomy, case.spacing)
     return {"lesion_dice": lesion_scores(case.lesion, found, case.spacing).dice}
 
 

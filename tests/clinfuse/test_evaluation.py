@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy.ndimage import gaussian_filter1d
 from torch import Tensor, nn
 
 from clinfuse.baselines import BASELINES
@@ -24,6 +25,7 @@ from clinfuse.evaluation import (
     to_html,
     to_markdown,
 )
+from clinfuse.evaluation.lesions import main_pieces
 from clinfuse.evaluation.rows import RowMaker
 from clinfuse.presets import load_presets
 
@@ -52,7 +54,11 @@ def test_rows_of_the_hard_composite(tiny_case: Case) -> None:
     got = by_name(rows)
     assert got["ssim", "brain"]["value"] > 0.7 and got["psnr", "bone"]["value"] == 100.0
     assert got["seam", "borders"]["value"] > 0 and got["outside", "whole"]["value"] == 0
-    assert 0 < got["dice", "lesion"]["value"] < 0.5, "bone is bright too"
+    assert got["dice", "lesion"]["value"] == 0, "the skull is bright too, and the greater piece"
+    alone = evaluate_case(
+        tiny_case, tiny_case.anatomy, "mri", preset=PRESET, lesion_head=BrightIsLesion(0.72)
+    )
+    assert by_name(alone)["dice", "lesion"]["value"] > 0.7
     assert got["hd95", "lesion"]["unit"] == "mm"
     assert {r["status"] for r in rows} == {"ok"}
 
@@ -98,14 +104,39 @@ def test_lesion_head_of_both_dimensions(tiny_case: Case) -> None:
     for dims in (2, 3):
         torch.manual_seed(0)
         head = LesionHead(LesionHeadConfig(spatial_dims=dims, channels=(4, 8)))
-        mask = segment_lesion(head, tiny_case.anatomy)
+        mask = segment_lesion(head, tiny_case.anatomy, tiny_case.spacing)
         assert mask.shape == tiny_case.shape and mask.dtype == np.uint8 and mask.max() <= 1
         assert head.training, "the head must be left as it was"
         with torch.no_grad():
             images = torch.from_numpy(tiny_case.anatomy.copy())
             given = images[None, None] if dims == 3 else images[:, None]
-            logits = head.eval()(given).reshape(tiny_case.shape).numpy()
-        np.testing.assert_array_equal(mask, logits >= 0, "half probability is logit 0")
+            expected = torch.sigmoid(head.eval()(given)).reshape(tiny_case.shape).numpy()
+        if dims == 2:
+            expected = gaussian_filter1d(expected, 2.0 / tiny_case.spacing[0], axis=0)
+        np.testing.assert_array_equal(mask, main_pieces(expected))
+
+
+def test_a_lesion_is_one_with_its_neighbours() -> None:
+    """Found in a single slice or as a crumb beside a large piece it is dropped; thick slices stand for themselves."""
+    image = np.zeros((14, 24, 24), np.float32)
+    image[5:11, 4:12, 4:12] = 1
+    lesion = image.astype(np.uint8)
+    head = BrightIsLesion(0.6)
+    image[7, 18:22, 18:22] = 1  # in one slice of six
+    image[1, 4:12, 4:12] = 1  # large, and alone in its slice
+    np.testing.assert_array_equal(segment_lesion(head, image, (2.0, 1.0, 1.0)), lesion)
+    assert segment_lesion(head, image, (9.0, 1.0, 1.0))[1].any(), "9 mm apart: σ is a fifth of a slice"
+    image[7, 18:22, 18:22] = 0
+    one_slice = segment_lesion(head, image[7:8], (2.0, 1.0, 1.0))
+    np.testing.assert_array_equal(one_slice, lesion[7:8])
+    assert not segment_lesion(head, image * 0, (2.0, 1.0, 1.0)).any()
+
+
+def test_second_lesions_stay() -> None:
+    probability = np.zeros((8, 20, 20), np.float32)
+    probability[2:6, 2:8, 2:8], probability[2:6, 14:17, 14:17], probability[2:3, 2:4, 16:18] = 0.9, 0.7, 0.9
+    kept = main_pieces(probability)
+    assert kept[2:6, 14:17, 14:17].all() and not kept[:, 2:4, 16:18].any()
 
 
 def test_a_displaced_companion_is_a_source_of_what_is_seen_of_it(tiny_case: Case) -> None:
