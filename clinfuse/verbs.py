@@ -1,11 +1,15 @@
-"""What a room offers on the command line: a verb, found through the entry-point group `clinfuse.verbs`."""
+"""What a room offers on the command line: a verb, found by the entry-point group `clinfuse.verbs`, and its settings."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
+
+from clinfuse.errors import ConfigError
 
 ENTRY_POINT_GROUP = "clinfuse.verbs"
 
@@ -30,3 +34,26 @@ class Verb:
     run: Callable[[argparse.Namespace], dict[str, Any]]
     needs_ray: bool = False
     check: Callable[[argparse.Namespace], object] | None = None
+
+
+def parse_settings(words: Iterable[str]) -> dict[str, Any]:
+    """`--set KEY=VALUE` words as a dict; values are read as numbers or JSON (lists, true, false), else as text.
+
+    Raises:
+        ConfigError: a word without '=', or without a key before it.
+    """
+    settings: dict[str, Any] = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or not key.strip():
+            raise ConfigError("--set cannot be read", expected="KEY=VALUE", found=repr(word))
+        settings[key.strip()] = _value(value.strip())
+    return settings
+
+
+def _value(text: str) -> Any:
+    readers: tuple[Callable[[str], Any], ...] = (json.loads, float)
+    for read in readers:
+        with suppress(ValueError):
+            return read(text)
+    return text

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from clinfuse import RESEARCH_USE
 from clinfuse.console import say
 from clinfuse.errors import ConfigError, InputError
-from clinfuse.verbs import Verb
+from clinfuse.verbs import Verb, parse_settings
 
 if TYPE_CHECKING:
     from upath import UPath
@@ -152,26 +152,6 @@ def run_calibrate(arguments: argparse.Namespace) -> dict[str, Any]:
         steps=arguments.steps,
         seed=arguments.seed,
     )
-
-
-def parse_settings(words: list[str]) -> dict[str, Any]:
-    """`--set key=value` words as a dict; values are read as JSON (numbers, lists, true and false), else as text.
-
-    Raises:
-        ConfigError: a word without '='.
-    """
-    import json
-
-    changes: dict[str, Any] = {}
-    for word in words:
-        key, equals, value = word.partition("=")
-        if not equals or not key:
-            raise ConfigError("not a setting", expected="--set key=value", found=repr(word))
-        try:
-            changes[key.strip()] = json.loads(value)
-        except ValueError:
-            changes[key.strip()] = value
-    return changes
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from clinfuse.console import step
 from clinfuse.errors import ConfigError
 from clinfuse.presets import find_preset, load_presets
-from clinfuse.verbs import Verb
+from clinfuse.verbs import Verb, parse_settings
 from clinfuse_sweeps.common import add_search_arguments, conclude, parse_limits, shared_folder
 
 
@@ -49,7 +49,6 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
     from clinfuse_platform.provenance import data_hash, has_lesions
     from clinfuse_platform.runs import flat
     from clinfuse_platform.storage import storage_path
-    from clinfuse_platform.verbs import parse_settings
 
     from clinfuse_sweeps.fusion_evaluator import FusionSettings, check_cases, load_slabs
     from clinfuse_sweeps.overrides import parse_axis

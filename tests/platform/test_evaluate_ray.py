@@ -18,7 +18,6 @@ from clinfuse_platform.evaluate import failed_cases
 from clinfuse_platform.evaluate_methods import baseline_of, methods_of
 from clinfuse_platform.variants import Variant, jittered, slab, with_automatic_masks
 from clinfuse_platform.verb_table import run_verb
-from clinfuse_platform.verbs import parse_settings
 
 from clinfuse.case import Case
 from clinfuse.errors import ConfigError, InputError
@@ -26,6 +25,7 @@ from clinfuse.method.diffusion import DiffusionConfig
 from clinfuse.pipeline import FusionPipeline
 from clinfuse.presets import load_presets
 from clinfuse.training import build_denoiser, build_lesion_head, denoiser_loss, recipe
+from clinfuse.verbs import parse_settings
 
 BASE = Variant(label="base", model="m", model_hash="h", preset=load_presets()["balanced"].as_dict())
 

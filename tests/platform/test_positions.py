@@ -15,7 +15,6 @@ from clinfuse_platform.position import SNAPSHOT, Position, Stretches, load_weigh
 from clinfuse_platform.runs import create_run
 from clinfuse_platform.targets import Targets
 from clinfuse_platform.validation import with_verdicts
-from clinfuse_platform.verbs import parse_settings
 from clinfuse_platform.worker import note_failure
 from clinfuse_prep.manifest import manifest_row
 from clinfuse_prep.reader import ShardReader
@@ -120,13 +119,6 @@ def test_numbers_of_workers() -> None:
     for wrong in ("0", "x", "4:1", "1:2:3", ""):
         with pytest.raises(ConfigError, match="FEWEST:MOST"):
             Workers.parse(wrong, 0, 0)
-
-
-def test_settings_from_the_command_line_have_types() -> None:
-    found = parse_settings(["crop=[32,32]", "learning_rate=1e-3", "denoiser.head=v", "jitter_share=0"])
-    assert found == {"crop": [32, 32], "learning_rate": 0.001, "denoiser.head": "v", "jitter_share": 0}
-    with pytest.raises(ConfigError, match="key=value"):
-        parse_settings(["crop"])
 
 
 def test_a_job_is_known_by_its_settings() -> None:
