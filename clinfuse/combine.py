@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class MemberSample:
     """One member's answer: fused (D, H, W) in [0, 1], aleatoric variance and first-order registration variance
-    (D, H, W) in image units², and which draw it was."""
+    (D, H, W) in image units², and which draw it was, at which precision of the networks."""
 
     fused: FloatArray
     variance: FloatArray
@@ -35,6 +35,7 @@ class MemberSample:
     sample: int
     jitter: int
     steps: int
+    precision: str = "float32"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,6 +167,7 @@ def _info(
         "weights": {k: v for k, v in preset.as_dict().items() if k not in ("name", "description", "steps")},
         "seed": seed,
         "steps": samples[0].steps,
+        "precision": " and ".join(sorted({s.precision for s in samples})),
         "draws": len(samples),
         "members_asked": asked,
         "members_answered": len(members),

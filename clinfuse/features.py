@@ -142,7 +142,13 @@ def draw_part(
 
 
 def as_sample(
-    volumes: Sequence[FloatArray], *, member: int, steps: int, sample: int = 0, jitter: int = 0
+    volumes: Sequence[FloatArray],
+    *,
+    member: int,
+    steps: int,
+    precision: str,
+    sample: int = 0,
+    jitter: int = 0,
 ) -> MemberSample:
     """What `draw_part` gave, as one draw."""
     fused, variance, residual, registration = volumes
@@ -155,6 +161,7 @@ def as_sample(
         sample=sample,
         jitter=jitter,
         steps=steps,
+        precision=precision,
     )
 
 

@@ -6,7 +6,7 @@ D, H, W as in clinfuse.case.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from clinfuse.method.error_head import ErrorHead
 from clinfuse.method.guidance import GuidanceConfig, Guide
 from clinfuse.method.jitter import JitterConfig
 from clinfuse.method.lesion_head import LesionHead
+from clinfuse.method.precision import at_precision, check_precision
 from clinfuse.presets import Preset, find_preset, load_presets
 from clinfuse.windows import MIN_WINDOW, assembled
 
@@ -43,7 +44,8 @@ class FusionPipeline:
         kind: "teacher" (guided, many steps) or "student" (distilled, few steps, no gradients).
         student_steps: sampler steps of a student.
         window: slices that a 3D model takes at once where memory is short (clinfuse.windows); None: the whole volume.
-            A setting of this run and its machine: a model folder does not keep it.
+            A setting of this run and its machine, as is precision: a model folder does not keep them.
+        precision: of the networks, "float32" or "bfloat16" (clinfuse.method.precision); see `from_pretrained`.
         presets: those that callers may name.
         error_head: what foretells F's error from the variances and the images, or None: the total variance does.
         calibration: map from that standard deviation to calibrated uncertainty, or None.
@@ -57,6 +59,7 @@ class FusionPipeline:
     kind: str = "teacher"
     student_steps: int = 4
     window: int | None = None
+    precision: str = "float32"
     presets: dict[str, Preset] = field(default_factory=load_presets)
     error_head: ErrorHead | None = None
     calibration: Calibration | None = None
@@ -66,6 +69,7 @@ class FusionPipeline:
     def __post_init__(self) -> None:
         if self.kind not in ("teacher", "student") or not self.members:
             raise ConfigError("not a pipeline", expected="teacher or student with members", found=self.kind)
+        check_precision(self.precision)
         if self.window is not None and (self.spatial_dims != 3 or self.window < MIN_WINDOW):
             raise ConfigError(
                 "window of a volume",
@@ -79,7 +83,7 @@ class FusionPipeline:
 
     @classmethod
     def from_pretrained(
-        cls, path: str | Path, device: str = "cpu", calibrated: bool = True
+        cls, path: str | Path, device: str = "cpu", calibrated: bool = True, precision: str = "float32"
     ) -> FusionPipeline:
         """Load a model folder; every file is checked against its recorded hash.
 
@@ -87,13 +91,16 @@ class FusionPipeline:
             path: the folder.
             device: torch's name of it.
             calibrated: False leaves error head and calibration out, as before they are made anew.
+            precision: of the networks. "float32" gives the same image for the same case, preset and seed, alone or in
+                a batch, to 1e-5; "bfloat16" one that differs from it by at most 0.005, and where a lesion guides by
+                0.1 at single voxels (clinfuse.method.precision).
 
         Raises:
-            ModelFolderError: missing, corrupted or foreign folder.
+            ModelFolderError: missing, corrupted or foreign folder. ConfigError: no such precision.
         """
         from clinfuse.model_folder import load_pipeline
 
-        return load_pipeline(Path(path), device, calibrated)
+        return replace(load_pipeline(Path(path), device, calibrated), precision=precision)
 
     def save_pretrained(self, path: str | Path) -> Path:
         """Write the model folder (Hugging Face layout, safetensors and JSON) in one atomic step."""
@@ -110,6 +117,10 @@ class FusionPipeline:
     def spatial_dims(self) -> int:
         """2 or 3."""
         return self.members[0].config.spatial_dims
+
+    def network(self, member: int) -> Denoiser:
+        """A member as it is run: with its networks at this pipeline's precision."""
+        return at_precision(self.members[member], self.precision)
 
     def resolve_preset(self, preset: str | Preset) -> Preset:
         """A preset by name or as it is."""
@@ -154,22 +165,11 @@ class FusionPipeline:
             raise ConfigError("draws", expected="samples >= 1, jitters >= 0", found=f"{samples}, {jitters}")
         case = aligned(case) if align else case
         draws = [(m, s, j) for m in range(count) for s in range(samples) for j in range(jitters + 1)]
+        options: dict[str, Any] = {"steps": steps, "guided": guided, "guidance": guidance, "jitter": jitter}
         done = []
         for m, s, j in draws:
-            done.append(
-                self.sample_member(
-                    case,
-                    m,
-                    preset,
-                    steps=steps,
-                    seed=seed,
-                    sample_index=s,
-                    jitter_index=j,
-                    guided=guided,
-                    guidance=guidance,
-                    jitter=jitter,
-                )
-            )
+            which: dict[str, Any] = {"sample_index": s, "jitter_index": j, **options}
+            done.append(self.sample_member(case, m, preset, seed=seed, **which))
             if progress is not None:
                 progress(len(done), len(draws))
         return self.combine(done, case, preset, asked=count, seed=seed)
@@ -222,14 +222,15 @@ class FusionPipeline:
             features.check(case, member, jitter_index)
         parts = features.parts if features else self._parts(case, member, seed, jitter_index, jitter)
         own, spacing = seed_of(seed, member, sample_index), case.spacing[-self.spatial_dims :]
+        head = self.lesion_head and at_precision(self.lesion_head, self.precision)
         starts, maps = [], []
         for part in parts:
             batch = len(part.inputs.anatomy)
-            guide = Guide.of(part.inputs, spacing, self.lesion_head, preset, guidance) if guided else None
+            guide = Guide.of(part.inputs, spacing, head, preset, guidance) if guided else None
             starts.append(part.start)
             maps.append(
                 draw_part(
-                    self.members[member],
+                    self.network(member),
                     part,
                     [preset] * batch,
                     [own] * batch,
@@ -239,7 +240,8 @@ class FusionPipeline:
                 )
             )
         volumes = [assembled(starts, parts) for parts in zip(*maps, strict=True)]
-        return as_sample(volumes, member=member, steps=steps, sample=sample_index, jitter=jitter_index)
+        which = {"member": member, "sample": sample_index, "jitter": jitter_index}
+        return as_sample(volumes, steps=steps, precision=self.precision, **which)
 
     def sample_together(
         self,
@@ -288,4 +290,4 @@ class FusionPipeline:
         self, case: Case, member: int, seed: int, jitter_index: int, jitter: JitterConfig | None
     ) -> Iterator[Part]:
         seen = companion_seen(case, seed, jitter_index, jitter)
-        return see(self.members[member], case, seen, self.device, self.window)
+        return see(self.network(member), case, seen, self.device, self.window)

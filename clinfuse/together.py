@@ -37,7 +37,7 @@ def sample_together(
     depths = [case.shape[0] for case, _, _ in asks]
     slices = [ask for ask, depth in zip(asks, depths, strict=True) for _ in range(depth)]
     maps = draw_part(
-        pipeline.members[member],
+        pipeline.network(member),
         together(parts),
         [preset for _, preset, _ in slices],
         [seed_of(seed, member, 0) for _, _, seed in slices],
@@ -45,7 +45,8 @@ def sample_together(
         steps=steps,
     )
     cut = zip(*(np.split(volume, np.cumsum(depths)[:-1]) for volume in maps), strict=True)
-    return [as_sample(volumes, member=member, steps=steps) for volumes in cut]
+    facts: dict[str, Any] = {"member": member, "steps": steps, "precision": pipeline.precision}
+    return [as_sample(volumes, **facts) for volumes in cut]
 
 
 def together(parts: Sequence[Part]) -> Part:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from clinfuse.errors import ConfigError
-
-PRECISIONS = ("float32", "bfloat16")
+from clinfuse.method.precision import check_precision, in_bfloat16, replace_forward
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +37,7 @@ class Effort:
     compile: bool = False
 
     def __post_init__(self) -> None:
-        if self.precision not in PRECISIONS:
-            raise ConfigError("effort.precision", expected=" or ".join(PRECISIONS), found=self.precision)
+        check_precision(self.precision, "effort.precision")
         if self.accumulate < 1 or not 0 <= self.average < 1:
             raise ConfigError(
                 "effort",
@@ -72,9 +69,9 @@ def prepared(module: nn.Module, effort: Effort, device: str | torch.device) -> I
             blocks = [
                 block for child in part.children() if isinstance(child, nn.ModuleList) for block in child
             ]
-            changed += [_replace_forward(block, partial(checkpoint, use_reentrant=False)) for block in blocks]
+            changed += [replace_forward(block, partial(checkpoint, use_reentrant=False)) for block in blocks]
         if effort.precision == "bfloat16":
-            changed.append(_replace_forward(part, partial(_in_bfloat16, torch.device(device).type)))
+            changed.append(replace_forward(part, partial(in_bfloat16, torch.device(device).type)))
         if effort.channels_last:
             part.to(memory_format=_channels_last(part))  # type: ignore[call-overload]
         if effort.compile:
@@ -89,16 +86,6 @@ def prepared(module: nn.Module, effort: Effort, device: str | torch.device) -> I
             if effort.channels_last:
                 for parameter in part.parameters():
                     parameter.data = parameter.data.contiguous()
-
-
-def _replace_forward(module: nn.Module, around: Callable[..., Any]) -> nn.Module:
-    object.__setattr__(module, "forward", partial(around, module.forward))
-    return module
-
-
-def _in_bfloat16(device_type: str, forward: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
-    with torch.autocast(device_type, dtype=torch.bfloat16):
-        return forward(*args, **kwargs).float()
 
 
 def _channels_last(part: nn.Module) -> torch.memory_format:

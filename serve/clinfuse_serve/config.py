@@ -42,6 +42,7 @@ class ServiceArgs(BaseModel):
     examples: str | None = Field(None, description="prepared store with demo cases; default simulated ones")
     study: str | None = Field(None, description="reader study file")
     device: str = Field("cpu", pattern="^(cpu|cuda)$", description="where members run")
+    precision: str = Field("float32", pattern="^(float32|bfloat16)$", description="of the members' networks")
     threads: int | None = Field(None, ge=1, description="torch threads per member; default the cores shared")
     batch: int | None = Field(None, ge=1, le=64, description="slices of different requests per batch")
     limits: dict[str, int | float] = Field(
@@ -73,6 +74,7 @@ def application(values: dict[str, Any]) -> Application:
         examples=args.examples,
         study=args.study,
         device=args.device,
+        precision=args.precision,
         batch=args.batch or (8 if args.device == "cuda" else 1),
     )
     return build(settings, args.aggregators, args.groups)

@@ -38,6 +38,7 @@ class FuseJob:
         register: "none", "rigid" or "affine": move the companion onto the anatomy image first.
         window: as in `FusionPipeline`.
         guided: guide a student, too.
+        precision: of the networks, as in `FusionPipeline`.
     """
 
     anatomy: Path
@@ -58,6 +59,7 @@ class FuseJob:
     register: str = "none"
     window: int | None = None
     guided: bool = False
+    precision: str = "float32"
 
 
 def released_model() -> Path:
@@ -94,7 +96,9 @@ def fuse_here(job: FuseJob, model: str | Path | None = None, device: str = "cpu"
     from clinfuse.pipeline import FusionPipeline
 
     check_writable(job.out)
-    pipeline = FusionPipeline.from_pretrained(model or released_model(), device=device)
+    pipeline = FusionPipeline.from_pretrained(
+        model or released_model(), device=device, precision=job.precision
+    )
     own = load_presets(job.presets_file) if job.presets_file else {}
     pipeline = replace(pipeline, window=job.window, presets={**pipeline.presets, **own})
     preset = pipeline.resolve_preset(job.preset).changed(**job.weights)
@@ -154,6 +158,8 @@ def fuse_there(
         )
     if job.window is not None:
         raise ConfigError("a service has its own memory", expected="no --window with --url")
+    if job.precision != FuseJob.precision:
+        raise ConfigError("a service has its own precision", expected="no --precision with --url")
     if job.presets_file is not None:
         raise ConfigError(
             "a service has presets of its own",

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class KeptFeatures:
-    """Features by model version, case, slices and member, within a bound of bytes and of idle seconds.
+    """Features by model version, precision, case, slices and member, within a bound of bytes and of idle seconds.
 
     A volume comes slab by slab. If all its slabs would not fit together, each would push out another before it is
     used again; then only single slices, which a page asks for while a reader moves the slider, are kept.
@@ -37,7 +37,7 @@ class KeptFeatures:
             part: what the order asks of the case.
             depth: slices D of the whole case.
         """
-        key = (pipeline.model_hash, order.case, order.slab, member)
+        key = (pipeline.model_hash, pipeline.precision, order.case, order.slab, member)
         kept = self._recent.get(key) if order.case else None
         if kept is not None:
             self.hits += 1

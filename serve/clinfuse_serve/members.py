@@ -45,6 +45,7 @@ class Settings:
         examples: prepared store with example cases, or None for simulated ones.
         study: study file, or None.
         device: where members run.
+        precision: of their networks, as in `FusionPipeline`.
         batch: most slices of different requests that a member draws in one batch.
     """
 
@@ -58,6 +59,7 @@ class Settings:
     examples: str | None = None
     study: str | None = None
     device: str = "cpu"
+    precision: str = "float32"
     batch: int = 1
 
 
@@ -72,7 +74,7 @@ class Member:
 
         torch.set_num_threads(settings.threads)
         self.app, self.member = settings.app, member
-        self._versions = LoadedVersions(settings.device)
+        self._versions = LoadedVersions(settings.device, settings.precision)
         self._refusal = ""
         self._presets = PresetTable({}, origin="")
         self._turn = asyncio.Lock()

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from clinfuse_serve.deploy import ServeHandle
 
 MIB = 1 << 20
+PRECISIONS = ("float32", "bfloat16")
 MASKS = {
     "brain": "found automatically",
     "bone": "found automatically; with SPECT or PET it is the tracer's uptake",
@@ -45,6 +46,7 @@ def _serve_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--examples", help="prepared store (.zarr) whose test cases the page offers")
     parser.add_argument("--study", help="reader study file (.yaml): the page /study")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where members run")
+    parser.add_argument("--precision", default="float32", choices=PRECISIONS, help="of the networks")
     parser.add_argument("--threads", type=int, help="torch threads per member")
     parser.add_argument(
         "--batch", type=int, help="slices of different requests per batch (default 8 on cuda, else 1)"
@@ -129,6 +131,7 @@ def _start(arguments: argparse.Namespace, certificate: tuple[str, str] | None) -
         threads=arguments.threads,
         batch=arguments.batch,
         device=arguments.device,
+        precision=arguments.precision,
         limits={
             "queue": arguments.queue,
             "body_bytes": arguments.max_mb * MIB,
@@ -207,9 +210,9 @@ def _fuse_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="guide a student, too: slower, its lesion terms need --lesion",
     )
-    parser.add_argument(
-        "--device", default="cpu", choices=("cpu", "cuda"), help="where to fuse (default cpu)"
-    )
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where (default cpu)")
+    saves = "of the networks: bfloat16 saves time and memory, F differs by 0.005 at most, guided by more"
+    parser.add_argument("--precision", default="float32", choices=PRECISIONS, help=saves)
 
 
 def _fuse(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -241,6 +244,7 @@ def _fuse(arguments: argparse.Namespace) -> dict[str, Any]:
         register=arguments.register,
         window=arguments.window,
         guided=arguments.guided,
+        precision=arguments.precision,
     )
     with step(f"Fusing with preset {job.preset}"):
         if arguments.url:

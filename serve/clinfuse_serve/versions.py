@@ -49,8 +49,8 @@ def wanted_folder(user_config: Mapping[str, Any]) -> str:
 class LoadedVersions:
     """Pipelines of a member: the newest two versions, more only while they are in use."""
 
-    def __init__(self, device: str) -> None:
-        self.device = device
+    def __init__(self, device: str, precision: str = "float32") -> None:
+        self.device, self.precision = device, precision
         self._loaded: OrderedDict[str, FusionPipeline] = OrderedDict()
 
     def load(self, folder: str) -> str:
@@ -59,7 +59,9 @@ class LoadedVersions:
 
         model_hash = read_model(folder).model_hash
         if model_hash not in self._loaded:
-            self._loaded[model_hash] = FusionPipeline.from_pretrained(folder, device=self.device)
+            self._loaded[model_hash] = FusionPipeline.from_pretrained(
+                folder, device=self.device, precision=self.precision
+            )
         self._loaded.move_to_end(model_hash)
         return model_hash
 

@@ -18,6 +18,8 @@ from posting import Pair, Start
 from scipy.ndimage import binary_erosion
 from scipy.stats import spearmanr
 
+from clinfuse.method.precision import TOLERANCE
+
 
 def arguments(pair: Pair, out: Path, *more: str) -> list[str]:
     roles = [word for role, path in pair.items() for word in (f"--{role}", str(path))]
@@ -96,6 +98,19 @@ def test_a_preset_of_one_s_own(
     assert done["info"]["preset"] == "mine" and done["info"]["weights"]["alpha"] == 3
 
 
+def test_bfloat16_is_told_and_differs_little(
+    png_pair: Pair, model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = {}
+    for precision in ("float32", "bfloat16"):
+        words = ("--model", str(model_dir), "--format", "nifti", "--precision", precision)
+        done = run(arguments(png_pair, tmp_path / precision, *words), capsys)
+        sidecar = json.loads(Path(done["files"]["sidecar"]).read_text())
+        assert sidecar["precision"] == done["info"]["precision"] == precision
+        images[precision] = np.asarray(nib.load(done["files"]["fused"]).dataobj)
+    assert 0 < np.abs(images["bfloat16"] - images["float32"]).max() <= TOLERANCE
+
+
 def test_a_student_is_guided_if_asked_here_and_there_alike(
     png_pair: Pair, model_dir: Path, local_service: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -116,6 +131,7 @@ def test_a_student_is_guided_if_asked_here_and_there_alike(
         (("--case-id", "head7"), "pseudonyms of its own"),
         (("--register", "rigid"), "does not register"),
         (("--window", "8"), "its own memory"),
+        (("--precision", "bfloat16"), "its own precision"),
     ],
 )
 def test_what_a_service_does_not_do_is_refused(

@@ -42,7 +42,7 @@ def test_a_changed_preset_draws_from_what_was_seen(
     assert drawn(pipeline, tiny_case, jittered, kept) == drawn(pipeline, tiny_case, jittered, None)
 
 
-def test_another_case_slab_member_or_version_is_seen_anew(
+def test_another_case_slab_member_version_or_precision_is_seen_anew(
     pipeline: FusionPipeline, tiny_case: Case, order: Order, other_model_dir: object
 ) -> None:
     kept = KeptFeatures(64 << 20, 60)
@@ -53,6 +53,7 @@ def test_another_case_slab_member_or_version_is_seen_anew(
     run_order(pipeline, tiny_case, 1, replace(order, case="case2"), kept=kept)
     run_order(pipeline, tiny_case, 1, replace(order, slab=(3, 5)), kept=kept)
     run_order(pipeline, tiny_case, 1, replace(order, case=""), kept=kept)
+    run_order(replace(pipeline, precision="bfloat16"), tiny_case, 1, order, kept=kept)
     assert kept.hits == 0
     run_order(pipeline, tiny_case, 1, order, kept=kept)
     assert kept.hits == 1

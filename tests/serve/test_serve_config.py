@@ -28,6 +28,7 @@ def test_config_file_is_the_one_that_is_deployed(tmp_path: Path) -> None:
     for before, after in (
         ("members: 3", "members: 2"),
         ("aggregators", "agregators"),
+        ("device: cpu", "precision: half"),
         (
             "user_config: *version}\n      - {name: Member1",
             "user_config: {model: x}}\n      - {name: Member1",

@@ -37,6 +37,12 @@ def test_a_version_goes_when_nobody_asks_for_it_any_more(
     assert versions.load(str(model_dir)) == first and versions.hashes() == [third, first]
 
 
+def test_versions_are_loaded_at_the_service_s_precision(model_dir: Path, other_model_dir: Path) -> None:
+    versions = LoadedVersions("cpu", "bfloat16")
+    for folder in (model_dir, other_model_dir):
+        assert versions.get(versions.load(str(folder))).precision == "bfloat16"
+
+
 def test_the_version_of_a_request_under_way_is_in_use(
     model_dir: Path, other_model_dir: Path, pipeline: FusionPipeline, tiny_case: Case
 ) -> None:
