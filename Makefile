@@ -31,8 +31,8 @@ demo: $(STAMP)
 	$(BIN)/clinfuse demo --out $(OUT) --resume
 
 released: $(STAMP)
-	$(BIN)/clinfuse cohort --out $(RELEASE)/cohort --patients 200 --spacing 2 --seed 11
-	$(BIN)/clinfuse prep $(RELEASE)/cohort --layout cohort --split 0.7,0.15,0.15 --out $(RELEASE)/cohort.zarr
+	$(BIN)/clinfuse cohort --out $(RELEASE)/cohort --patients 280 --spacing 2 --seed 11
+	$(BIN)/clinfuse prep $(RELEASE)/cohort --layout cohort --split 0.5,0.25,0.25 --out $(RELEASE)/cohort.zarr
 	$(BIN)/clinfuse train $(RELEASE)/cohort.zarr --recipe cpu-small --run released --storage $(RELEASE)/runs --workers 2 \
 		--set contrast_share=0.6 --set lesion_head.channels=[16,32,64,128] --set lesion_learning_rate=0.003 \
 		--set lesion_steps=6000 --set denoiser_steps=1000 --set member_steps=600 --set distill_iterations=600 \
