@@ -14,9 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from clinfuse.errors import ClinfuseError, InputError
+from pydantic import ValidationError
+
+from clinfuse.errors import ClinfuseError, ConfigError, InputError
 from clinfuse.outputs import write_files
 from clinfuse.presets import Preset
+from clinfuse_serve.problems import invalid
 from clinfuse_serve.schemas import FuseParams
 
 AGAIN = frozenset({429, 502, 503, 504})
@@ -143,8 +146,13 @@ def fuse(
 
     Raises:
         InputError: an image is not there, or a mask of an unknown name.
+        ConfigError: parameters that no service takes.
     """
-    checked = FuseParams.model_validate(params).model_dump_json(exclude_defaults=True)
+    try:
+        checked = FuseParams.model_validate(params).model_dump_json(exclude_defaults=True)
+    except ValidationError as error:
+        found = invalid("params cannot be used", error.errors())
+        raise ConfigError(found.title, expected="what FuseParams describes", found=found.found) from error
     sources = {"anatomy": anatomy, "companion": companion, **(masks or {})}
     unknown = sorted(set(sources) - ROLES)
     if unknown:

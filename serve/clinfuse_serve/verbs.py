@@ -12,7 +12,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from clinfuse.errors import ConfigError
-from clinfuse.verbs import Verb
+from clinfuse.verbs import Verb, parse_settings
 
 if TYPE_CHECKING:
     from clinfuse_serve.deploy import ServeHandle
@@ -163,7 +163,7 @@ def _fuse_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--companion-kind",
         choices=("ct", "spect", "pet"),
-        help="what the companion is (default: told from its values); not with --url",
+        help="what the companion is (default: told from its values)",
     )
     for roi, default in MASKS.items():
         parser.add_argument(f"--{roi}", type=Path, metavar="MASK", help=f"{roi} mask (default: {default})")
@@ -232,7 +232,7 @@ def _fuse(arguments: argparse.Namespace) -> dict[str, Any]:
         },
         preset=arguments.preset,
         presets_file=arguments.presets_file,
-        weights=parse_weights(arguments.set),
+        weights=parse_settings(arguments.set),
         steps=arguments.steps,
         seed=arguments.seed,
         members=arguments.members,
@@ -259,24 +259,6 @@ def _fuse(arguments: argparse.Namespace) -> dict[str, Any]:
     say(RESEARCH_USE)
     files = {key: str(path) for key, path in done["files"].items()}
     return {"result": files["fused"], "files": files, "info": done["info"]}
-
-
-def parse_weights(words: list[str]) -> dict[str, float]:
-    """`beta=2 tau_mm=1.5` as numbers.
-
-    Raises:
-        ConfigError: not of the form KEY=NUMBER.
-    """
-    weights: dict[str, float] = {}
-    for word in words:
-        key, separator, value = word.partition("=")
-        try:
-            weights[key.strip()] = int(value) if value.strip().isdecimal() else float(value)
-        except ValueError as error:
-            raise ConfigError("--set cannot be read", expected="KEY=NUMBER", found=repr(word)) from error
-        if not separator or not key.strip():
-            raise ConfigError("--set cannot be read", expected="KEY=NUMBER", found=repr(word))
-    return weights
 
 
 SERVE = Verb(

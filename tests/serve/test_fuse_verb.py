@@ -132,6 +132,7 @@ def test_a_student_is_guided_if_asked_here_and_there_alike(
         (("--register", "rigid"), "does not register"),
         (("--window", "8"), "its own memory"),
         (("--precision", "bfloat16"), "its own precision"),
+        (("--set", "beta=99"), "weights.beta"),
     ],
 )
 def test_what_a_service_does_not_do_is_refused(
@@ -167,7 +168,8 @@ def test_without_a_model_it_is_the_released_one(
     [
         (("--preset", "nonsense"), 2, "no such preset"),
         (("--set", "beta=99"), 2, "0 <= beta <= 10"),
-        (("--set", "what"), 2, "KEY=NUMBER"),
+        (("--set", "what"), 2, "KEY=VALUE"),
+        (("--set", "beta=much"), 2, "0 <= beta <= 10"),
         (("--members", "9"), 2, "1 to 3"),
         (("--url", "http://127.0.0.1:9"), 2, "not allowed with"),
     ],

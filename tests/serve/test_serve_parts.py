@@ -14,7 +14,6 @@ from clinfuse_serve.limits import Limits
 from clinfuse_serve.monai_label import known_params, multipart
 from clinfuse_serve.schemas import FuseParams, Weights
 from clinfuse_serve.uploads import PNG_SIGNATURE, received, suffix_of
-from clinfuse_serve.verbs import parse_weights
 from pydantic import ValidationError
 
 from clinfuse.errors import ConfigError, InputError
@@ -107,13 +106,6 @@ def test_parameters_are_checked_and_named() -> None:
     with pytest.raises(ValidationError):
         Weights(tau_mm=99)
     assert FuseParams().model_dump_json(exclude_defaults=True) == "{}"
-
-
-def test_weights_on_the_command_line() -> None:
-    assert parse_weights(["beta=2", " tau_mm = 1.5"]) == {"beta": 2.0, "tau_mm": 1.5}
-    for word in ("beta", "beta=x", "=3"):
-        with pytest.raises(ConfigError, match="KEY=NUMBER"):
-            parse_weights([word])
 
 
 def test_monai_label_parameters_keep_what_is_known() -> None:
