@@ -44,7 +44,7 @@ def guessed_kind(companion: RawImage, case: str) -> tuple[str, list[Finding]]:
         problem="the companion image is taken as SPECT or PET",
         expected="air near -1000 HU, were it a CT",
         found=f"values {companion.volume.min():g} … {companion.volume.max():g}",
-        todo="a CT: export it in Hounsfield units; SPECT or PET: say so by --companion-kind",
+        todo="a CT: export it in Hounsfield units; SPECT or PET: say so by --companion-kind (HTTP: companion_kind)",
     )
     return "NM", [warning]
 

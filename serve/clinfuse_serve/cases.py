@@ -10,8 +10,8 @@ from pathlib import Path
 
 from clinfuse_serve.backend import Backend
 from clinfuse_serve.examples import Examples
-from clinfuse_serve.fuse import came_as_picture
-from clinfuse_serve.kept import KeptCase, KeptCases, case_token, check_roles
+from clinfuse_serve.fuse import came_as_picture, modalities_of
+from clinfuse_serve.kept import KeptCase, KeptCases, case_token, check_kind, check_roles
 from clinfuse_serve.limits import Limits
 from clinfuse_serve.metrics import Metrics
 from clinfuse_serve.problems import ProblemError, case_gone
@@ -40,22 +40,27 @@ class Cases:
         """The case that a request means.
 
         Raises:
-            InputError: an image is missing or cannot be used. ProblemError: the case is no longer kept (410).
+            InputError: an image is missing or cannot be used, or the case that is named is of another kind of
+                companion than is said. ProblemError: the case is no longer kept (410).
         """
         if params.case is not None and not files:
             kept = self.kept.get(params.case) or await self._from_peer(params.case)
             if kept is None:
                 raise ProblemError(case_gone())
+            check_kind(kept.case, params.companion_kind)
             self.metrics.count("clinfuse_kept_case_hits_total")
             return kept
         if params.example is not None and not files:
             name = params.example
-            return await self.keep(
+            kept = await self.keep(
                 f"example{name}", lambda: KeptCase(f"example{name}", self.examples.case(name))
             )
+            check_kind(kept.case, params.companion_kind)
+            return kept
         check_roles(files)
-        token = await asyncio.to_thread(case_token, self.secret, files)
-        return await self.keep(token, partial(self._prepared, token, files))
+        kind = params.companion_kind
+        token = await asyncio.to_thread(case_token, self.secret, files, kind)
+        return await self.keep(token, partial(self._prepared, token, files, kind))
 
     async def keep(self, token: str, make: Callable[[], KeptCase]) -> KeptCase:
         """The kept case of that token, or a new one, aligned as `FusionPipeline` itself would take it."""
@@ -74,7 +79,7 @@ class Cases:
         self.kept.put(kept)
         return kept
 
-    def _prepared(self, token: str, files: Mapping[str, Path]) -> KeptCase:
+    def _prepared(self, token: str, files: Mapping[str, Path], kind: str | None) -> KeptCase:
         from clinfuse_prep.config import PrepConfig
         from clinfuse_prep.prepare import prepare_pair
 
@@ -86,6 +91,7 @@ class Cases:
             lesion=files.get("lesion"),
             config=PrepConfig(max_voxels=self.limits.voxels),
             case_id=token,
+            modalities=modalities_of(kind),
         )
         return KeptCase(token, case, "png" if came_as_picture(case) else "nifti")
 

@@ -105,10 +105,11 @@ class Client:
             anatomy, companion: NIfTI or PNG file, or its bytes; None if `case` or `example` names a case.
             masks: "brain", "bone", "lesion" → file or bytes.
             progress: called with (draws done, draws in all) while the service works.
-            params: as in `FuseParams`: preset, weights, steps, seed, members, case, example, …
+            params: as in `FuseParams`: companion_kind, preset, weights, steps, seed, members, case, example, …
 
         Raises:
-            ServiceError: the service refused (problem inside), or nobody answered.
+            ConfigError: parameters that no service takes. ServiceError: the service refused (problem inside), or nobody
+                answered.
         """
         return calls.read_fused(self._ask(_bundle(anatomy, companion, masks, params, progress)))
 

@@ -110,7 +110,7 @@ def fuse_here(job: FuseJob, model: str | Path | None = None, device: str = "cpu"
         lesion=job.masks.get("lesion"),
         config=PrepConfig(register=job.register),
         case_id=job.case_id,
-        modalities=("MR", job.companion_kind.upper()) if job.companion_kind else None,
+        modalities=modalities_of(job.companion_kind),
     )
     case = aligned(case)
     result = pipeline(
@@ -128,6 +128,11 @@ def fuse_here(job: FuseJob, model: str | Path | None = None, device: str = "cpu"
         image_format = "png" if came_as_picture(case) else "nifti"
     files = write_fused(result, case, job.out, to_source_grid, image_format=image_format)
     return {"files": files, "info": result.info, "findings": case.attrs.get("findings", [])}
+
+
+def modalities_of(companion_kind: str | None) -> tuple[str, str] | None:
+    """Modalities for `prepare_pair` of "ct", "spect" or "pet"; None tells the companion's from its values."""
+    return None if companion_kind is None else ("MR", companion_kind.upper())
 
 
 def came_as_picture(case: Case) -> bool:
@@ -152,10 +157,6 @@ def fuse_there(
     check_writable(job.out)
     if job.register != "none":
         raise ConfigError("a service does not register", expected="--register none with --url")
-    if job.companion_kind is not None:
-        raise ConfigError(
-            "a service tells the companion's kind itself", expected="no --companion-kind with --url"
-        )
     if job.window is not None:
         raise ConfigError("a service has its own memory", expected="no --window with --url")
     if job.precision != FuseJob.precision:
@@ -177,6 +178,7 @@ def fuse_there(
             sent["anatomy"],
             sent["companion"],
             masks=masks,
+            companion_kind=job.companion_kind,
             preset=job.preset,
             weights=dict(job.weights),
             steps=job.steps,

@@ -1,7 +1,8 @@
 """Prepared cases kept for a while, so that a changed preset costs only the sampler's steps.
 
-Tokens are keyed hashes of the uploaded bytes: pseudonyms that nobody without the service's secret can link, and
-equal on every aggregator replica, so that the same images sent to another replica give the same token.
+Tokens are keyed hashes of the uploaded bytes and of what the companion is said to be: pseudonyms that nobody without
+the service's secret can link, and equal on every aggregator replica, so that the same images sent to another replica
+give the same token.
 """
 
 from __future__ import annotations
@@ -41,9 +42,15 @@ class KeptCase:
         return self.case.anatomy.nbytes * 2 + sum(mask.nbytes for mask in self.case.masks.values())
 
 
-def case_token(secret: bytes, files: Mapping[str, Path]) -> str:
-    """Pseudonym of a set of uploads: `case` and 20 hexadecimal digits of a keyed hash over roles and bytes."""
-    total = hmac.new(secret, digestmod=hashlib.sha256)
+def case_token(secret: bytes, files: Mapping[str, Path], kind: str | None = None) -> str:
+    """Pseudonym of a set of uploads: `case` and 20 hexadecimal digits of a keyed hash over roles, bytes and kind.
+
+    Args:
+        secret: the service's key.
+        files: role → file.
+        kind: what the companion is said to be; the same images said to be of another kind are another case.
+    """
+    total = hmac.new(secret, f"{kind or ''}:".encode(), hashlib.sha256)
     for role in sorted(files):
         total.update(f"{role}:{files[role].stat().st_size}:".encode())
         with files[role].open("rb") as stream:
@@ -88,4 +95,20 @@ def check_roles(files: Mapping[str, Any]) -> None:
             expected="form files 'anatomy' and 'companion', or params.case, or params.example",
             found=", ".join(sorted(files)) or "no file",
             todo="send both images of the pair",
+        )
+
+
+def check_kind(case: Case, kind: str | None) -> None:
+    """Refuse a kept case or an example whose companion was prepared as another kind than is said now.
+
+    Raises:
+        InputError: it was.
+    """
+    if kind is not None and case.modalities[1] != kind.upper():
+        raise InputError(
+            "this case was prepared with another kind of companion",
+            expected=f"companion_kind {kind}",
+            found=case.modalities[1],
+            case=case.case_id,
+            todo="send the images again with this companion_kind, or leave it out",
         )

@@ -12,6 +12,7 @@ Output = Literal["image", "bundle", "json", "stream"]
 MapName = Literal["fused", "uncertainty", "interval"]
 Format = Literal["auto", "nifti", "png", "dicom"]
 Grid = Literal["anatomy", "ras"]
+CompanionKind = Literal["ct", "spect", "pet"]
 MAX_SEED = 2**31 - 1
 
 
@@ -46,6 +47,10 @@ class FuseParams(BaseModel):
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
+    companion_kind: CompanionKind | None = Field(
+        None,
+        description="what the companion is (default: told from its values); a case or an example must be of that kind",
+    )
     preset: str = Field("balanced", max_length=64, description="name of a preset")
     weights: Weights = Field(default_factory=Weights, description="values that replace the preset's")
     steps: int | None = Field(None, ge=1, le=1000, description="sampler steps; default: the model's own")

@@ -32,13 +32,15 @@ def test_kept_cases_forget_the_oldest_and_the_idle(tiny_case: Case) -> None:
     assert len(small) == 0
 
 
-def test_case_token_depends_on_bytes_roles_and_secret_only(tmp_path: Path) -> None:
+def test_case_token_depends_on_bytes_roles_kind_and_secret_only(tmp_path: Path) -> None:
     one, two = tmp_path / "Smith^John.nii", tmp_path / "x.nii"
     one.write_bytes(b"abc")
     two.write_bytes(b"abc")
     token = case_token(b"s", {"anatomy": one})
     assert token == case_token(b"s", {"anatomy": two}) and token.isalnum()
     assert token != case_token(b"t", {"anatomy": one}) != case_token(b"s", {"companion": one})
+    kinds = [case_token(b"s", {"anatomy": one}, kind) for kind in (None, "ct", "spect", "pet")]
+    assert kinds[0] == token and len(set(kinds)) == 4
     two.write_bytes(b"abd")
     assert token != case_token(b"s", {"anatomy": two})
 

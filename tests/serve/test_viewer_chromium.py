@@ -183,6 +183,21 @@ def test_a_dropped_pair_is_sorted_by_name(browser: Browser, local_service: Start
     assert "HU" in text(browser, "read-ct") and browser.errors == []
 
 
+def test_the_page_is_told_what_the_companion_is(
+    browser: Browser, local_service: Start, nifti_pair: Pair
+) -> None:
+    opened(browser, local_service())
+    browser.choose_files(nifti_pair)
+    change(browser, "kind", "pet", "change")
+    browser.run("document.getElementById('load').click()")
+    fused(browser)
+    assert "PET" in browser.run("document.getElementById('images').innerText")
+    change(browser, "priority", 100)
+    browser.wait("clinfuse.state.info.weights.beta === 4 && !clinfuse.state.busy")
+    assert browser.run("clinfuse.state.info.modalities") == ["MR", "PET"], "of the kept case, too"
+    assert browser.errors == []
+
+
 def test_a_refusal_is_told_on_the_page(
     browser: Browser, local_service: Start, nifti_pair: Pair, tmp_path: Path
 ) -> None:

@@ -38,8 +38,8 @@ export class Session {
     if (this.token) {
       try { return await send(formOf({ ...more, case: this.token })); } catch (error) { if (error.status !== 410) throw error; }
     }
-    const { example, files } = this.source;
-    return send(formOf(example ? { ...more, example } : more, files));
+    const { example, files, kind } = this.source;
+    return send(formOf({ ...more, ...(example && { example }), ...(kind && { companion_kind: kind }) }, files));
   }
 
   // Resolves to {info, maps: key → NIfTI buffer on the RAS+ grid, members, degraded, simulated}; tell(share) meanwhile.

@@ -4,7 +4,7 @@ const CT_NAME = /(^|[^a-z])(ct|spect|pet|companion)([^a-z]|$)/i;
 const $ = (id) => document.getElementById(id);
 
 export class Source {
-  // onChosen({example} or {files}); onMissing(): only half of a pair.
+  // onChosen({example} or {files, kind}); onMissing(): only half of a pair.
   constructor(onChosen, onMissing) {
     this.onChosen = onChosen;
     this.onMissing = onMissing;
@@ -24,7 +24,7 @@ export class Source {
     if ($("example").value) { this.onChosen({ example: $("example").value }); return; }
     const files = {};
     for (const role of ROLES) if ($(role).files.length) [files[role]] = $(role).files;
-    if (files.anatomy && files.companion) this.onChosen({ files }); else this.onMissing();
+    if (files.anatomy && files.companion) this.onChosen({ files, kind: $("kind").value }); else this.onMissing();
   }
 
   // Two files: a name with "ct", "spect" or "pet" in it is the companion, else the order decides. One file: fills the gap.
