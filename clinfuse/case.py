@@ -143,6 +143,11 @@ class Case:
         """Whether a reference lesion S* is present."""
         return bool(self.lesion.any())
 
+    @property
+    def shows_findings(self) -> bool:
+        """Whether bright matter of the companion inside brain is blood or calcification: in CT, not in SPECT or PET."""
+        return self.modalities[1] == "CT"
+
     def slices(self, start: int, stop: int) -> Case:
         """The axial slab [start, stop) as a case of its own, with its origin moved accordingly."""
         if not 0 <= start < stop <= self.shape[0]:

@@ -100,9 +100,12 @@ def see(
 ) -> Iterator[Part]:
     """The parts of a case with its companion image (D, H, W) as it is or warped, each made when it is asked for.
 
+    Findings in brain (clinfuse.method.prior) are looked for in a CT alone: a tracer's uptake is none.
+
     Args:
         window: slices that a 3D model sees at once, see clinfuse.windows; None: all.
     """
+    denoiser = denoiser if case.shows_findings else denoiser.without_findings()
     spatial_dims = denoiser.config.spatial_dims
     starts = (
         window_starts(case.shape[0], window) if spatial_dims == 3 else range(0, case.shape[0], SLICE_BATCH)

@@ -67,13 +67,16 @@ def refined(case: Case, preset: Preset) -> FloatArray:
 def _composed(case: Case, preset: Preset, compose: Callable[..., Any], *, by_slice: bool) -> FloatArray:
     import torch
 
+    from clinfuse.method.prior import FINDING_GREY
+
     def tensor(array: NDArray[Any]) -> torch.Tensor:
         volume = torch.from_numpy(np.array(array, dtype=np.float32))
         return volume[:, None] if by_slice else volume[None, None]
 
     arrays = [tensor(x) for x in (case.anatomy, case.companion, case.brain, case.bone, case.lesion)]
     vector = torch.tensor([preset.vector] * len(arrays[0]), dtype=torch.float32)
+    grey = FINDING_GREY if case.shows_findings else 0.0
     batches = zip(*(part.split(SLICE_BATCH) for part in (*arrays, vector)), strict=True)
     with torch.no_grad():
-        fused = torch.cat([compose(*batch) for batch in batches])
+        fused = torch.cat([compose(*batch, grey=grey) for batch in batches])
     return np.asarray(fused.clamp(0, 1).reshape(case.shape).numpy())

@@ -19,7 +19,8 @@ clinfuse.method.guidance); a larger s keeps more of it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import copy
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -182,6 +183,12 @@ class Denoiser(nn.Module):
         preset = (nn.Linear(VECTOR_SIZE, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
         self.unet.add_module("class_embedding", nn.Sequential(*preset))
         self.register_buffer("alpha_bar", alphas_cumprod(diffusion), persistent=False)
+
+    def without_findings(self) -> Denoiser:
+        """The same network on the same weights, that paints no findings of the companion into the anatomy image."""
+        view = copy.copy(self)
+        view.config = replace(self.config, finding_grey=0.0)
+        return view
 
     def look(self, inputs: Inputs) -> Sources:
         """The parts of the fusion prior, with findings painted as this model learned them."""

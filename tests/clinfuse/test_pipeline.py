@@ -9,6 +9,7 @@ import torch
 from small_model import make
 
 from clinfuse import RESEARCH_USE
+from clinfuse.baselines import BASELINES
 from clinfuse.case import Case
 from clinfuse.errors import ConfigError, ModelFolderError
 from clinfuse.method.error_head import FILE
@@ -116,3 +117,18 @@ def test_no_voxel_is_beyond_both_sources(tiny_case: Case, guided: bool) -> None:
     painted = findings(*slices)[:, 0].numpy() > 0
     assert np.all(fused >= low - 1e-6)
     assert np.all((fused <= high + 1e-6) | painted)
+
+
+@pytest.mark.parametrize("modality", ["CT", "NM", "PT"])
+def test_only_a_ct_has_findings_to_paint_into_the_brain(tiny_case: Case, modality: str) -> None:
+    """A hot spot in brain is blood in a CT and brighter in F than in either source; a tracer's is what it is."""
+    companion = tiny_case.companion.copy()
+    spot, none = (slice(5, 8), slice(13, 18), slice(11, 16)), tiny_case.lesion * 0
+    companion[spot] = 0.4
+    case = replace(tiny_case, companion=companion, modalities=("MR", modality), lesion=none, bone=none)
+    beyond = float(np.maximum(case.anatomy, companion)[spot].mean()) + 0.1
+    for fused in (
+        make()(case, align=False).fused,
+        *(BASELINES[n](case, load_presets()["balanced"]) for n in ("prior", "refined")),
+    ):
+        assert (float(fused[spot].mean()) > beyond) == (modality == "CT")
