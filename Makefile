@@ -35,7 +35,7 @@ released: $(STAMP)
 	$(BIN)/clinfuse prep $(RELEASE)/cohort --layout cohort --split 0.5,0.25,0.25 --out $(RELEASE)/cohort.zarr
 	$(BIN)/clinfuse train $(RELEASE)/cohort.zarr --recipe cpu-small --run released --storage $(RELEASE)/runs --workers 2 \
 		--set contrast_share=0.6 --set lesion_head.channels=[16,32,64,128] --set lesion_learning_rate=0.003 \
-		--set lesion_steps=6000 --set denoiser_steps=1000 --set member_steps=600 --set distill_iterations=600 \
+		--set lesion_steps=6000 --set denoiser_steps=1400 --set member_steps=600 --set distill_iterations=600 \
 		--set distill_batches=24
 	$(BIN)/clinfuse distill $(RELEASE)/runs/released --steps 4 --workers 2
 	$(BIN)/clinfuse ensemble $(RELEASE)/runs/released --members 3 --workers 2

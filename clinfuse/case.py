@@ -144,8 +144,9 @@ class Case:
         return bool(self.lesion.any())
 
     @property
-    def shows_findings(self) -> bool:
-        """Whether bright matter of the companion inside brain is blood or calcification: in CT, not in SPECT or PET."""
+    def has_ct(self) -> bool:
+        """Whether the companion is a CT: what is bright in the brain is blood or calcification there, uptake in SPECT
+        and PET."""
         return self.modalities[1] == "CT"
 
     def slices(self, start: int, stop: int) -> Case:

@@ -100,12 +100,9 @@ def see(
 ) -> Iterator[Part]:
     """The parts of a case with its companion image (D, H, W) as it is or warped, each made when it is asked for.
 
-    Findings in brain (clinfuse.method.prior) are looked for in a CT alone: a tracer's uptake is none.
-
     Args:
         window: slices that a 3D model sees at once, see clinfuse.windows; None: all.
     """
-    denoiser = denoiser if case.shows_findings else denoiser.without_findings()
     spatial_dims = denoiser.config.spatial_dims
     starts = (
         window_starts(case.shape[0], window) if spatial_dims == 3 else range(0, case.shape[0], SLICE_BATCH)
@@ -188,12 +185,15 @@ def _inputs(case: Case, companion: Tensor, where: slice, spatial_dims: int, devi
     else:
         stacked = [*(image[:, None] for image in images), masks.transpose(0, 1)]
     anatomy, other, rois = (tensor.to(device) for tensor in stacked)
-    return Inputs(anatomy, other, rois, anatomy.new_empty(len(anatomy), 0))
+    count = len(anatomy)
+    return Inputs(
+        anatomy, other, rois, anatomy.new_empty(count, 0), anatomy.new_full((count,), float(case.has_ct))
+    )
 
 
 def _part(denoiser: Denoiser, inputs: Inputs, spacing_mm: tuple[float, ...], start: int) -> Part:
     grown = [pad_to_multiple(image, denoiser.config.multiple) for image in inputs[:3]]
-    padded = Inputs(grown[0][0], grown[1][0], grown[2][0], inputs.vector)
+    padded = Inputs(grown[0][0], grown[1][0], grown[2][0], inputs.vector, inputs.ct)
     seen = denoiser.see(padded)
     unpadded = padded.anatomy.shape == inputs.anatomy.shape
     sources = seen.sources if unpadded else denoiser.look(inputs)

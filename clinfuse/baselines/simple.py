@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -59,9 +60,13 @@ def prior(case: Case, preset: Preset) -> FloatArray:
 def refined(case: Case, preset: Preset) -> FloatArray:
     """The refined prior, which the denoiser learns to give: the composition optimised slice by slice for L_ROI,
     grey levels and seams (clinfuse.method.refine); (D, H, W) in [0, 1]."""
-    from clinfuse.method.refine import refined_prior
+    import torch
 
-    return _composed(case, preset, refined_prior, by_slice=True)
+    from clinfuse.method.refine import refined_prior
+    from clinfuse.method.roi_loss import border_share
+
+    share = border_share(torch.tensor(float(case.has_ct)))
+    return _composed(case, preset, partial(refined_prior, share=share), by_slice=True)
 
 
 def _composed(case: Case, preset: Preset, compose: Callable[..., Any], *, by_slice: bool) -> FloatArray:
@@ -75,7 +80,7 @@ def _composed(case: Case, preset: Preset, compose: Callable[..., Any], *, by_sli
 
     arrays = [tensor(x) for x in (case.anatomy, case.companion, case.brain, case.bone, case.lesion)]
     vector = torch.tensor([preset.vector] * len(arrays[0]), dtype=torch.float32)
-    grey = FINDING_GREY if case.shows_findings else 0.0
+    grey = FINDING_GREY if case.has_ct else 0.0
     batches = zip(*(part.split(SLICE_BATCH) for part in (*arrays, vector)), strict=True)
     with torch.no_grad():
         fused = torch.cat([compose(*batch, grey=grey) for batch in batches])

@@ -19,8 +19,7 @@ clinfuse.method.guidance); a larger s keeps more of it.
 
 from __future__ import annotations
 
-import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -53,7 +52,7 @@ class DenoiserConfig:
         residual_scale: ρ, bound of the residual on the scale of 2·I − 1, 0 to 1.
         anchor_std: s, trust in x_t against the anchor, in Haar units, 0 to 1; 0 ignores x_t.
         finding_grey: in which CT findings in brain are painted into the MRI, in the target as in what the network
-            sees, 0 to 1; 0 paints none (ablation).
+            sees, 0 to 1; 0 paints none (ablation). Of SPECT and PET none are painted.
     """
 
     spatial_dims: int = 2
@@ -93,12 +92,14 @@ class DenoiserConfig:
 
 
 class Inputs(NamedTuple):
-    """What conditions a batch: images (B, 1, *S) in [0, 1], masks (B, 3, *S) brain, bone, lesion, vector (B, 6)."""
+    """What conditions a batch: images (B, 1, *S) in [0, 1], masks (B, 3, *S) brain, bone, lesion, vector (B, 6), and
+    ct (B,), 1 where the companion is a CT and 0 for SPECT and PET, which have no findings to paint."""
 
     anatomy: Tensor
     companion: Tensor
     masks: Tensor
     vector: Tensor
+    ct: Tensor
 
 
 class Seen(NamedTuple):
@@ -184,16 +185,11 @@ class Denoiser(nn.Module):
         self.unet.add_module("class_embedding", nn.Sequential(*preset))
         self.register_buffer("alpha_bar", alphas_cumprod(diffusion), persistent=False)
 
-    def without_findings(self) -> Denoiser:
-        """The same network on the same weights, that paints no findings of the companion into the anatomy image."""
-        view = copy.copy(self)
-        view.config = replace(self.config, finding_grey=0.0)
-        return view
-
     def look(self, inputs: Inputs) -> Sources:
         """The parts of the fusion prior, with findings painted as this model learned them."""
         brain, bone, lesion = inputs.masks.split(1, dim=1)
-        return look(inputs.anatomy, inputs.companion, brain, bone, lesion, self.config.finding_grey)
+        grey = self.config.finding_grey * inputs.ct
+        return look(inputs.anatomy, inputs.companion, brain, bone, lesion, grey)
 
     def see(self, inputs: Inputs) -> Seen:
         """What the member sees of the images, the preset aside."""

@@ -96,7 +96,7 @@ class Guide:
         config: GuidanceConfig | None = None,
     ) -> Guide:
         """For a batch whose images are their own reference, of that voxel spacing along *S."""
-        anatomy, companion, masks, _ = inputs
+        anatomy, companion, masks = inputs[:3]
         config = config or GuidanceConfig()
         return cls(
             reference=roi_reference(anatomy, companion, masks, spacing_mm, preset.tau_mm, config.border),

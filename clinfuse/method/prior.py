@@ -57,7 +57,7 @@ def fusion_prior(
     bone: Tensor,
     lesion: Tensor,
     vector: Tensor,
-    grey: float = FINDING_GREY,
+    grey: float | Tensor = FINDING_GREY,
 ) -> Tensor:
     """Compose the target of one batch.
 
@@ -65,7 +65,7 @@ def fusion_prior(
         anatomy, companion: (B, 1, *S) in [0, 1], aligned.
         brain, bone, lesion: (B, 1, *S) masks in {0, 1}.
         vector: (B, 6) preset vectors (`Preset.vector`): the shares of α, β, γ, λ₁, λ₂, λ₃.
-        grey: in which the companion's findings are painted, 0 to 1; 0 paints none.
+        grey: in which the companion's findings are painted, 0 to 1, for all or (B,); 0 paints none.
 
     Returns:
         (B, 1, *S) in [0, 1].
@@ -79,11 +79,11 @@ def look(
     brain: Tensor,
     bone: Tensor,
     lesion: Tensor,
-    grey: float = FINDING_GREY,
+    grey: float | Tensor = FINDING_GREY,
 ) -> Sources:
     """The part of `fusion_prior` that does not depend on the preset; arguments as there."""
     shown = findings(companion, brain, bone)
-    room = (grey - anatomy).clamp_min(0)
+    room = (per_voxel(grey, anatomy) - anatomy).clamp_min(0)
     painted = anatomy + shown * room
     details, rest = _pyramid(torch.cat([painted, companion], dim=1))
     return Sources(
@@ -134,6 +134,11 @@ def weight_of(sources: Sources, vector: Tensor) -> Tensor:
     for_c = (beta + 0.02) * (in_bone**2 + open_share * sources.salient_companion)
     for_m = (alpha + 0.02) * (in_brain**2 + open_share * sources.salient_anatomy)
     return for_c / (for_c + for_m + 1e-6)
+
+
+def per_voxel(values: float | Tensor, image: Tensor) -> Tensor:
+    """One value for all or one per sample (B,), shaped so as to act on images (B, 1, *S)."""
+    return torch.as_tensor(values).reshape(-1, *[1] * (image.ndim - 1)).to(image)
 
 
 def _saliency(image: Tensor) -> Tensor:

@@ -71,6 +71,7 @@ class Task:
         limit: (B, 1, *S) gradient magnitude that a source has.
         band: (B, 1, *S) one voxel to either side of the ROIs' borders.
         outside: (B, 1, *S) neither brain nor bone; there F stays near what it was.
+        share: (B,) how much of its gradient either region's term keeps in the other, see `border_share`.
     """
 
     anatomy: Wanted
@@ -78,10 +79,11 @@ class Task:
     limit: Tensor
     band: Tensor
     outside: Tensor
+    share: Tensor
 
     @classmethod
-    def of(cls, anatomy: Tensor, brain: Tensor, bone: Tensor, sources: Sources) -> Task:
-        """From the anatomy image and masks (B, 1, *S) and the parts of the fusion prior."""
+    def of(cls, anatomy: Tensor, brain: Tensor, bone: Tensor, sources: Sources, share: Tensor) -> Task:
+        """From the anatomy image and masks (B, 1, *S), the parts of the fusion prior and shares (B,)."""
         pair = (gradient_magnitude(anatomy), gradient_magnitude(sources.companion))
         return cls(
             anatomy=Wanted.of(sources.painted, brain),
@@ -89,17 +91,14 @@ class Task:
             limit=torch.maximum(*pair),
             band=torch.maximum(border(brain), border(bone)),
             outside=(1 - brain) * (1 - bone),
+            share=share,
         )
 
     def loss(self, fused: Tensor, start: Tensor, weights: RoiWeights) -> Tensor:
-        """L(F), (B,): α·L_brain + β·L_bone + intensity terms + seam penalty, F and its start (B, 1, *S).
-
-        No region's term moves the other's voxels (`held`): windows reach over the border, and the skull's would draw
-        CT over the cortex.
-        """
+        """L(F), (B,): α·L_brain + β·L_bone + intensity terms + seam penalty, F and its start (B, 1, *S)."""
         a, c = self.anatomy, self.companion
-        brain, brain_gap = a.losses(held(fused, c.mask))
-        bone, bone_gap = c.losses(held(fused, a.mask))
+        brain, brain_gap = a.losses(held(fused, c.mask, self.share))
+        bone, bone_gap = c.losses(held(fused, a.mask, self.share))
         total = weights.alpha * (brain + INTENSITY_WEIGHT * brain_gap)
         total = total + weights.beta * (bone + INTENSITY_WEIGHT * bone_gap)
         moved = (distance(fused, start) * self.outside).flatten(1).mean(dim=1)
@@ -118,7 +117,8 @@ def refined_prior(
     vector: Tensor,
     steps: int = STEPS,
     start: Tensor | None = None,
-    grey: float = FINDING_GREY,
+    grey: float | Tensor = FINDING_GREY,
+    share: float | Tensor = 0.0,
 ) -> Tensor:
     """The fusion prior after so many descent steps (Adam, rate 0.03 falling as a cosine) on `Task.loss`.
 
@@ -126,6 +126,7 @@ def refined_prior(
         anatomy, companion, brain, bone, lesion, vector, grey: as of `fusion_prior`.
         steps: 0 gives the start.
         start: (B, 1, *S) in [0, 1] to begin with instead of the fusion prior.
+        share: how much of its gradient either region's term keeps in the other, for all or (B,), see `border_share`.
 
     Returns:
         (B, 1, *S) in [0, 1].
@@ -134,7 +135,7 @@ def refined_prior(
     """
     with torch.no_grad():
         sources = look(anatomy, companion, brain, bone, lesion, grey)
-        task = Task.of(anatomy, brain, bone, sources)
+        task = Task.of(anatomy, brain, bone, sources, torch.as_tensor(share).expand(len(anatomy)))
         start = compose(sources, vector) if start is None else start
     return _descend(task, start, RoiWeights.from_vector(vector), steps)
 

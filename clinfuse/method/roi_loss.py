@@ -10,6 +10,7 @@ from torch import Tensor
 from clinfuse.errors import ConfigError
 from clinfuse.method.generalized_surface import surface_border_loss
 from clinfuse.method.lesion_head import LesionHead
+from clinfuse.method.prior import per_voxel
 from clinfuse.method.ssim import ssim_loss
 from clinfuse.method.surface_loss import LesionTarget, dice_loss, lesion_losses, lesion_target, nsd_loss
 from clinfuse.presets import Preset
@@ -109,23 +110,38 @@ def roi_reference(
     )
 
 
-def held(fused: Tensor, mask: Tensor) -> Tensor:
-    """F (B, 1, *S) itself, but no gradient reaches its voxels under the mask (B, 1, *S) in {0, 1}."""
-    return torch.where(mask > 0, fused.detach(), fused)
+def held(fused: Tensor, mask: Tensor, share: Tensor) -> Tensor:
+    """F (B, 1, *S) itself, but only a share (B,) of the gradient reaches voxels under the mask (B, 1, *S) in {0, 1}."""
+    kept = 1 - mask * (1 - per_voxel(share, mask))
+    value = fused.detach()
+    return value + kept * (fused - value)
+
+
+def border_share(ct: Tensor) -> Tensor:
+    """How much of its gradient a region's term keeps in the other region, (B,): none in CT, all in SPECT and PET.
+
+    SSIM windows reach over the border. Bone ends where the cortex begins, and a target or a network that follows the
+    whole gradient shows CT over that cortex for a better score of the skull. A tracer's region ends at a threshold
+    amid the brain, so there is no tissue of the other kind to keep.
+
+    Args:
+        ct: (B,), 1 where the companion is a CT, 0 for SPECT and PET.
+    """
+    return 1 - ct
 
 
 def roi_terms(
-    fused: Tensor, reference: RoiReference, lesion_head: LesionHead | None, *, apart: bool = False
+    fused: Tensor, reference: RoiReference, lesion_head: LesionHead | None, *, share: Tensor | None = None
 ) -> RoiTerms:
     """The five terms for F (B, 1, *S) in [0, 1]; without lesion head or S* the lesion terms are 0 and absent.
 
     Args:
-        apart: no gradient of the brain's term reaches bone, nor the bone's brain. SSIM windows reach over the border,
-            so a network that learns from the plain gradient shows CT over the cortex for a better score of the skull.
+        share: (B,) how much of its gradient the brain's term keeps in bone, and the bone's in brain (`border_share`);
+            None: all of it.
     """
     for_brain, for_bone = fused, fused
-    if apart:
-        for_brain, for_bone = held(fused, reference.bone), held(fused, reference.brain)
+    if share is not None:
+        for_brain, for_bone = held(fused, reference.bone, share), held(fused, reference.brain, share)
     brain = ssim_loss(for_brain, reference.anatomy, reference.brain)
     bone = ssim_loss(for_bone, reference.companion, reference.bone)
     target = reference.target

@@ -35,6 +35,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "score_weight": (0, 1e6),
     "jitter_share": (0, 1),
     "contrast_share": (0, 1),
+    "tracer_share": (0, 1),
     "tau_mm": PRESET_RANGES["tau_mm"],
 }
 LEFT_BY_ALIGNMENT = JitterConfig(translation_mm=0.7, rotation_deg=0.7, elastic_mm=0.3)
@@ -63,6 +64,7 @@ class TrainConfig:
         jitter_share: share of crops whose companion is warped while the target stays aligned, 0 to 1.
         jitter: largest amplitudes of those warps.
         contrast_share: share of crops seen in another CT window or MR weighting, 0 to 1.
+        tracer_share: share of the crops with a CT that are seen with a simulated SPECT or PET image instead, 0 to 1.
         tau_mm: border tolerance of the lesion terms while training, mm.
         border: what L_HD95 of Eq. 2 is while training, "hd95" or "surface" (the generalized surface loss).
         student_steps: sampler steps of the student, 1, 2 or 4.
@@ -92,6 +94,7 @@ class TrainConfig:
     refine_steps: int = 16
     jitter_share: float = 1.0
     contrast_share: float = 0.3
+    tracer_share: float = 0.2
     tau_mm: float = 2.0
     border: str = "hd95"
     student_steps: int = 4

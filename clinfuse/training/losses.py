@@ -1,8 +1,9 @@
 """The three training objectives: lesion head, denoiser (Eq. 3) and student (Section 3.5).
 
 A batch is a dict of float32 tensors (B, 1, *S): anatomy, companion, aligned (the companion without its misregistration
-where it is known, else the companion), brain, bone, lesion; and "spacing" (B, d) in mm. Each factory returns
-loss(module, batch, generator) → (scalar, logs); `module` may be wrapped for distributed training.
+where it is known, else the companion), brain, bone, lesion; "spacing" (B, d) in mm; and "ct" (B,), 1 where the
+companion is a CT and 0 for SPECT and PET. Each factory returns loss(module, batch, generator) → (scalar, logs);
+`module` may be wrapped for distributed training.
 """
 
 from __future__ import annotations
@@ -18,7 +19,14 @@ from clinfuse.method.jitter import apply, draw
 from clinfuse.method.lesion_head import LesionHead, segmentation_loss
 from clinfuse.method.prior import fusion_prior
 from clinfuse.method.refine import refined_prior
-from clinfuse.method.roi_loss import RoiTerms, RoiWeights, composite, roi_reference, roi_terms
+from clinfuse.method.roi_loss import (
+    RoiTerms,
+    RoiWeights,
+    border_share,
+    composite,
+    roi_reference,
+    roi_terms,
+)
 from clinfuse.method.seam_loss import seam_loss
 from clinfuse.training.config import TrainConfig
 from clinfuse.training.spacing import by_spacing
@@ -39,7 +47,7 @@ def lesion_head_loss(config: TrainConfig) -> LossFn:
 
     def loss(module: nn.Module, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         vector = draw_vectors(len(batch["anatomy"]), generator)
-        fused = fusion_prior(*_aligned_sources(batch), vector, config.denoiser.finding_grey)
+        fused = fusion_prior(*_aligned_sources(batch), vector, config.denoiser.finding_grey * batch["ct"])
         choice = torch.rand((len(fused), 1, *[1] * (fused.ndim - 2)), generator=generator).to(fused.device)
         image = torch.where(choice < (1 - COMPANION_SHARE) / 2, batch["anatomy"], fused)
         image = torch.where(choice < 1 - COMPANION_SHARE, image, batch["aligned"])
@@ -62,9 +70,8 @@ def denoiser_loss(config: TrainConfig, lesion_head: LesionHead | None) -> LossFn
     def loss(module: nn.Module, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         device = batch["anatomy"].device
         vector = draw_vectors(len(batch["anatomy"]), generator).to(device)
-        sources, grey = _aligned_sources(batch), config.denoiser.finding_grey
-        target = refined_prior(*sources, vector, config.refine_steps, grey=grey)
-        inputs = Inputs(batch["anatomy"], jittered_companion(batch, config, generator), masks(batch), vector)
+        target = refined_target(batch, vector, config)
+        inputs = network_inputs(batch, jittered_companion(batch, config, generator), vector)
         x_0 = to_latent(target, levels)
         timesteps = torch.randint(config.diffusion.train_timesteps, (len(x_0),), generator=generator)
         alpha_bar = alpha_bars[timesteps].to(device)
@@ -99,9 +106,7 @@ def student_loss(config: TrainConfig, teacher: Denoiser, lesion_head: LesionHead
 
     def loss(module: nn.Module, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         device = batch["anatomy"].device
-        inputs = Inputs(
-            batch["anatomy"], jittered_companion(batch, config, generator), masks(batch), batch["vector"]
-        )
+        inputs = network_inputs(batch, jittered_companion(batch, config, generator), batch["vector"])
         x_0 = to_latent(batch["teacher"], levels)
         timesteps = own_steps[torch.randint(len(own_steps), (len(x_0),), generator=generator)]
         noise = torch.randn(x_0.shape, generator=generator).to(device)
@@ -182,6 +187,23 @@ def masks(batch: Batch) -> Tensor:
     return torch.cat([batch["brain"], batch["bone"], batch["lesion"]], dim=1)
 
 
+def network_inputs(batch: Batch, companion: Tensor, vector: Tensor) -> Inputs:
+    """What the denoiser sees of a batch with its companion (B, 1, *S) as it is or warped, for vectors (B, 6)."""
+    return Inputs(batch["anatomy"], companion, masks(batch), vector, batch["ct"])
+
+
+def refined_target(batch: Batch, vector: Tensor, config: TrainConfig, start: Tensor | None = None) -> Tensor:
+    """The refined prior of a batch (B, 1, *S), from the fusion prior or another start."""
+    return refined_prior(
+        *_aligned_sources(batch),
+        vector,
+        config.refine_steps,
+        start=start,
+        grey=config.denoiser.finding_grey * batch["ct"],
+        share=border_share(batch["ct"]),
+    )
+
+
 def _aligned_sources(batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     return batch["anatomy"], batch["aligned"], batch["brain"], batch["bone"], batch["lesion"]
 
@@ -196,7 +218,7 @@ def _roi(
         reference = roi_reference(
             part["anatomy"], part["aligned"], masks(part), spacing, config.tau_mm, config.border
         )
-        return vars(roi_terms(part["fused"], reference, lesion_head, apart=True))
+        return vars(roi_terms(part["fused"], reference, lesion_head, share=border_share(part["ct"])))
 
     terms = RoiTerms(**by_spacing({**batch, "fused": fused}, terms_of))
     seam = seam_loss(fused, batch["anatomy"], batch["aligned"])

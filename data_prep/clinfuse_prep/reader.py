@@ -35,6 +35,7 @@ class _Held:
     data: NDArray[np.float32]
     spacing: tuple[float, float, float]
     centres: dict[str, NDArray[np.int32]]
+    has_ct: bool
 
 
 class ShardReader:
@@ -117,19 +118,20 @@ class ShardReader:
         Returns:
             anatomy, companion, aligned, brain, bone, lesion: float32 (B, 1, *crop) in [0, 1]; `aligned` is the
             companion without its misregistration where that is known, else the companion. spacing: float32
-            (B, spatial_dims) mm.
+            (B, spatial_dims) mm. ct: float32 (B,), 1 where the companion is a CT, 0 for SPECT and PET.
         """
         rng = np.random.default_rng([self.seed, self.rank, step])
         out = np.zeros((len(KEYS), self.batch_size, 1, *(crop or self.crop)), np.float32)
         spacing = np.empty((self.batch_size, self.spatial_dims), np.float32)
+        ct = np.empty(self.batch_size, np.float32)
         for item in range(self.batch_size):
             held = self._held[self._turn(step * self.batch_size + item)]
             d, h, w = held.data.shape[1:]
             centre = draw_centre(held.centres, shares or self.shares, (d, h, w), rng)
             self._cut(held.data, centre, out[:, item, 0], rng)
-            spacing[item] = held.spacing[-self.spatial_dims :]
+            spacing[item], ct[item] = held.spacing[-self.spatial_dims :], held.has_ct
         batch = {key: torch.from_numpy(out[index]) for index, key in enumerate(KEYS)}
-        return {**batch, "spacing": torch.from_numpy(spacing)}
+        return {**batch, "spacing": torch.from_numpy(spacing), "ct": torch.from_numpy(ct)}
 
     def cases_at(self, step: int) -> list[str]:
         """Ids of the cases that the batch of a step draws from, for messages."""
@@ -188,7 +190,7 @@ class ShardReader:
         )
         for index, array in enumerate(arrays):
             data[index] = array
-        return _Held(case_id, data, case.spacing, centres(case, self.seed))
+        return _Held(case_id, data, case.spacing, centres(case, self.seed), case.has_ct)
 
     def _room(self, case: Case, cache: bool) -> NDArray[np.float32]:
         """Space for a decoded case: memory if a quarter of what is free holds it, else a file."""

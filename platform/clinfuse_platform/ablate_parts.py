@@ -32,6 +32,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "two Haar levels": ("denoiser.levels=2",),
     "no jitter in training": ("jitter_share=0",),
     "no contrast augmentation": ("contrast_share=0",),
+    "no simulated SPECT and PET": ("tracer_share=0",),
 }
 """What is left out, and the settings of the recipe that leave it out."""
 

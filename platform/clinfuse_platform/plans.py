@@ -204,15 +204,18 @@ def _reader(work: Work, config: TrainConfig) -> ShardReader:
 def _varied(
     work: Work, config: TrainConfig, reader: ShardReader, shares: Shares | None = None
 ) -> Callable[[int], Batch]:
-    """The reader's batches, half of their crops mirrored, a share in other contrasts; the same at every run."""
+    """The reader's batches, half of their crops mirrored, a share in other contrasts, a share with a tracer's image;
+    the same at every run."""
     from clinfuse.training.contrast import vary_contrast
     from clinfuse.training.mirror import mirrored
+    from clinfuse.training.tracer import with_tracers
 
     first = (config.seed * 64 + work.rank) * 1_000_003
 
     def batch(step: int) -> Batch:
         crops = mirrored(reader(step, config.crop_at(step), shares), seed=first + step)
-        return vary_contrast(crops, config.contrast_share, seed=first + step)
+        crops = vary_contrast(crops, config.contrast_share, seed=first + step)
+        return with_tracers(crops, config.tracer_share, seed=first + step)
 
     return batch
 

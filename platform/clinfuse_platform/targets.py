@@ -57,7 +57,7 @@ class Targets:
 
 def _key(work: Work, config: TrainConfig, teacher: FusionPipeline) -> str:
     facts = [config.seed, config.batch_size, config.crop, config.distill_batches, config.teacher_steps]
-    facts += [config.contrast_share, config.slab_crop, config.slab_share]
+    facts += [config.contrast_share, config.tracer_share, config.slab_crop, config.slab_share]
     presets = [preset.as_dict() for preset in teacher.presets.values()]
     text = json.dumps([work.settings["teacher_key"], work.settings["data_hash"], facts, presets])
     return f"{hashlib.sha256(text.encode()).hexdigest()[:12]}-{work.rank}-of-{work.world_size}"

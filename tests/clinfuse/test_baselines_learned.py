@@ -33,7 +33,8 @@ def batches_of(case: Case) -> Batch:
     """Four slices of the case, 32×24, as a training batch."""
     arrays = {"anatomy": case.anatomy, "companion": case.companion, **case.masks}
     batch = {k: torch.from_numpy(v[4:8, :, :24].astype(np.float32))[:, None] for k, v in arrays.items()}
-    return {**batch, "aligned": batch["companion"], "spacing": torch.tensor([[1.5, 2.0]] * 4)}
+    facts = {"spacing": torch.tensor([[1.5, 2.0]] * 4), "ct": torch.ones(4)}
+    return {**batch, **facts, "aligned": batch["companion"]}
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))

@@ -23,7 +23,7 @@ def inputs(dims: int, size: int = 16, batch: int = 2) -> Inputs:
     shape = (batch, 1, *[size] * dims)
     masks = (torch.rand((batch, 3, *[size] * dims), generator=generator) > 0.5).float()
     images = torch.rand((2, *shape), generator=generator)
-    return Inputs(images[0], images[1], masks, torch.full((batch, 6), 1 / 3))
+    return Inputs(images[0], images[1], masks, torch.full((batch, 6), 1 / 3), torch.ones(batch))
 
 
 @pytest.mark.parametrize("dims", [2, 3])

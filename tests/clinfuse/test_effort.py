@@ -104,7 +104,7 @@ def volumes() -> tuple[Denoiser, Callable[[], tuple[Tensor, list[Tensor]]]]:
     shape = (1, 1, 16, 16, 16)
     images = [torch.rand(shape, generator=generator) for _ in range(2)]
     masks = (torch.rand((1, 3, 16, 16, 16), generator=generator) < 0.3).float()
-    inputs = Inputs(*images, masks, torch.full((1, 6), 1 / 3))
+    inputs = Inputs(*images, masks, torch.full((1, 6), 1 / 3), torch.ones(1))
     noise = torch.randn((1, 8, 8, 8, 8), generator=generator)
 
     def run() -> tuple[Tensor, list[Tensor]]:

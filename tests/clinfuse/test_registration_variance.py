@@ -22,7 +22,7 @@ def test_a_ramp_of_bone_has_the_variance_of_its_slope() -> None:
     ramp = (0.3 + slope * step * torch.arange(32.0)).expand(1, 1, 24, 32)
     bone, none = torch.ones_like(ramp), torch.zeros_like(ramp)
     vector = torch.full((1, 6), 1 / 3)
-    inputs = Inputs(none, ramp, torch.cat([none, bone, none], dim=1), vector)
+    inputs = Inputs(none, ramp, torch.cat([none, bone, none], dim=1), vector, torch.ones(1))
     found = variance(inputs, (2.0, step))
     inside = found[0, 0, 4:-4, 4:-4]
     torch.testing.assert_close(inside, torch.full_like(inside, (REMAINING_MM * slope) ** 2), rtol=0.1, atol=0)
@@ -30,7 +30,8 @@ def test_a_ramp_of_bone_has_the_variance_of_its_slope() -> None:
 
 def test_nothing_to_move_means_no_variance() -> None:
     flat = torch.full((2, 1, 16, 16), 0.4)
-    inputs = Inputs(torch.rand(2, 1, 16, 16), flat, torch.zeros(2, 3, 16, 16), torch.full((2, 6), 1 / 3))
+    masks = torch.zeros(2, 3, 16, 16)
+    inputs = Inputs(torch.rand(2, 1, 16, 16), flat, masks, torch.full((2, 6), 1 / 3), torch.ones(2))
     assert float(variance(inputs, (1.0, 1.0)).max()) < 1e-12
 
 
@@ -38,7 +39,7 @@ def test_it_ranks_voxels_as_drawn_shifts_do(tiny_case: Case) -> None:
     volume = [torch.from_numpy(np.asarray(x, np.float32))[None, None] for x in _arrays(tiny_case)]
     anatomy, companion, brain, bone, lesion = volume
     vector = torch.full((1, 6), 1 / 3)
-    inputs = Inputs(anatomy, companion, torch.cat([brain, bone, lesion], dim=1), vector)
+    inputs = Inputs(anatomy, companion, torch.cat([brain, bone, lesion], dim=1), vector, torch.ones(1))
     expected = variance(inputs, tiny_case.spacing).sqrt()
     still = fusion_prior(anatomy, companion, brain, bone, lesion, vector)
     generator = torch.Generator().manual_seed(4)

@@ -21,7 +21,15 @@ from clinfuse.method.diffusion import SAMPLERS, DiffusionConfig, make_scheduler,
 from clinfuse.method.generalized_surface import surface_border_loss
 from clinfuse.method.guidance import REFERENCE_STEPS, GuidanceConfig, Guide, guided_step
 from clinfuse.method.lesion_head import LesionHead, LesionHeadConfig
-from clinfuse.method.roi_loss import BORDERS, RoiReference, RoiWeights, composite, roi_reference, roi_terms
+from clinfuse.method.roi_loss import (
+    BORDERS,
+    RoiReference,
+    RoiWeights,
+    border_share,
+    composite,
+    roi_reference,
+    roi_terms,
+)
 from clinfuse.method.sampler import Sampled, sample
 from clinfuse.method.surface_loss import hd95_loss, lesion_target
 from clinfuse.method.uncertainty import effective_strength
@@ -63,7 +71,8 @@ def made_inputs(dims: int = 2, batch: int = 2, size: int = 16) -> Inputs:
     masks[:, 0, ..., 2:8] = 1
     masks[:, 1, ..., 10:14] = 1
     masks[:, 2, ..., 4:6, 4:6] = 1
-    return Inputs(images[0], images[1], masks, torch.tensor([PRESET.vector]).expand(batch, -1))
+    vector = torch.tensor([PRESET.vector]).expand(batch, -1)
+    return Inputs(images[0], images[1], masks, vector, torch.ones(batch))
 
 
 def lesion_head(dims: int = 2) -> LesionHead:
@@ -104,21 +113,23 @@ def loss_of(fused: Tensor, guide: Guide) -> float:
     return float(composite(terms, RoiWeights.of(guide.preset)).mean())
 
 
-def test_apart_no_term_moves_the_others_region() -> None:
+def test_each_term_moves_the_others_region_by_its_share_alone() -> None:
     reference = guide_for(made_inputs(), PRESET).reference
     brain, bone = torch.zeros_like(reference.brain), torch.zeros_like(reference.bone)
     brain[..., :8], bone[..., 8:] = 1, 1
     reference = replace(reference, brain=brain, bone=bone)
     fused = torch.rand(brain.shape, generator=torch.Generator().manual_seed(3)).requires_grad_()
-    plain, apart = (roi_terms(fused, reference, None, apart=apart) for apart in (False, True))
+    ct = torch.tensor([1.0, 0.0])
+    share = border_share(ct)
+    assert share.tolist() == [0.0, 1.0], "none in a CT, all of it in SPECT and PET"
+    plain, apart = (roi_terms(fused, reference, None, share=given) for given in (None, share))
     for name, own, other in (("brain", brain, bone), ("bone", bone, brain)):
         assert torch.equal(getattr(plain, name), getattr(apart, name))
         (gradient,) = torch.autograd.grad(getattr(apart, name).sum(), fused, retain_graph=True)
         (whole,) = torch.autograd.grad(getattr(plain, name).sum(), fused, retain_graph=True)
-        assert (
-            torch.equal(gradient * other, torch.zeros_like(fused)) and float((whole * other).abs().max()) > 0
-        )
-        assert float((gradient * own).abs().max()) > 0
+        torch.testing.assert_close(gradient * own, whole * own)
+        torch.testing.assert_close(gradient * other, share.view(-1, 1, 1, 1) * whole * other)
+        assert bool(((whole * other).abs().amax(dim=(1, 2, 3)) > 0).all())
 
 
 @pytest.mark.parametrize("sampler", sorted(SAMPLERS))
@@ -174,7 +185,7 @@ def test_guidance_lowers_the_roi_loss_on_a_real_pair(data_root: Path) -> None:
     bone = (companion > 0.75).float()
     brain = ((anatomy > 0.15) & (companion > 0.1) & (bone == 0)).float()
     masks = torch.cat([brain, bone, torch.zeros_like(bone)], dim=1)
-    inputs = Inputs(anatomy, companion, masks, torch.tensor([PRESET.vector]))
+    inputs = Inputs(anatomy, companion, masks, torch.tensor([PRESET.vector]), torch.ones(1))
     guide = guide_for(inputs, PRESET.changed(eta=0.05))
     model = denoiser()
     guided, plain = run(model, inputs, guide, steps=8), run(model, inputs, None, steps=8)

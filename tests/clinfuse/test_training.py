@@ -25,7 +25,14 @@ from clinfuse.training import (
     student_loss,
 )
 from clinfuse.training.distill import between, guided_target
-from clinfuse.training.losses import HUBER, draw_vectors, jittered_companion, pseudo_huber
+from clinfuse.training.losses import (
+    HUBER,
+    draw_vectors,
+    jittered_companion,
+    network_inputs,
+    pseudo_huber,
+    refined_target,
+)
 from clinfuse.training.spacing import by_spacing
 
 
@@ -50,7 +57,7 @@ def batch(tiny_case: Case) -> Batch:
     names = {"anatomy": "anatomy", "companion": "companion", "aligned": "companion"}
     images = {k: crop(getattr(tiny_case, v)) for k, v in names.items()}
     masks = {roi: crop(mask) for roi, mask in tiny_case.masks.items()}
-    return images | masks | {"spacing": torch.tensor([[1.5, 2.0]] * 2)}
+    return images | masks | {"spacing": torch.tensor([[1.5, 2.0]] * 2), "ct": torch.ones(2)}
 
 
 def test_losses_fall(config: TrainConfig, batch: Batch) -> None:
@@ -169,6 +176,23 @@ def test_target_and_network_agree_on_the_findings(config: TrainConfig, batch: Ba
     other = config.changed({"denoiser.finding_grey": 0.85 - grey})
     _, logs = denoiser_loss(other, None)(build_denoiser(config), bleeding, torch.Generator().manual_seed(0))
     assert logs["simple"] > 1e-3
+
+
+def test_of_a_tracer_no_findings_are_painted(config: TrainConfig, batch: Batch) -> None:
+    """Two networks that would paint in different greys agree on SPECT, and differ on CT, sample by sample."""
+    changes = {"refine_steps": 0, "jitter_share": 0, "denoiser.anchor_std": 0}
+    configs = [config.changed({**changes, "denoiser.finding_grey": grey}) for grey in (0.0, 0.85)]
+    bleeding = {**batch, "aligned": batch["aligned"] + 0.3 * batch["lesion"], "ct": torch.tensor([1.0, 0.0])}
+    vector = torch.full((2, 6), 1 / 3)
+    for made in (
+        [refined_target(bleeding, vector, one) for one in configs],
+        [
+            build_denoiser(one).look(network_inputs(bleeding, bleeding["aligned"], vector)).painted
+            for one in configs
+        ],
+    ):
+        gap = (made[0] - made[1]).abs().amax(dim=(1, 2, 3))
+        assert gap[0] > 0.1 and gap[1] == 0
 
 
 def test_each_sample_s_millimetres_are_its_own(config: TrainConfig, batch: Batch) -> None:

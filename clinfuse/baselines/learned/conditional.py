@@ -8,7 +8,7 @@ from torch import Tensor
 from clinfuse.baselines.laplacian import collapse, pyramid
 from clinfuse.baselines.learned.base import DiffusionBaseline, LearnedConfig
 from clinfuse.baselines.learned.selfloss import fusion_loss
-from clinfuse.method.prior import fusion_prior
+from clinfuse.method.prior import FINDING_GREY, fusion_prior
 from clinfuse.presets import load_presets
 from clinfuse.training.losses import Batch
 
@@ -37,7 +37,8 @@ class FusionDiff(DiffusionBaseline):
         vector = torch.tensor([load_presets()[DEFAULT_PRESET].vector]).to(batch["anatomy"])
         vectors = vector.expand(len(batch["anatomy"]), -1)
         brain, bone, lesion = batch["brain"], batch["bone"], batch["lesion"]
-        return fusion_prior(batch["anatomy"], batch["aligned"], brain, bone, lesion, vectors)
+        grey = FINDING_GREY * batch["ct"]
+        return fusion_prior(batch["anatomy"], batch["aligned"], brain, bone, lesion, vectors, grey)
 
     def forward(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         with torch.no_grad():
