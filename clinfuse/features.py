@@ -19,9 +19,10 @@ from torch import Tensor
 from clinfuse.case import Case, FloatArray
 from clinfuse.combine import MemberSample
 from clinfuse.errors import ConfigError
-from clinfuse.method.denoiser import Denoiser, Inputs, Seen, pad_to_multiple
+from clinfuse.method.denoiser import Denoiser, Seen, pad_to_multiple
 from clinfuse.method.diffusion import DiffusionConfig
 from clinfuse.method.guidance import Guide
+from clinfuse.method.inputs import Inputs
 from clinfuse.method.jitter import JitterConfig, apply, draw
 from clinfuse.method.prior import within_sources
 from clinfuse.method.sampler import sample_encoded

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -60,28 +59,25 @@ def prior(case: Case, preset: Preset) -> FloatArray:
 def refined(case: Case, preset: Preset) -> FloatArray:
     """The refined prior, which the denoiser learns to give: the composition optimised slice by slice for L_ROI,
     grey levels and seams (clinfuse.method.refine); (D, H, W) in [0, 1]."""
-    import torch
-
     from clinfuse.method.refine import refined_prior
-    from clinfuse.method.roi_loss import border_share
 
-    share = border_share(torch.tensor(float(case.has_ct)))
-    return _composed(case, preset, partial(refined_prior, share=share), by_slice=True)
+    return _composed(case, preset, refined_prior, by_slice=True)
 
 
 def _composed(case: Case, preset: Preset, compose: Callable[..., Any], *, by_slice: bool) -> FloatArray:
     import torch
 
-    from clinfuse.method.prior import FINDING_GREY
+    from clinfuse.method.inputs import Inputs
 
     def tensor(array: NDArray[Any]) -> torch.Tensor:
         volume = torch.from_numpy(np.array(array, dtype=np.float32))
         return volume[:, None] if by_slice else volume[None, None]
 
-    arrays = [tensor(x) for x in (case.anatomy, case.companion, case.brain, case.bone, case.lesion)]
-    vector = torch.tensor([preset.vector] * len(arrays[0]), dtype=torch.float32)
-    grey = FINDING_GREY if case.has_ct else 0.0
-    batches = zip(*(part.split(SLICE_BATCH) for part in (*arrays, vector)), strict=True)
+    images = [tensor(case.anatomy), tensor(case.companion)]
+    masks = torch.cat([tensor(mask) for mask in case.masks.values()], dim=1)
+    vector = torch.tensor([preset.vector] * len(masks), dtype=torch.float32)
+    ct = torch.full((len(masks),), float(case.has_ct))
+    batches = zip(*(part.split(SLICE_BATCH) for part in (*images, masks, vector, ct)), strict=True)
     with torch.no_grad():
-        fused = torch.cat([compose(*batch, grey=grey) for batch in batches])
+        fused = torch.cat([compose(Inputs(*batch)) for batch in batches])
     return np.asarray(fused.clamp(0, 1).reshape(case.shape).numpy())

@@ -31,6 +31,7 @@ from clinfuse.errors import ConfigError
 from clinfuse.method.diffusion import DiffusionConfig, alphas_cumprod, estimate_from, noise_ratio
 from clinfuse.method.filters import gaussian_blur
 from clinfuse.method.haar import haar, inverse_haar, inverse_haar_variance
+from clinfuse.method.inputs import Inputs
 from clinfuse.method.prior import FINDING_GREY, Sources, compose, look
 from clinfuse.presets import VECTOR_SIZE
 
@@ -89,17 +90,6 @@ class DenoiserConfig:
     def multiple(self) -> int:
         """Every image axis must be divisible by this: Haar levels and U-Net down-samplings."""
         return int(2 ** (self.levels + len(self.channels) - 1))
-
-
-class Inputs(NamedTuple):
-    """What conditions a batch: images (B, 1, *S) in [0, 1], masks (B, 3, *S) brain, bone, lesion, vector (B, 6), and
-    ct (B,), 1 where the companion is a CT and 0 for SPECT and PET, which have no findings to paint."""
-
-    anatomy: Tensor
-    companion: Tensor
-    masks: Tensor
-    vector: Tensor
-    ct: Tensor
 
 
 class Seen(NamedTuple):
@@ -187,9 +177,7 @@ class Denoiser(nn.Module):
 
     def look(self, inputs: Inputs) -> Sources:
         """The parts of the fusion prior, with findings painted as this model learned them."""
-        brain, bone, lesion = inputs.masks.split(1, dim=1)
-        grey = self.config.finding_grey * inputs.ct
-        return look(inputs.anatomy, inputs.companion, brain, bone, lesion, grey)
+        return look(inputs, self.config.finding_grey)
 
     def see(self, inputs: Inputs) -> Seen:
         """What the member sees of the images, the preset aside."""

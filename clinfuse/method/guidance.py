@@ -14,7 +14,8 @@ from torch import Tensor
 
 from clinfuse.case import HEAD_LEVEL
 from clinfuse.errors import ConfigError
-from clinfuse.method.denoiser import Denoiser, Encoded, Estimate, Inputs, to_image
+from clinfuse.method.denoiser import Denoiser, Encoded, Estimate, to_image
+from clinfuse.method.inputs import Inputs
 from clinfuse.method.lesion_head import LesionHead
 from clinfuse.method.roi_loss import (
     RoiReference,

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clinfuse.method.filters import gaussian_blur
+from clinfuse.method.inputs import Inputs, per_voxel
 
 LEVELS = 1
 SALIENCY_SHARE = 0.03
@@ -50,40 +51,25 @@ class Sources(NamedTuple):
     rest: Tensor
 
 
-def fusion_prior(
-    anatomy: Tensor,
-    companion: Tensor,
-    brain: Tensor,
-    bone: Tensor,
-    lesion: Tensor,
-    vector: Tensor,
-    grey: float | Tensor = FINDING_GREY,
-) -> Tensor:
-    """Compose the target of one batch.
+def fusion_prior(inputs: Inputs, grey: float = FINDING_GREY) -> Tensor:
+    """Compose the target of one batch of aligned pairs.
 
     Args:
-        anatomy, companion: (B, 1, *S) in [0, 1], aligned.
-        brain, bone, lesion: (B, 1, *S) masks in {0, 1}.
-        vector: (B, 6) preset vectors (`Preset.vector`): the shares of α, β, γ, λ₁, λ₂, λ₃.
-        grey: in which the companion's findings are painted, 0 to 1, for all or (B,); 0 paints none.
+        inputs: see there.
+        grey: in which findings of a CT are painted, 0 to 1; 0 paints none.
 
     Returns:
         (B, 1, *S) in [0, 1].
     """
-    return compose(look(anatomy, companion, brain, bone, lesion, grey), vector)
+    return compose(look(inputs, grey), inputs.vector)
 
 
-def look(
-    anatomy: Tensor,
-    companion: Tensor,
-    brain: Tensor,
-    bone: Tensor,
-    lesion: Tensor,
-    grey: float | Tensor = FINDING_GREY,
-) -> Sources:
+def look(inputs: Inputs, grey: float = FINDING_GREY) -> Sources:
     """The part of `fusion_prior` that does not depend on the preset; arguments as there."""
+    anatomy, companion = inputs.anatomy, inputs.companion
+    brain, bone, _ = inputs.rois
     shown = findings(companion, brain, bone)
-    room = (per_voxel(grey, anatomy) - anatomy).clamp_min(0)
+    room = (grey * per_voxel(inputs.ct, anatomy) - anatomy).clamp_min(0)
     painted = anatomy + shown * room
     details, rest = _pyramid(torch.cat([painted, companion], dim=1))
     return Sources(
@@ -91,7 +77,7 @@ def look(
         painted=painted,
         findings=shown,
         room=room,
-        soft=gaussian_blur(torch.cat([brain, bone, lesion], dim=1), 0.8),
+        soft=gaussian_blur(inputs.masks, 0.8),
         salient_anatomy=_saliency(anatomy),
         salient_companion=_saliency(companion),
         details=details,
@@ -134,11 +120,6 @@ def weight_of(sources: Sources, vector: Tensor) -> Tensor:
     for_c = (beta + 0.02) * (in_bone**2 + open_share * sources.salient_companion)
     for_m = (alpha + 0.02) * (in_brain**2 + open_share * sources.salient_anatomy)
     return for_c / (for_c + for_m + 1e-6)
-
-
-def per_voxel(values: float | Tensor, image: Tensor) -> Tensor:
-    """One value for all or one per sample (B,), shaped so as to act on images (B, 1, *S)."""
-    return torch.as_tensor(values).reshape(-1, *[1] * (image.ndim - 1)).to(image)
 
 
 def _saliency(image: Tensor) -> Tensor:

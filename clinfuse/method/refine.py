@@ -18,8 +18,9 @@ import torch.nn.functional as tf
 from torch import Tensor
 
 from clinfuse.method.filters import gaussian_blur
+from clinfuse.method.inputs import Inputs
 from clinfuse.method.prior import FINDING_GREY, Sources, compose, look
-from clinfuse.method.roi_loss import RoiWeights, held
+from clinfuse.method.roi_loss import RoiWeights, border_share, held
 from clinfuse.method.seam_loss import gradient_magnitude
 from clinfuse.method.ssim import C1, C2, RADIUS, SIGMA, masked_mean
 
@@ -82,16 +83,17 @@ class Task:
     share: Tensor
 
     @classmethod
-    def of(cls, anatomy: Tensor, brain: Tensor, bone: Tensor, sources: Sources, share: Tensor) -> Task:
-        """From the anatomy image and masks (B, 1, *S), the parts of the fusion prior and shares (B,)."""
-        pair = (gradient_magnitude(anatomy), gradient_magnitude(sources.companion))
+    def of(cls, inputs: Inputs, sources: Sources) -> Task:
+        """From a batch and the parts of its fusion prior."""
+        pair = (gradient_magnitude(inputs.anatomy), gradient_magnitude(inputs.companion))
+        brain, bone, _ = inputs.rois
         return cls(
             anatomy=Wanted.of(sources.painted, brain),
-            companion=Wanted.of(sources.companion, bone),
+            companion=Wanted.of(inputs.companion, bone),
             limit=torch.maximum(*pair),
             band=torch.maximum(border(brain), border(bone)),
             outside=(1 - brain) * (1 - bone),
-            share=share,
+            share=border_share(inputs.ct),
         )
 
     def loss(self, fused: Tensor, start: Tensor, weights: RoiWeights) -> Tensor:
@@ -109,24 +111,14 @@ class Task:
 
 
 def refined_prior(
-    anatomy: Tensor,
-    companion: Tensor,
-    brain: Tensor,
-    bone: Tensor,
-    lesion: Tensor,
-    vector: Tensor,
-    steps: int = STEPS,
-    start: Tensor | None = None,
-    grey: float | Tensor = FINDING_GREY,
-    share: float | Tensor = 0.0,
+    inputs: Inputs, steps: int = STEPS, start: Tensor | None = None, grey: float = FINDING_GREY
 ) -> Tensor:
     """The fusion prior after so many descent steps (Adam, rate 0.03 falling as a cosine) on `Task.loss`.
 
     Args:
-        anatomy, companion, brain, bone, lesion, vector, grey: as of `fusion_prior`.
+        inputs, grey: as of `fusion_prior`.
         steps: 0 gives the start.
         start: (B, 1, *S) in [0, 1] to begin with instead of the fusion prior.
-        share: how much of its gradient either region's term keeps in the other, for all or (B,), see `border_share`.
 
     Returns:
         (B, 1, *S) in [0, 1].
@@ -134,10 +126,10 @@ def refined_prior(
     Reference: proposal, Eq. 2; Adam: Kingma and Ba, ICLR 2015.
     """
     with torch.no_grad():
-        sources = look(anatomy, companion, brain, bone, lesion, grey)
-        task = Task.of(anatomy, brain, bone, sources, torch.as_tensor(share).expand(len(anatomy)))
-        start = compose(sources, vector) if start is None else start
-    return _descend(task, start, RoiWeights.from_vector(vector), steps)
+        sources = look(inputs, grey)
+        task = Task.of(inputs, sources)
+        start = compose(sources, inputs.vector) if start is None else start
+    return _descend(task, start, RoiWeights.from_vector(inputs.vector), steps)
 
 
 def _descend(task: Task, start: Tensor, weights: RoiWeights, steps: int) -> Tensor:

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from clinfuse.errors import ConfigError
 from clinfuse.method.generalized_surface import surface_border_loss
+from clinfuse.method.inputs import per_voxel
 from clinfuse.method.lesion_head import LesionHead
-from clinfuse.method.prior import per_voxel
 from clinfuse.method.ssim import ssim_loss
 from clinfuse.method.surface_loss import LesionTarget, dice_loss, lesion_losses, lesion_target, nsd_loss
 from clinfuse.presets import Preset

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clinfuse.method.denoiser import Denoiser, Encoded, Estimate, Inputs, to_image, to_image_variance
+from clinfuse.method.denoiser import Denoiser, Encoded, Estimate, to_image, to_image_variance
 from clinfuse.method.diffusion import DiffusionConfig, make_scheduler, noise_like
 from clinfuse.method.guidance import REFERENCE_STEPS, Guide, GuidedStep, guided_step, mean_estimate
+from clinfuse.method.inputs import Inputs
 
 Callback = Callable[[int, int, GuidedStep | None], None]
 

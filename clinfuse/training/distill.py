@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from clinfuse.method.guidance import GuidanceConfig, Guide
+from clinfuse.method.refine import refined_prior
 from clinfuse.method.sampler import sample
 from clinfuse.presets import Preset
 from clinfuse.training.config import TrainConfig
-from clinfuse.training.losses import Batch, draw_vectors, network_inputs, refined_target
+from clinfuse.training.losses import Batch, draw_vectors, inputs_of
 from clinfuse.training.spacing import by_spacing
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def _target(teacher: FusionPipeline, batch: Batch, preset: Preset, config: Train
     """Entries "teacher" and "vector" for samples of one spacing; noise is by a sample's "number" in the batch."""
     here = {name: value.to(teacher.device) for name, value in batch.items()}
     vector = torch.tensor([preset.vector], device=teacher.device).expand(len(here["anatomy"]), -1)
-    inputs = network_inputs(here, here["aligned"], vector)
+    inputs = inputs_of(here, here["aligned"], vector)
     spacing = tuple(batch["spacing"][0].tolist())
     seeds = [seed + number for number in batch["number"].tolist()]
     done = sample(
@@ -55,7 +56,7 @@ def _target(teacher: FusionPipeline, batch: Batch, preset: Preset, config: Train
         generators=[torch.Generator(teacher.device).manual_seed(one) for one in seeds],
         guide=Guide.of(inputs, spacing, teacher.lesion_head, preset, GuidanceConfig(border=config.border)),
     )
-    target = refined_target(here, vector, config, start=done.fused)
+    target = refined_prior(inputs, config.refine_steps, done.fused, config.denoiser.finding_grey)
     return {"teacher": target.cpu(), "vector": vector.cpu().contiguous()}
 
 

@@ -13,8 +13,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from clinfuse.method.denoiser import Denoiser, Estimate, Inputs, to_image, to_latent
+from clinfuse.method.denoiser import Denoiser, Estimate, to_image, to_latent
 from clinfuse.method.diffusion import add_noise, alphas_cumprod, make_scheduler
+from clinfuse.method.inputs import Inputs
 from clinfuse.method.jitter import apply, draw
 from clinfuse.method.lesion_head import LesionHead, segmentation_loss
 from clinfuse.method.prior import fusion_prior
@@ -47,7 +48,7 @@ def lesion_head_loss(config: TrainConfig) -> LossFn:
 
     def loss(module: nn.Module, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         vector = draw_vectors(len(batch["anatomy"]), generator)
-        fused = fusion_prior(*_aligned_sources(batch), vector, config.denoiser.finding_grey * batch["ct"])
+        fused = fusion_prior(inputs_of(batch, batch["aligned"], vector), config.denoiser.finding_grey)
         choice = torch.rand((len(fused), 1, *[1] * (fused.ndim - 2)), generator=generator).to(fused.device)
         image = torch.where(choice < (1 - COMPANION_SHARE) / 2, batch["anatomy"], fused)
         image = torch.where(choice < 1 - COMPANION_SHARE, image, batch["aligned"])
@@ -70,8 +71,9 @@ def denoiser_loss(config: TrainConfig, lesion_head: LesionHead | None) -> LossFn
     def loss(module: nn.Module, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         device = batch["anatomy"].device
         vector = draw_vectors(len(batch["anatomy"]), generator).to(device)
-        target = refined_target(batch, vector, config)
-        inputs = network_inputs(batch, jittered_companion(batch, config, generator), vector)
+        grey = config.denoiser.finding_grey
+        target = refined_prior(inputs_of(batch, batch["aligned"], vector), config.refine_steps, grey=grey)
+        inputs = inputs_of(batch, jittered_companion(batch, config, generator), vector)
         x_0 = to_latent(target, levels)
         timesteps = torch.randint(config.diffusion.train_timesteps, (len(x_0),), generator=generator)
         alpha_bar = alpha_bars[timesteps].to(device)
@@ -106,7 +108,7 @@ def student_loss(config: TrainConfig, teacher: Denoiser, lesion_head: LesionHead
 
     def loss(module: nn.Module, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         device = batch["anatomy"].device
-        inputs = network_inputs(batch, jittered_companion(batch, config, generator), batch["vector"])
+        inputs = inputs_of(batch, jittered_companion(batch, config, generator), batch["vector"])
         x_0 = to_latent(batch["teacher"], levels)
         timesteps = own_steps[torch.randint(len(own_steps), (len(x_0),), generator=generator)]
         noise = torch.randn(x_0.shape, generator=generator).to(device)
@@ -187,25 +189,9 @@ def masks(batch: Batch) -> Tensor:
     return torch.cat([batch["brain"], batch["bone"], batch["lesion"]], dim=1)
 
 
-def network_inputs(batch: Batch, companion: Tensor, vector: Tensor) -> Inputs:
-    """What the denoiser sees of a batch with its companion (B, 1, *S) as it is or warped, for vectors (B, 6)."""
+def inputs_of(batch: Batch, companion: Tensor, vector: Tensor) -> Inputs:
+    """A batch with its companion (B, 1, *S), aligned or as the network sees it, for preset vectors (B, 6)."""
     return Inputs(batch["anatomy"], companion, masks(batch), vector, batch["ct"])
-
-
-def refined_target(batch: Batch, vector: Tensor, config: TrainConfig, start: Tensor | None = None) -> Tensor:
-    """The refined prior of a batch (B, 1, *S), from the fusion prior or another start."""
-    return refined_prior(
-        *_aligned_sources(batch),
-        vector,
-        config.refine_steps,
-        start=start,
-        grey=config.denoiser.finding_grey * batch["ct"],
-        share=border_share(batch["ct"]),
-    )
-
-
-def _aligned_sources(batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return batch["anatomy"], batch["aligned"], batch["brain"], batch["bone"], batch["lesion"]
 
 
 def _roi(

@@ -7,12 +7,12 @@ from clinfuse.errors import ConfigError
 from clinfuse.method.denoiser import (
     Denoiser,
     DenoiserConfig,
-    Inputs,
     pad_to_multiple,
     to_image,
     to_latent,
 )
 from clinfuse.method.diffusion import DiffusionConfig, add_noise, estimate_from, implied_noise
+from clinfuse.method.inputs import Inputs
 from clinfuse.method.prior import fusion_prior
 
 SMALL = {"channels": (8, 16), "encoder_channels": 2}
@@ -36,7 +36,7 @@ def test_untrained_estimate_is_the_fusion_prior(dims: int, levels: int) -> None:
     z = denoiser.encode(c)
     x_t = torch.randn(z.z_prior.shape, generator=torch.Generator().manual_seed(1))
     estimate = denoiser.denoise(x_t, torch.tensor([999, 10]), z)
-    prior = fusion_prior(c.anatomy, c.companion, *c.masks.split(1, dim=1), c.vector)
+    prior = fusion_prior(c)
     torch.testing.assert_close(to_image(estimate.x_0, levels), prior, atol=1e-5, rtol=0)
     assert estimate.log_variance.shape == estimate.x_0.shape
     torch.testing.assert_close(to_image(to_latent(c.anatomy, levels), levels), c.anatomy)

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from clinfuse.errors import ConfigError
-from clinfuse.method.denoiser import Denoiser, DenoiserConfig, Inputs
+from clinfuse.method.denoiser import Denoiser, DenoiserConfig
+from clinfuse.method.inputs import Inputs
 from clinfuse.method.lesion_head import LesionHead, LesionHeadConfig
 from clinfuse.training import Effort, TrainConfig, TrainState, build_denoiser, fit, recipe
 from clinfuse.training.effort import prepared, split

@@ -11,6 +11,7 @@ from torch import Tensor
 from clinfuse.baselines import BASELINES
 from clinfuse.case import Case
 from clinfuse.method import refine
+from clinfuse.method.inputs import Inputs
 from clinfuse.method.prior import FINDING_GREY, fusion_prior
 from clinfuse.method.refine import refined_prior
 from clinfuse.metrics.roi import roi_psnr, roi_ssim
@@ -41,6 +42,12 @@ def vector(alpha: float = 1 / 3, beta: float = 1 / 3) -> Tensor:
     return torch.tensor([[alpha, beta, 1 - alpha - beta, 1 / 3, 1 / 3, 1 / 3]])
 
 
+def inputs(sources: tuple[Tensor, ...], weights: Tensor | None = None, ct: float = 1.0) -> Inputs:
+    anatomy, companion, *masks = sources
+    weights = (vector() if weights is None else weights).expand(len(anatomy), -1)
+    return Inputs(anatomy, companion, torch.cat(masks, dim=1), weights, torch.full((len(anatomy),), ct))
+
+
 def scores(fused: Tensor, sources: tuple[Tensor, ...]) -> dict[str, float]:
     image, anatomy, companion, brain, bone = (t[0].numpy() for t in (fused, *sources[:4]))
     return {
@@ -53,12 +60,12 @@ def scores(fused: Tensor, sources: tuple[Tensor, ...]) -> dict[str, float]:
 
 def test_no_step_is_the_fusion_prior() -> None:
     sources = head()
-    assert torch.equal(refined_prior(*sources, vector(), steps=0), fusion_prior(*sources, vector()))
+    assert torch.equal(refined_prior(inputs(sources), steps=0), fusion_prior(inputs(sources)))
 
 
 def test_it_is_nearer_to_its_sources_than_the_fusion_prior() -> None:
     sources = head()
-    before, after = (scores(f(*sources, vector()), sources) for f in (fusion_prior, refined_prior))
+    before, after = (scores(f(inputs(sources)), sources) for f in (fusion_prior, refined_prior))
     assert after["bone"] > before["bone"] and after["bone_psnr"] > before["bone_psnr"] + 3
     assert after["brain"] > before["brain"] - 0.01
 
@@ -66,14 +73,14 @@ def test_it_is_nearer_to_its_sources_than_the_fusion_prior() -> None:
 def test_the_seam_term_softens_borders_that_no_source_has(monkeypatch: pytest.MonkeyPatch) -> None:
     anatomy, companion, brain, bone, lesion = head()
     sources = (0.5 * anatomy + 0.2, 0.2 * companion + 0.7, brain, bone, lesion)
-    with_it = scores(refined_prior(*sources, vector()), sources)["seam"]
+    with_it = scores(refined_prior(inputs(sources)), sources)["seam"]
     monkeypatch.setattr(refine, "SEAM_WEIGHT", 0.0)
-    assert with_it < 0.9 * scores(refined_prior(*sources, vector()), sources)["seam"]
+    assert with_it < 0.9 * scores(refined_prior(inputs(sources)), sources)["seam"]
 
 
 def test_weights_decide_which_source_gains() -> None:
     sources = head()
-    soft, hard = (scores(refined_prior(*sources, vector(a, 0.9 - a)), sources) for a in (0.7, 0.2))
+    soft, hard = (scores(refined_prior(inputs(sources, vector(a, 0.9 - a))), sources) for a in (0.7, 0.2))
     assert soft["brain"] > hard["brain"] and hard["bone"] > soft["bone"]
 
 
@@ -82,16 +89,22 @@ def test_cortex_that_touches_bone_stays_mri() -> None:
     anatomy, companion, brain, _, lesion = head()
     bone = dilated(brain, 6) - brain
     companion = torch.where(bone > 0, 0.9, companion)
-    fused = refined_prior(anatomy, companion, brain, bone, lesion, vector(0.1, 0.8))
+    sources = (anatomy, companion, brain, bone, lesion)
+    fused, as_tracer = (refined_prior(inputs(sources, vector(0.1, 0.8), ct)) for ct in (1.0, 0.0))
     cortex, gap = brain - (1 - dilated(1 - brain, 1)), companion - anatomy
-    assert abs(float(((fused - anatomy) * gap * cortex).sum() / (gap**2 * cortex).sum())) < 0.1
+
+    def shown(image: Tensor) -> float:
+        return float(((image - anatomy) * gap * cortex).sum() / (gap**2 * cortex).sum())
+
+    assert abs(shown(fused)) < 0.1
     assert float(((fused - companion).abs() * bone).sum() / bone.sum()) < 0.03
+    assert shown(as_tracer) > 0.5, "uptake has no border of its own, there each term moves all it sees"
 
 
 def test_blood_that_only_the_companion_shows_stays() -> None:
     sources = head(blood=0.12)
     drop = (sources[1] > 0.2) & (sources[2] > 0)
-    fused = refined_prior(*sources, vector())
+    fused = refined_prior(inputs(sources))
     core = drop[0, 0].numpy()
     assert float(fused[0, 0][core].mean()) > 0.85 * FINDING_GREY
     assert float(sources[0][0, 0][core].mean()) < 0.6
@@ -100,9 +113,9 @@ def test_blood_that_only_the_companion_shows_stays() -> None:
 def test_every_sample_goes_its_own_way() -> None:
     one, other = head(), head(blood=0.12)
     both = tuple(torch.cat(pair) for pair in zip(one, other, strict=True))
-    together = refined_prior(*both, vector().expand(2, -1))
+    together = refined_prior(inputs(both))
     for index, alone in enumerate((one, other)):
-        gap = (together[index] - refined_prior(*alone, vector())[0]).abs()
+        gap = (together[index] - refined_prior(inputs(alone))[0]).abs()
         assert float(gap.mean()) < 1e-3, "last bits may grow at single voxels, no more"
 
 
@@ -113,7 +126,7 @@ def test_missing_regions_and_volumes_are_fine(empty: str) -> None:
     )
     brain = brain * 0 if empty in ("brain", "both") else brain
     bone = bone * 0 if empty in ("bone", "both") else bone
-    fused = refined_prior(anatomy, companion, brain, bone, lesion, vector(), steps=3)
+    fused = refined_prior(inputs((anatomy, companion, brain, bone, lesion)), steps=3)
     assert fused.shape == anatomy.shape and torch.isfinite(fused).all()
     assert float(fused.min()) >= 0 and float(fused.max()) <= 1
 

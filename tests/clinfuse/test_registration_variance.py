@@ -6,14 +6,14 @@ import numpy as np
 import torch
 
 from clinfuse.case import Case
-from clinfuse.method.denoiser import Inputs
+from clinfuse.method.inputs import Inputs
 from clinfuse.method.jitter import Warp, apply
 from clinfuse.method.prior import fusion_prior, look
 from clinfuse.method.uncertainty import REMAINING_MM, registration_variance, slopes
 
 
 def variance(inputs: Inputs, spacing_mm: tuple[float, ...]) -> torch.Tensor:
-    sources = look(inputs.anatomy, inputs.companion, *inputs.masks.split(1, dim=1))
+    sources = look(inputs)
     return registration_variance(slopes(sources, inputs.masks[:, 1:2], spacing_mm), inputs.vector)
 
 
@@ -41,13 +41,13 @@ def test_it_ranks_voxels_as_drawn_shifts_do(tiny_case: Case) -> None:
     vector = torch.full((1, 6), 1 / 3)
     inputs = Inputs(anatomy, companion, torch.cat([brain, bone, lesion], dim=1), vector, torch.ones(1))
     expected = variance(inputs, tiny_case.spacing).sqrt()
-    still = fusion_prior(anatomy, companion, brain, bone, lesion, vector)
+    still = fusion_prior(inputs)
     generator = torch.Generator().manual_seed(4)
     squares = []
     for shift in REMAINING_MM * torch.randn(40, 3, generator=generator):
         warp = Warp(translation_mm=tuple(shift.tolist()), rotation_deg=(0.0, 0.0, 0.0))
         moved = apply(warp, companion, tiny_case.spacing)
-        squares.append((fusion_prior(anatomy, moved, brain, bone, lesion, vector) - still) ** 2)
+        squares.append((fusion_prior(inputs._replace(companion=moved)) - still) ** 2)
     drawn = torch.stack(squares).mean(0).sqrt()
     assert np.corrcoef(expected.flatten(), drawn.flatten())[0, 1] > 0.9
     assert 0.5 < float(expected.mean() / drawn.mean()) < 2

@@ -16,10 +16,11 @@ from torch import Tensor
 import clinfuse
 from clinfuse.case import Case
 from clinfuse.errors import ConfigError
-from clinfuse.method.denoiser import Denoiser, DenoiserConfig, Inputs, to_image
+from clinfuse.method.denoiser import Denoiser, DenoiserConfig, to_image
 from clinfuse.method.diffusion import SAMPLERS, DiffusionConfig, make_scheduler, noise_like
 from clinfuse.method.generalized_surface import surface_border_loss
 from clinfuse.method.guidance import REFERENCE_STEPS, GuidanceConfig, Guide, guided_step
+from clinfuse.method.inputs import Inputs
 from clinfuse.method.lesion_head import LesionHead, LesionHeadConfig
 from clinfuse.method.roi_loss import (
     BORDERS,

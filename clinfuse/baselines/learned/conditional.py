@@ -8,9 +8,9 @@ from torch import Tensor
 from clinfuse.baselines.laplacian import collapse, pyramid
 from clinfuse.baselines.learned.base import DiffusionBaseline, LearnedConfig
 from clinfuse.baselines.learned.selfloss import fusion_loss
-from clinfuse.method.prior import FINDING_GREY, fusion_prior
+from clinfuse.method.prior import fusion_prior
 from clinfuse.presets import load_presets
-from clinfuse.training.losses import Batch
+from clinfuse.training.losses import Batch, inputs_of
 
 CONDITIONED_INPUTS = 3
 DEFAULT_PRESET = "balanced"
@@ -36,9 +36,7 @@ class FusionDiff(DiffusionBaseline):
         """x₀ (B, 1, H, W) in [0, 1]."""
         vector = torch.tensor([load_presets()[DEFAULT_PRESET].vector]).to(batch["anatomy"])
         vectors = vector.expand(len(batch["anatomy"]), -1)
-        brain, bone, lesion = batch["brain"], batch["bone"], batch["lesion"]
-        grey = FINDING_GREY * batch["ct"]
-        return fusion_prior(batch["anatomy"], batch["aligned"], brain, bone, lesion, vectors, grey)
+        return fusion_prior(inputs_of(batch, batch["aligned"], vectors))
 
     def forward(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         with torch.no_grad():
