@@ -30,12 +30,18 @@ def dataset(tiny_case: Case, tmp_path: Path) -> Path:
 def test_2d_batches(dataset: Path, crop: tuple[int, int]) -> None:
     reader = ShardReader(dataset, split="train", crop=crop, batch_size=3)
     batch = reader(5)
-    assert set(batch) == {"anatomy", "companion", "aligned", "brain", "bone", "lesion", "spacing"}
-    for name, tensor in batch.items():
-        assert tensor.dtype == torch.float32
-        assert tensor.shape == ((3, 2) if name == "spacing" else (3, 1, *crop))
+    shapes = dict.fromkeys(("anatomy", "companion", "aligned", "brain", "bone", "lesion"), (3, 1, *crop))
+    assert {name: tensor.shape for name, tensor in batch.items()} == {**shapes, "spacing": (3, 2), "ct": (3,)}
+    assert {tensor.dtype for tensor in batch.values()} == {torch.float32}
     assert torch.allclose(batch["spacing"], torch.tensor([1.5, 2.0]))
     assert torch.equal(batch["aligned"], batch["companion"])
+
+
+def test_each_crop_says_whether_its_companion_is_a_ct(dataset: Path, tiny_case: Case) -> None:
+    CaseStore(dataset).write(replace(tiny_case, case_id="pet", modalities=("MR", "PET")))
+    reader = ShardReader(dataset, split="train", crop=(16, 16), batch_size=10)
+    assert reader(0)["ct"].tolist() == [float(case_id != "pet") for case_id in reader.cases_at(0)]
+    assert 0 < reader(0)["ct"].sum() < 10
 
 
 def test_3d_batches(dataset: Path) -> None:
