@@ -51,7 +51,7 @@ UNCERTAINTY_GOALS = tuple(
     for metric, least, most in (
         ("ece", -math.inf, 0.02),
         ("ece_pooled", -math.inf, 0.02),
-        ("coverage", 0.89, 0.91),  # of intervals of nominal coverage 0.90
+        ("coverage", 0.89, 0.91),  # of nominal 0.90, as in rows.TWO_SIDED
         ("spearman", 0.5, math.inf),
         ("ause_ratio", -math.inf, 0.3),
     )
@@ -71,12 +71,15 @@ GOALS = (
 """Units as of the rows: psnr in dB, seam in 8-bit greys, MI in nat, all others 1."""
 
 
-def with_goals(summary: pd.DataFrame) -> pd.DataFrame:
+def with_goals(summary: pd.DataFrame, split: str = SPLIT) -> pd.DataFrame:
     """A summary with columns `goal` (its words, "" where there is none) and `reached`, which tables then show.
 
     Args:
         summary: from `summarise`.
+        split: that was evaluated; the summary of one for which no goals are stated stays as it is.
     """
+    if split != SPLIT:
+        return summary
     goals = {(goal.metric, goal.roi): goal for goal in GOALS}
     found = [goals.get(pair) for pair in zip(summary["metric"], summary["roi"], strict=True)]
     return summary.assign(

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy.stats import wilcoxon
 
 from clinfuse.errors import InputError
-from clinfuse.evaluation.rows import GAP, LOWER_IS_BETTER, OK
+from clinfuse.evaluation.rows import GAP, OK, compared
 from clinfuse.evaluation.summary import bootstrap_interval
 
 FEWEST_PAIRS = 6
@@ -42,9 +42,10 @@ def paired_tests(
         seed: of the bootstrap interval of the mean difference.
 
     Returns:
-        metric, roi, method, other, n (cases measured for both), difference (mean of method − other) with its 95 %
-        bootstrap interval low, high; p (two-sided; NaN below 6 pairs, where no result can be significant), p_holm,
-        better (the better method's name, or "" if undecided), note (why nothing could be decided, if so).
+        metric, roi, method, other, n (cases measured for both), difference (mean of method − other; of their distances
+        to nominal for a metric of TWO_SIDED) with its 95 % bootstrap interval low, high; p (two-sided; NaN below 6
+        pairs, where no result can be significant), p_holm, better (the better method's name, or "" if undecided), note
+        (why nothing could be decided, if so).
 
     Raises:
         InputError: no such reference, or a method has two values for one case.
@@ -58,9 +59,9 @@ def paired_tests(
             expected=f"one of {sorted(set(rows['method']))}",
             found=reference,
         )
-    lines = []
+    lines, falls = [], {}
     for (metric, roi), group in good.groupby(["metric", "roi"], sort=False):
-        table = case_table(group)
+        table, falls[str(metric)] = compared(str(metric), case_table(group))
         methods = list(table.columns)
         pairs = (
             combinations(methods, 2)
@@ -78,8 +79,7 @@ def paired_tests(
         result.loc[family.index[hopeless], "note"] = f"too few cases for {len(family)} comparisons"
     for index in result.index[result["p_holm"] < level]:
         line = result.loc[index]
-        falls = line["metric"] in LOWER_IS_BETTER
-        first = (float(line["difference"]) < 0) == falls
+        first = (float(line["difference"]) < 0) == falls[line["metric"]]
         result.loc[index, "better"] = line["method"] if first else line["other"]
     return result
 

@@ -6,14 +6,15 @@ import numpy as np
 import pandas as pd
 
 from clinfuse.evaluation.paired import case_table
-from clinfuse.evaluation.rows import GAP, LOWER_IS_BETTER, OK
+from clinfuse.evaluation.rows import GAP, OK, compared
 
 
 def rank_stability(rows: pd.DataFrame, *, resamples: int = 1000, seed: int = 0) -> pd.DataFrame:
     """Ranks of methods per metric and region with their stability under bootstrap of the cases.
 
-    Methods are ranked by their mean (1 is best; ties share the mean rank) over the cases that all of them have; a
-    method without a value for a case would else gain or lose by the case's difficulty.
+    Methods are ranked by their mean, or their mean distance to nominal for a metric of TWO_SIDED (1 is best; ties
+    share the mean rank), over the cases that all of them have; a method without a value for a case would else gain or
+    lose by the case's difficulty.
 
     Args:
         rows: columns as `clinfuse.evaluation.rows.COLUMNS`, one preset.
@@ -34,8 +35,8 @@ def rank_stability(rows: pd.DataFrame, *, resamples: int = 1000, seed: int = 0) 
         table = case_table(group).dropna()
         if table.empty or table.shape[1] < 2:
             continue
-        sign = 1.0 if metric in LOWER_IS_BETTER else -1.0
-        values = sign * table.to_numpy()
+        measured, falls = compared(str(metric), table)
+        values = (1.0 if falls else -1.0) * measured.to_numpy()
         full = _ranks(values.mean(axis=0))
         draws = rng.integers(0, len(values), (resamples, len(values)))
         drawn = np.array([_ranks(values[d].mean(axis=0)) for d in draws])

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import pandas as pd
+
 from clinfuse.errors import describe
 
 COLUMNS = ("case_id", "method", "preset", "metric", "roi", "value", "unit", "status", "seconds")
@@ -26,7 +28,8 @@ UNITS = {
 GAP = "gap_"
 """Rows of this prefix hold one bin each of a case's reliability diagram; `summarise` makes `ece_pooled` of them."""
 UNCERTAINTY = ("ece", "ece_pooled", "brier", "coverage", "ause", "ause_ratio", "spearman")
-TWO_SIDED = ("coverage",)
+TWO_SIDED = {"coverage": 0.90}
+"""Metrics that are best at a nominal value, the middle of their goal; see `compared`."""
 # Metrics that are better when small; all others, but those above, are better when large.
 LOWER_IS_BETTER = (
     "hd95",
@@ -42,6 +45,21 @@ LOWER_IS_BETTER = (
     "coverage_error",
     "error",
 )
+
+
+def compared(metric: str, values: pd.DataFrame) -> tuple[pd.DataFrame, bool]:
+    """What methods are compared by in tests and rankings, and whether less of it is better.
+
+    Args:
+        metric: whose values these are.
+        values: any shape, in the metric's unit; NaN stays.
+
+    Returns:
+        The values themselves, or for a metric of TWO_SIDED their distances to its nominal value, case by case.
+    """
+    if metric in TWO_SIDED:
+        return (values - TWO_SIDED[metric]).abs(), True
+    return values, metric in LOWER_IS_BETTER
 
 
 @dataclass(frozen=True, kw_only=True)

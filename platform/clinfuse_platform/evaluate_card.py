@@ -77,13 +77,13 @@ def card(variant: Variant, tables: Tables, data: str, split: str, *, judged: boo
         "\n".join(f"- {key}: {value}" for key, value in sorted(facts.get("facts", {}).items()))
         or "- not recorded",
         f"## Results on the {split} split",
-        results_part(rows, variant.label),
+        results_part(rows, variant.label, split),
         "## By kind of lesion",
         kinds_part(own, cases),
         f"## {TITLE}",
         lesion_head_markdown(rows, cases, variant.label, judged=judged),
         "## Calibration",
-        calibration_part(own, folder),
+        calibration_part(own, folder, split),
         *shift_part(tables.get("shifts"), variant.label),
         *downstream_part(tables.get("downstream"), variant.label),
         "## Limits",
@@ -119,16 +119,18 @@ def data_part(cases: pd.DataFrame, split: str, data: str) -> str:
     )
 
 
-def results_part(rows: pd.DataFrame, label: str) -> str:
-    """The model's clinical metrics with intervals, beside the hard ROI composite and the fusion prior."""
-    from clinfuse.evaluation import summarise, to_markdown
+def results_part(rows: pd.DataFrame, label: str, split: str) -> str:
+    """The model's clinical metrics with intervals and goals, beside the hard ROI composite and the fusion prior."""
+    from clinfuse.evaluation import summarise, to_markdown, with_goals
 
     shown = rows[rows["method"].isin((label, *BESIDE)) & rows["metric"].isin(CLINICAL)]
-    return to_markdown(summarise(shown)) if len(shown) else "No clinical metric was measured."
+    return (
+        to_markdown(with_goals(summarise(shown), split)) if len(shown) else "No clinical metric was measured."
+    )
 
 
 def kinds_part(own: pd.DataFrame, cases: pd.DataFrame) -> str:
-    """The model's ROI metrics per kind of lesion, mean [interval], n."""
+    """The model's ROI metrics per kind of lesion, mean [interval], n; goals are stated for all kinds together."""
     from clinfuse.evaluation import summarise, to_markdown
 
     kinds = dict(zip(cases["case_id"], cases["kind"], strict=True))
@@ -139,9 +141,9 @@ def kinds_part(own: pd.DataFrame, cases: pd.DataFrame) -> str:
     return to_markdown(by_kind).replace("| method |", "| kind of lesion |", 1)
 
 
-def calibration_part(own: pd.DataFrame, folder: Path) -> str:
-    """What the uncertainty was fitted on, and how it did on the evaluated cases."""
-    from clinfuse.evaluation import summarise, to_markdown
+def calibration_part(own: pd.DataFrame, folder: Path, split: str) -> str:
+    """What the uncertainty was fitted on, and how it did on the evaluated cases, with its goals."""
+    from clinfuse.evaluation import summarise, to_markdown, with_goals
 
     file = folder / "calibration.json"
     if not file.is_file():
@@ -153,7 +155,7 @@ def calibration_part(own: pd.DataFrame, folder: Path) -> str:
         f"intervals of nominal coverage {known['coverage']:g}."
     )
     notes = "".join(f"\n- {note}" for note in known.get("notes", ()))
-    summary = summarise(own)
+    summary = with_goals(summarise(own), split)
     part = summary[summary["metric"].isin(UNCERTAIN)]
     return f"{words}{notes}" + (f"\n\n{to_markdown(part)}" if len(part) else "")
 

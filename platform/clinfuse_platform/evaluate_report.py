@@ -42,11 +42,10 @@ def write_evaluation(
         jobs: as run; the first method is the one compared with all others, the first model's pictures are shown.
         shifts: rows under misregistration, with amplitude_mm.
         downstream: rows of the segmentation networks trained on each method's images.
-        split: the split that was evaluated, for the model card; goals are shown if it is "test".
+        split: the split that was evaluated, for the model card; goals are shown where it has any.
         card: put the card into the first model's folder, too.
     """
     from clinfuse.evaluation import comparison_html, paired_tests, summarise, to_html, to_markdown, with_goals
-    from clinfuse.evaluation.goals import SPLIT
     from clinfuse.report import Section, page, table
     from clinfuse_platform.evaluate_card import write_card
     from clinfuse_platform.evaluate_costs import cost_table
@@ -71,7 +70,7 @@ def write_evaluation(
     write_table(files["summary"], summary)
     write_table(files["tests"], paired_tests(rows))
     write_table(files["costs"], costs)
-    systems, shown = systems_table(variants), with_goals(summary) if split == SPLIT else summary
+    systems, shown = systems_table(variants), with_goals(summary, split)
     write_atomic(
         files["table"],
         f"{to_markdown(shown)}\n## Parameters and time\n\n{plain_markdown(costs)}\n\n"

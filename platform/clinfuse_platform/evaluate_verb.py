@@ -139,8 +139,8 @@ def goals_reached(summary: Path, method: str, split: str) -> dict[str, Any]:
 
 
 def check_asked(arguments: argparse.Namespace) -> None:
-    """Refuse a command without methods or data, with impossible numbers or a place that cannot be written, before a
-    session starts.
+    """Refuse a command without methods or data, with impossible numbers or a place that cannot be written (--out, and
+    with --card the first model's folder), before a session starts.
 
     Raises:
         ConfigError: one of these. InputError: no such dataset, cases or method.
@@ -150,12 +150,13 @@ def check_asked(arguments: argparse.Namespace) -> None:
         raise ConfigError(
             "--downstream is too small", expected="1 or more steps", found=str(arguments.downstream)
         )
-    if arguments.recipe:  # brings methods and dataset of its own
-        return
-    if not arguments.methods and arguments.bare:
-        raise ConfigError("nothing to evaluate", expected="a model or a method", found="none and --bare")
-    cases_of(arguments)
-    methods_of(arguments)
+    if not arguments.recipe:  # which brings methods and dataset of its own
+        if not arguments.methods and arguments.bare:
+            raise ConfigError("nothing to evaluate", expected="a model or a method", found="none and --bare")
+        cases_of(arguments)
+    models = [variant.model for variant in methods_of(arguments) if variant.model]
+    if arguments.card and models:
+        check_writable(models[0], "--card, the model's folder,")
 
 
 def shift_rows(

@@ -19,7 +19,7 @@ from clinfuse.evaluation import (
     with_goals,
 )
 from clinfuse.evaluation.goals import Goal
-from clinfuse.evaluation.rows import UNITS, RowMaker
+from clinfuse.evaluation.rows import TWO_SIDED, UNITS, RowMaker
 
 BY_NAME = {(goal.metric, goal.roi): goal for goal in GOALS}
 VALUES = {
@@ -80,6 +80,8 @@ def test_goals_are_stated_once_each_and_ask_for_what_is_better() -> None:
         assert goal.source and (math.isfinite(goal.least) or math.isfinite(goal.most))
         if goal.metric != "coverage":
             assert math.isinf(goal.least) == (goal.metric in LOWER_IS_BETTER)
+        else:
+            assert (goal.least + goal.most) / 2 == pytest.approx(TWO_SIDED[goal.metric])
 
 
 def test_a_method_s_goals_are_reached_missed_or_not_measured() -> None:
@@ -137,6 +139,7 @@ def test_the_largest_coverage_is_not_called_the_best() -> None:
 def test_a_table_without_goals_shows_none() -> None:
     for table in (to_markdown(summary()), to_html(summary())):
         assert "goal" not in table and "✓" not in table
+    assert "goal" not in with_goals(summary(), "val"), "stated for the test split alone"
     fsim = summary().query("metric == 'fsim'")
     assert "goal" not in to_markdown(with_goals(fsim)) + to_html(with_goals(fsim))
 

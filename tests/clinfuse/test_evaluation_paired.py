@@ -46,6 +46,21 @@ def test_clear_difference_is_found_and_named_by_direction() -> None:
     assert len(paired_tests(table(values))) == 3
 
 
+def test_the_coverage_nearest_nominal_is_best_not_the_largest() -> None:
+    """`erratic` is as far above 0.90 as below it in turn: its mean is perfect, none of its cases is."""
+    rng = np.random.default_rng(2)
+    near = 0.90 + rng.uniform(-0.01, 0.01, 20)
+    values = {"wide": 0.99 + rng.uniform(-0.005, 0.005, 20), "near": near, "narrow": near - 0.2}
+    values["erratic"] = np.tile([0.82, 0.98], 10)
+    tests = paired_tests(table(values, "coverage", "head"), reference="near").set_index("method")
+    assert (tests["better"] == "near").all() and (tests["difference"] > 0).all()
+    assert tests.loc["erratic", "difference"] == pytest.approx(0.08 - np.abs(near - 0.9).mean())
+    ranks = rank_stability(table(values, "coverage", "head"), resamples=50).set_index("method")["rank"]
+    assert ranks.to_dict() == {"near": 1, "erratic": 2, "wide": 3, "narrow": 4}
+    missing = {"a": np.array([0.9, np.nan, 0.8]), "b": np.array([0.8, 0.9, 0.9])}
+    assert paired_tests(table(missing, "coverage", "head")).iloc[0]["n"] == 2
+
+
 def test_too_few_cases_are_said_not_tested() -> None:
     values = {"a": np.array([0.9, 0.8, 0.7]), "b": np.array([0.5, 0.4, 0.3])}
     line = paired_tests(table(values)).iloc[0]

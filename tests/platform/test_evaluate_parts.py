@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -111,8 +112,29 @@ def test_the_card_names_what_is_worse_than_the_composite(
     variant = Variant(label="fresh", model=str(model), preset=BALANCED)
     text = card(variant, {"rows": rows}, str(tiny_store), "test")
     assert "ssim in bone: 0.500, worse than the hard ROI composite's 0.900" in text
+    assert "| *goal* |" not in text.split("## By kind of lesion")[1]
     assert lesion_kind({"truth": {"lesion": {"kind": "stroke"}}}, 3.0) == "stroke"
     assert (lesion_kind({}, 3.0), lesion_kind({}, 0.0)) == ("not stated", "none")
+
+
+def test_the_card_s_tables_show_goals_on_the_split_they_are_stated_for(
+    model: Path, tiny_store: Path, tmp_path: Path
+) -> None:
+    calibrated = tmp_path / "calibrated"
+    shutil.copytree(model, calibrated)
+    known = {"cases": 2, "tolerance": 0.05, "coverage": 0.9}
+    (calibrated / "calibration.json").write_text(json.dumps(known), encoding="utf-8")
+    own = {"case_id": "ffffff", "method": "ours", "preset": "balanced", "unit": "1", "status": "ok"}
+    values = (("ssim", "brain", 0.97), ("ssim", "bone", 0.5), ("coverage", "head", 0.9), ("ece", "head", 0.3))
+    rows = pd.DataFrame([own | {"metric": m, "roi": r, "value": v, "seconds": 1.0} for m, r, v in values])
+    variant = Variant(label="ours", model=str(calibrated), preset=BALANCED)
+    parts = card(variant, {"rows": rows}, str(tiny_store), "test").split("\n## ")
+    results = next(part for part in parts if part.startswith("Results"))
+    assert "| *goal* | ≥ 0.960 | ≥ 0.985 |" in results and "| ours | 0.970 ✓ | 0.500 |" in results
+    doubt = next(part for part in parts if part.startswith("Calibration"))
+    assert "| *goal* | 0.890 to 0.910 | ≤ 0.020 |" in doubt and "| 0.900 ✓ | 0.300 |" in doubt
+    other = card(variant, {"rows": rows}, str(tiny_store), "val")
+    assert "*goal*" not in other and "✓" not in other
 
 
 def test_costs_count_parameters(model: Path) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import shutil
+import tempfile
 from pathlib import Path
+from typing import IO
 
 import pytest
 from clinfuse_platform import cli
+from clinfuse_platform.evaluate_verb import add_arguments, check_asked
 
 NOWHERE = "/proc/nowhere"
 
@@ -20,6 +24,13 @@ def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, 
     return code, capsys.readouterr().err
 
 
+def asked(words: list[str]) -> argparse.Namespace:
+    """The arguments of `clinfuse evaluate`."""
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    return parser.parse_args(words)
+
+
 def test_a_place_that_cannot_be_written_is_refused_first(
     model: Path, tiny_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -29,6 +40,31 @@ def test_a_place_that_cannot_be_written_is_refused_first(
             code, told = refused([verb, *words, "--data", str(tiny_store), "--out", place], capsys)
             assert code == cli.WRONG_USE and "--out cannot be used" in told
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_a_card_that_cannot_be_put_into_the_model_is_refused_first(
+    model: Path,
+    tiny_store: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The refusal is the system's: permissions do not bind the root user that tests may run as."""
+    ordinary = tempfile.TemporaryFile
+
+    def read_only(*, dir: Path) -> IO[bytes]:
+        if dir == model:
+            raise PermissionError(13, "read-only")
+        return ordinary(dir=dir)
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", read_only)
+    words = [str(model), "--data", str(tiny_store), "--out", str(tmp_path / "out")]
+    check_asked(asked(words))
+    for wanted in (words, [*words, "--recipe", "aanlib"]):
+        code, told = refused(["evaluate", *wanted, "--card"], capsys)
+        assert code == cli.WRONG_USE and "model's folder" in told and "PermissionError" in told
+    check_asked(asked(["max", *words[1:], "--card"]))
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
