@@ -7,11 +7,12 @@ fitted on training patients (clinfuse.training.error_fit), and calibrated on val
 
 References: Lahlou et al., DEUP: Direct Epistemic Uncertainty Prediction, TMLR 2023, arXiv:2102.08501 (a second
 predictor learns the first one's error, with its variance among the features); Yoo, Kweon, Learning Loss for Active
-Learning, CVPR 2019.
+Learning, CVPR 2019. Lakshminarayanan, Pritzel, Blundell, arXiv:1612.01474 (several networks, averaged).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,11 +46,13 @@ def scaled(rows: FloatArray, mean: FloatArray, scale: FloatArray) -> FloatArray:
 
 @dataclass(frozen=True, kw_only=True)
 class ErrorHead:
-    """A multilayer perceptron with rectified linear units, in NumPy.
+    """Multilayer perceptrons of one shape with rectified linear units, in NumPy; the mean of their answers counts.
+
+    One alone depends on its first weights and batches where real pairs differ from the cases of fitting.
 
     Attributes:
         mean, scale: (COUNT,) of the features in fitting.
-        weights, biases: of each layer, (out, in) and (out,); the last one has one output.
+        weights, biases: of each layer, (networks, out, in) and (networks, out); the last layer has one output.
         ceiling: the total variance that only one voxel in a thousand exceeded in fitting, image units².
     """
 
@@ -80,10 +83,9 @@ class ErrorHead:
 
     def expected(self, rows: FloatArray) -> FloatArray:
         """Rows of features (n, COUNT) → expected size of the error (n,) in (0, 1], its geometric mean."""
-        hidden = scaled(rows, self.mean, self.scale)
-        for weight, bias in zip(self.weights[:-1], self.biases[:-1], strict=True):
-            hidden = np.maximum(hidden @ weight.T + bias, 0)
-        logarithm = (hidden @ self.weights[-1].T + self.biases[-1])[:, 0]
+        seen = scaled(rows, self.mean, self.scale)
+        networks = zip(zip(*self.weights, strict=True), zip(*self.biases, strict=True), strict=True)
+        logarithm = np.mean([_answer(seen, *network) for network in networks], axis=0)
         return np.asarray(np.exp(np.minimum(logarithm, 0)))
 
     def to_bytes(self) -> bytes:
@@ -119,3 +121,10 @@ class ErrorHead:
                 todo="run clinfuse calibrate again",
             ) from error
         return head
+
+
+def _answer(seen: FloatArray, weights: Sequence[FloatArray], biases: Sequence[FloatArray]) -> FloatArray:
+    """One network's logarithms (n,) for scaled rows (n, COUNT)."""
+    for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
+        seen = np.maximum(seen @ weight.T + bias, 0)
+    return np.asarray((seen @ weights[-1].T + biases[-1])[:, 0])

@@ -11,8 +11,8 @@ SMALL = {"crop": (16, 16), "denoiser.channels": (8, 16), "lesion_head.channels":
 ERROR_HEAD = ErrorHead(
     mean=np.zeros(COUNT, np.float32),
     scale=np.ones(COUNT, np.float32),
-    weights=(np.zeros((1, COUNT), np.float32),),
-    biases=(np.zeros(1, np.float32),),
+    weights=(np.zeros((1, 1, COUNT), np.float32),),
+    biases=(np.zeros((1, 1), np.float32),),
     ceiling=1.0,
 )
 

@@ -166,7 +166,19 @@ def test_the_guarantee_needs_cases_and_holds_between_very_different_ones() -> No
 
 def test_isotonic_equals_the_hand_worked_pooling() -> None:
     fit = isotonic(np.array([1.0, 2.0, 3.0, 4.0]), np.array([1.0, 3.0, 2.0, 5.0]), np.ones(4))
-    np.testing.assert_allclose(fit(np.array([0.0, 1.0, 2.0, 3.0, 3.5, 9.0])), [1, 1, 2.5, 2.5, 3.75, 5])
+    assert (fit.x, fit.y) == ((0.0, 1.0, 2.5, 4.0), (0.0, 1.0, 2.5, 5.0))
+    np.testing.assert_allclose(
+        fit(np.array([0.0, 0.5, 1.0, 2.0, 3.0, 9.0])), [0, 0.5, 1, 2, 2.5 + 2.5 / 3, 5]
+    )
+
+
+def test_what_one_pool_could_not_tell_apart_keeps_its_order() -> None:
+    """Least spreads all alike in fitting, as errors there are noise: smaller ones are still told as smaller."""
+    x = np.linspace(0.2, 1, 500)
+    fit = isotonic(x, np.maximum(x, 0.6), np.ones(500))
+    told = fit(np.array([0.0, 0.01, 0.1, 0.3, 0.39]))
+    assert np.all(np.diff(told) > 0) and told[0] == 0
+    assert isotonic(np.zeros(3), np.array([1.0, 2.0, 3.0]), np.ones(3))(np.array([0.0])) == 2
 
 
 def test_impossible_input_is_refused(calibration: Calibration) -> None:

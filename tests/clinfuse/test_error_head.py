@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.stats import spearmanr
@@ -12,7 +14,7 @@ from clinfuse.method import error_features
 from clinfuse.method.error_features import COUNT, features, head_voxels
 from clinfuse.method.error_head import ErrorHead
 from clinfuse.method.variances import Variances
-from clinfuse.training.error_fit import error_rows, fit_error_head
+from clinfuse.training.error_fit import NETWORKS, error_rows, fit_error_head
 
 SHAPE = (14, 30, 26)
 AFFINE = np.array([[1.0, 0.2, 0, -9], [-0.2, 1.1, 0, 4], [0, 0, 2.5, 7], [0, 0, 0, 1]])
@@ -140,8 +142,8 @@ def test_variance_beyond_what_fitting_saw_is_added_whole_and_air_keeps_its_own()
     silent = ErrorHead(
         mean=np.zeros(COUNT, np.float32),
         scale=np.ones(COUNT, np.float32),
-        weights=(np.zeros((1, COUNT), np.float32),),
-        biases=(np.full(1, np.log(0.01), np.float32),),
+        weights=(np.zeros((1, 1, COUNT), np.float32),),
+        biases=(np.full((1, 1), np.log(0.01), np.float32),),
         ceiling=2e-4,
     )
     told, total, inside = silent.std(case, fused, variances), variances.total, head_voxels(case)
@@ -158,13 +160,37 @@ def test_the_file_gives_the_same_head_back_and_foreign_ones_are_refused(head: Er
     narrow = ErrorHead(
         mean=head.mean[:5],
         scale=head.scale[:5],
-        weights=(head.weights[0][:, :5], *head.weights[1:]),
+        weights=(head.weights[0][..., :5], *head.weights[1:]),
         biases=head.biases,
         ceiling=0.0,
     )
-    for broken in (data[:100], b"{}", narrow.to_bytes()):
+    uneven = replace(head, weights=(head.weights[0][1:], *head.weights[1:]))
+    of_before = replace(
+        head, weights=tuple(w[0] for w in head.weights), biases=tuple(b[0] for b in head.biases)
+    )
+    for broken in (data[:100], b"{}", narrow.to_bytes(), uneven.to_bytes(), of_before.to_bytes()):
         with pytest.raises(InputError, match="run clinfuse calibrate again"):
             ErrorHead.from_bytes(broken)
+
+
+def test_the_mean_of_all_networks_answers(head: ErrorHead) -> None:
+    case, fused, variances, _ = fused_case(99)
+    rows = np.concatenate([rows for _, rows in features(case, fused, variances, case.bone > 0)])
+    count = len(head.weights[0])
+    single = [
+        replace(
+            head,
+            weights=tuple(w[n : n + 1] for w in head.weights),
+            biases=tuple(b[n : n + 1] for b in head.biases),
+        )
+        for n in range(count)
+    ]
+    each = [ErrorHead.from_bytes(one.to_bytes()).expected(rows) for one in single]
+    assert count == NETWORKS and all(one.shape == (len(rows),) for one in each)
+    assert not any(np.allclose(each[0], other) for other in each[1:])
+    below = np.max(each, axis=0) < 1
+    told = np.exp(np.mean(np.log(each), axis=0))
+    np.testing.assert_allclose(head.expected(rows)[below], told[below], rtol=1e-5)
 
 
 def test_what_never_varied_in_fitting_counts_for_nothing(head: ErrorHead) -> None:

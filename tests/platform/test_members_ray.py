@@ -117,7 +117,7 @@ def test_members_train_at_once_and_go_on_after_a_kill(ray_session: None, run: Ru
 def calibrate(folder: Path) -> None:
     """Give the model an error head and a calibration."""
     whole = FusionPipeline.from_pretrained(folder)
-    layers = (np.zeros((1, COUNT), np.float32),), (np.zeros(1, np.float32),)
+    layers = (np.zeros((1, 1, COUNT), np.float32),), (np.zeros((1, 1), np.float32),)
     mean, scale = np.zeros(COUNT, np.float32), np.ones(COUNT, np.float32)
     whole.error_head = ErrorHead(mean=mean, scale=scale, weights=layers[0], biases=layers[1], ceiling=1.0)
     std, error = np.random.default_rng(0).random((2, 200)) / 10
