@@ -158,7 +158,7 @@ def test_a_model_without_a_part_learns_and_fuses(part: str, tiny_case: Case) -> 
     batch = {
         name: torch.as_tensor(a[:, :24, :24], dtype=torch.float32)[:, None] for name, a in arrays.items()
     }
-    batch["spacing"] = torch.tensor([slab.spacing[1:]] * 2)
+    batch |= {"spacing": torch.tensor([slab.spacing[1:]] * 2), "ct": torch.ones(2)}
     denoiser, head = build_denoiser(config), build_lesion_head(config).freeze()
     value, _ = denoiser_loss(config, head)(denoiser, batch, torch.Generator().manual_seed(0))
     value.backward()
