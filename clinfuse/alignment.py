@@ -26,8 +26,8 @@ Floats = NDArray[np.float64]
 
 ARM_MM = 60.0
 BINS = 32
-LEVELS_MM = ((4.0, 4_000), (2.0, 8_000), (1.0, 16_000))
-"""Smoothing (standard deviation, mm) and number of points of each level, coarse to fine."""
+LEVELS_MM = ((4.0, 4_000), (2.0, 16_000), (1.0, 64_000))
+"""Smoothing (standard deviation, mm) and number of points of each level, coarse to fine; few points answer at random."""
 ROUNDS = 25
 LEAST_MM, LARGEST_MM = 1.0, 5.0
 LEAST_GAIN = 1.03
@@ -142,7 +142,7 @@ def find_alignment(
         return Alignment(theta=theta, motion_mm=0, doubt_mm=0, information=0, information_before=0)
     for sigma_mm, count in LEVELS_MM:
         seen = _Seen(anatomy, companion, points[:count], spacing_mm, sigma_mm)
-        theta = _climb(seen, theta, free)
+        theta = _climb(seen, _better(seen, theta, np.zeros(6)), free)
     halves = [_climb(seen.some(half), theta, free) for half in (slice(0, None, 2), slice(1, None, 2))]
     return Alignment(
         theta=theta,
@@ -252,6 +252,11 @@ def _climb(seen: _Seen, start: Floats, free: NDArray[np.intp]) -> Floats:
     theta = start.copy()
     theta[free] = done.x
     return theta
+
+
+def _better(seen: _Seen, found: Floats, still: Floats) -> Floats:
+    """What a coarser level found, or no motion where that tells more: blurred images may have a false maximum."""
+    return max(found, still, key=lambda theta: seen.information(theta)[0])
 
 
 def _bins(values: Floats) -> list[tuple[NDArray[np.intp], Floats]]:

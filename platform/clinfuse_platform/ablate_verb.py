@@ -47,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Run the ablations; `lost` counts cases that failed."""
     from clinfuse.console import counted, say
+    from clinfuse.method.error_head import FILE as ERROR_HEAD
     from clinfuse_platform.ablate_parts import distilled, retrained
     from clinfuse_platform.ablate_report import write_ablations
     from clinfuse_platform.ablations import chosen, labelled
@@ -54,8 +55,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from clinfuse_platform.variants import Variant
 
     out = Path(arguments.out or OUT)
-    ablations = chosen([name.strip() for name in arguments.only.split(",") if name.strip()])
     folder, model_hash = model_of(arguments.model, arguments.storage)
+    names = [name.strip() for name in arguments.only.split(",") if name.strip()]
+    ablations = chosen(names, error_head=(folder / ERROR_HEAD).is_file())
     base = Variant(
         label="base",
         model=str(folder),

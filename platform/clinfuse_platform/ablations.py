@@ -204,16 +204,27 @@ ABLATIONS: dict[str, Ablation] = {
 }
 
 
-def chosen(names: Sequence[str]) -> list[Ablation]:
-    """The ablations of those names, or all.
+def chosen(names: Sequence[str], *, error_head: bool) -> list[Ablation]:
+    """The ablations of those names, or all that the model can be asked.
+
+    Args:
+        names: on the command line.
+        error_head: whether the model has one; without, all levels of that ablation would be the same.
 
     Raises:
-        ConfigError: an unknown name.
+        ConfigError: an unknown name, or the error head's of a model that has none.
     """
     unknown = [name for name in names if name not in ABLATIONS]
     if unknown:
         raise ConfigError("no such ablation", expected=", ".join(ABLATIONS), found=", ".join(unknown))
-    return [ABLATIONS[name] for name in names or ABLATIONS]
+    if "error_head" in names and not error_head:
+        raise ConfigError(
+            "the ablation error_head has nothing to leave out",
+            expected="a calibrated model",
+            found="one without an error head",
+            todo="run clinfuse calibrate MODEL first, or ablate its calibrated ensemble",
+        )
+    return [ABLATIONS[name] for name in names or ABLATIONS if error_head or name != "error_head"]
 
 
 def labelled(ablation: Ablation, base: Variant) -> list[Variant]:

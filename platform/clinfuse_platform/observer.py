@@ -21,8 +21,8 @@ CONTRAST_SHARE = 0.5
 """Of the training cases, other grey values of the anatomy image; and as often of the companion."""
 MOST_MM = 2.0
 """Every second training case is moved by a warp of up to that amplitude before it is aligned."""
-EXACT_EVERY = 8
-"""Of so many training cases in a row, the first two (one has automatic masks) lie exactly right."""
+CYCLE = 8
+"""So many training cases in a row differ: as stored or exactly right, moved, with automatic masks (see `learn`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,11 +83,11 @@ class Observer:
         """What the error head learns from one training case: voxels of a slab, whose place differs from case to case.
 
         Cases are seen as they come in use. Every second one has automatic masks; of both kinds every second one is
-        misregistered by a warp drawn for it and aligned as far as a slab by itself can be; a quarter is as it is
-        stored and a quarter lies exactly right, both aligned whole: where nothing is misregistered, F's gap to its
-        source is the error, which the others do not teach. Grey values vary as they do from scanner to scanner. The
-        error is that to the aligned pair. A pair whose true alignment is not known is aligned, counts as true then,
-        and is always misregistered.
+        misregistered by a warp drawn for it, a quarter is as stored and a quarter lies exactly right: where nothing
+        is misregistered, F's gap to its source is the error, which the others do not teach. All are aligned whole
+        but half of the misregistered, which are aligned as far as a slab by itself can be. Grey values vary as they
+        do from scanner to scanner. The error is that to the aligned pair. A pair whose true alignment is not known
+        is aligned, counts as true then, and is always misregistered.
         """
         from clinfuse.alignment import aligned
         from clinfuse.evaluation.uncertain import error_and_regions
@@ -102,12 +102,13 @@ class Observer:
             case = replace(case, aligned_companion=case.companion)
         amplitude_mm = float(rng.uniform(0, MOST_MM))
         moved = number % 4 > 1 or not known
-        exact = not moved and number % EXACT_EVERY < 2
+        first = number % CYCLE < CYCLE // 2
+        exact = first and not moved
         if moved or exact:
             case = misregistered(case, 0.0 if exact else amplitude_mm, self.setting.seed)
         if number % 2:
             case = with_automatic_masks(case)
-        case = case if moved else aligned(case)
+        case = case if moved and first else aligned(case)
         count = min(LEARN_SLICES, case.shape[0])
         start = int(rng.integers(case.shape[0] - count + 1))
         case = other_contrast(aligned(case.slices(start, start + count)), seed=number)

@@ -22,12 +22,25 @@ from clinfuse_platform.verb_table import run_verb
 from clinfuse.case import Case
 from clinfuse.errors import ConfigError, InputError
 from clinfuse.method.diffusion import DiffusionConfig
+from clinfuse.method.error_features import COUNT
+from clinfuse.method.error_head import ErrorHead
 from clinfuse.pipeline import FusionPipeline
 from clinfuse.presets import load_presets
 from clinfuse.training import build_denoiser, build_lesion_head, denoiser_loss, recipe
 from clinfuse.verbs import parse_settings
 
 BASE = Variant(label="base", model="m", model_hash="h", preset=load_presets()["balanced"].as_dict())
+
+
+def flat_error_head() -> ErrorHead:
+    """Expects an error of 0.1 everywhere."""
+    return ErrorHead(
+        mean=np.zeros(COUNT, np.float32),
+        scale=np.ones(COUNT, np.float32),
+        weights=(np.zeros((1, 1, COUNT), np.float32),),
+        biases=(np.full((1, 1), np.log(0.1), np.float32),),
+        ceiling=1.0,
+    )
 
 
 @pytest.mark.ray
@@ -74,8 +87,11 @@ def test_a_damaged_case_is_a_row_and_the_others_go_on(
 
 @pytest.mark.ray
 def test_all_ablations(ray_session: None, model: Path, tiny_store: Path, tmp_path: Path) -> None:
-    words = [str(model), "--data", str(tiny_store), "--cases", "1", "--slices", "2", "--steps", "2"]
-    result = run_verb("ablate", [*words, "--out", str(tmp_path)])
+    pipeline = FusionPipeline.from_pretrained(model)
+    pipeline.error_head = flat_error_head()
+    pipeline.save_pretrained(tmp_path / "model")
+    words = ["--data", str(tiny_store), "--cases", "1", "--slices", "2", "--steps", "2"]
+    result = run_verb("ablate", [str(tmp_path / "model"), *words, "--out", str(tmp_path / "out")])
     assert result["lost"] == 0 and result["ablations"] == list(ABLATIONS)
     rows = pd.read_parquet(result["metrics"])
     assert set(rows["ablation"]) == set(ABLATIONS)
@@ -197,9 +213,16 @@ def test_models_without_one_part_are_trained_and_compared(
 
 
 def test_unknown_ablation_is_refused() -> None:
-    assert [a.name for a in chosen(["steps"])] == ["steps"]
+    assert [a.name for a in chosen(["steps"], error_head=False)] == ["steps"]
     with pytest.raises(ConfigError, match="jitter"):
-        chosen(["nosuch"])
+        chosen(["nosuch"], error_head=True)
+
+
+def test_a_model_without_error_head_is_not_asked_what_that_adds() -> None:
+    assert [a.name for a in chosen([], error_head=False)] == [a for a in ABLATIONS if a != "error_head"]
+    assert [a.name for a in chosen(["error_head"], error_head=True)] == ["error_head"]
+    with pytest.raises(ConfigError, match="clinfuse calibrate"):
+        chosen(["error_head"], error_head=False)
 
 
 def test_jitter_area_of_a_straight_line_is_half_its_fall() -> None:
