@@ -27,7 +27,7 @@ Floats = NDArray[np.float64]
 ARM_MM = 60.0
 BINS = 32
 LEVELS_MM = ((4.0, 4_000), (2.0, 16_000), (1.0, 64_000))
-"""Smoothing (standard deviation, mm) and number of points of each level, coarse to fine; few points answer at random."""
+"""Smoothing (standard deviation, mm) and number of points of each level, coarse to fine; few points answer badly."""
 ROUNDS = 25
 LEAST_MM, LARGEST_MM = 1.0, 5.0
 LEAST_GAIN = 1.03
