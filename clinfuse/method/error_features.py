@@ -31,7 +31,7 @@ LEAST_INFORMATION = 1e-3
 """Nat: of less, no gain can be told."""
 BRIGHT = 0.35
 """Of the companion; in a bone window only bone is as bright."""
-COUNT = 42
+COUNT = 41
 """Features of a voxel."""
 MASKS = (34, 35, 36)
 """Those of them that say whether it lies in brain, bone, lesion."""
@@ -94,18 +94,17 @@ def _contrast(case: Case) -> tuple[float, float]:
     return float(np.sqrt(np.mean(np.square(gap)))), float(case.companion[bright].mean())
 
 
-def _alignment(case: Case) -> tuple[float, float, float]:
-    """What was found before fusing, see clinfuse.alignment: motion that was not undone and doubt of both halves (mm),
-    gain of information; all 0 for a pair that was taken as it is."""
+def _alignment(case: Case) -> tuple[float, float]:
+    """What was found before fusing, see clinfuse.alignment: motion that was not undone (mm), and gain of information.
+
+    Both are 0 for a pair that was taken as it is. Its doubt is left out, a single difference that says little and by
+    which fitting would learn cases by heart.
+    """
     found = case.attrs.get("alignment")
     if found is None:
-        return 0.0, 0.0, 0.0
+        return 0.0, 0.0
     left = 0.0 if found["used"] else found["motion_mm"]
-    return (
-        left,
-        found["doubt_mm"],
-        found["information"] / max(found["information_before"], LEAST_INFORMATION) - 1,
-    )
+    return left, found["information"] / max(found["information_before"], LEAST_INFORMATION) - 1
 
 
 def _own(anatomy: FloatArray, companion: FloatArray, fused: FloatArray) -> list[FloatArray]:

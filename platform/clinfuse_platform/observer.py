@@ -21,6 +21,8 @@ CONTRAST_SHARE = 0.5
 """Of the training cases, other grey values of the anatomy image; and as often of the companion."""
 MOST_MM = 2.0
 """Every second training case is moved by a warp of up to that amplitude before it is aligned."""
+SMALL_MM = 1.0
+"""The same of those that are aligned whole: many of these are too little off to be moved back, as in use."""
 CYCLE = 8
 """So many training cases in a row differ: as stored or exactly right, moved, with automatic masks (see `learn`)."""
 
@@ -100,10 +102,10 @@ class Observer:
         if not known:
             case = aligned(case)
             case = replace(case, aligned_companion=case.companion)
-        amplitude_mm = float(rng.uniform(0, MOST_MM))
         moved = number % 4 > 1 or not known
         first = number % CYCLE < CYCLE // 2
         exact = first and not moved
+        amplitude_mm = float(rng.uniform(0, MOST_MM if first else SMALL_MM))
         if moved or exact:
             case = misregistered(case, 0.0 if exact else amplitude_mm, self.setting.seed)
         if number % 2:

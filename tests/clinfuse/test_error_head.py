@@ -80,19 +80,19 @@ def test_features_are_per_millimetre() -> None:
 
 
 def test_features_tell_what_aligning_found() -> None:
-    """The last three of a voxel: motion left alone, doubt, gain of information; nothing of a pair taken as it is."""
+    """The last two of a voxel: motion left alone, gain of information; nothing of a pair taken as it is."""
     case, fused, variances, _ = fused_case(0)
     found = {"used": False, "motion_mm": 0.7, "doubt_mm": 0.3, "information": 1.2, "information_before": 1.0}
     where = np.zeros(SHAPE, bool)
     where[7, 15, 13] = True
     for told, wanted in (
-        (None, (0, 0, 0)),
-        (found, (0.7, 0.3, 0.2)),
-        ({**found, "used": True, "motion_mm": 2.0}, (0, 0.3, 0.2)),
+        (None, (0, 0)),
+        (found, (0.7, 0.2)),
+        ({**found, "used": True, "motion_mm": 2.0}, (0, 0.2)),
     ):
         seen = Case(**{**vars(case), "attrs": {} if told is None else {"alignment": told}})
         ((_, row),) = features(seen, fused, variances, where)
-        np.testing.assert_allclose(row[0, -3:], wanted, atol=1e-6)
+        np.testing.assert_allclose(row[0, -2:], wanted, atol=1e-6)
 
 
 def test_errors_of_unseen_cases_are_foretold(head: ErrorHead) -> None:
@@ -198,7 +198,7 @@ def test_what_never_varied_in_fitting_counts_for_nothing(head: ErrorHead) -> Non
     case, fused, variances, _ = fused_case(99)
     rows = np.concatenate([rows for _, rows in features(case, fused, variances, case.bone > 0)])
     others = rows.copy()
-    others[:, -3:] = (2.0, 0.5, 0.3)
+    others[:, -2:] = (2.0, 0.3)
     np.testing.assert_array_equal(head.expected(others), head.expected(rows))
 
 
