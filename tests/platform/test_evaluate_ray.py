@@ -187,6 +187,7 @@ def test_a_model_without_a_part_learns_and_fuses(part: str, tiny_case: Case) -> 
     assert fused.shape == slab.shape and np.isfinite(fused).all() and np.ptp(fused) > 0.1
 
 
+@pytest.mark.ray
 def test_models_without_one_part_are_trained_and_compared(
     ray_session: None, model: Path, tiny_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
