@@ -51,7 +51,7 @@ def write_evaluation(
     from clinfuse_platform.evaluate_costs import cost_table
     from clinfuse_platform.evaluate_downstream import downstream_section, write_downstream
     from clinfuse_platform.evaluate_lesions import cases_table, lesion_head_section
-    from clinfuse_platform.evaluate_shift import shift_section, write_shift
+    from clinfuse_platform.evaluate_shift import panel_sensitivities, shift_section, write_shift
 
     names = (
         "metrics.parquet",
@@ -71,9 +71,12 @@ def write_evaluation(
     write_table(files["tests"], paired_tests(rows))
     write_table(files["costs"], costs)
     systems, shown = systems_table(variants), with_goals(summary, split)
+    moved = (
+        "" if shifts is None else f"## Misregistration\n\n{plain_markdown(panel_sensitivities(shifts))}\n\n"
+    )
     write_atomic(
         files["table"],
-        f"{to_markdown(shown)}\n## Parameters and time\n\n{plain_markdown(costs)}\n\n"
+        f"{to_markdown(shown)}\n{moved}## Parameters and time\n\n{plain_markdown(costs)}\n\n"
         f"## Systems named in the proposal\n\n{plain_markdown(systems)}\n\n{RESEARCH_USE}\n",
     )
     compared = (

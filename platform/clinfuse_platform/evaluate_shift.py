@@ -145,14 +145,21 @@ def shift_figure(rows: pd.DataFrame) -> str:
         return to_svg(figure)
 
 
+def panel_sensitivities(rows: pd.DataFrame) -> pd.DataFrame:
+    """The `sensitivities` of the metrics that the figure shows, for reading."""
+    found = sensitivities(rows)
+    if found.empty:
+        return found
+    return found[[pair in PANELS for pair in zip(found["metric"], found["roi"], strict=True)]]
+
+
 def shift_section(rows: pd.DataFrame) -> list[Section]:
     """Figure and table of the sensitivities for the report."""
     from clinfuse.report import Section, figure, table
 
-    found = sensitivities(rows)
-    if found.empty:
+    chosen = panel_sensitivities(rows)
+    if chosen.empty:
         return []
-    chosen = found[[(m, r) in PANELS for m, r in zip(found["metric"], found["roi"], strict=True)]]
     words = (
         "Mean over cases against the amplitude of a drawn warp of the companion: a rigid shift of that many mm, "
         "one degree per mm, and a smooth elastic warp of half the amplitude. Every method sees the same warps; "

@@ -64,6 +64,7 @@ def test_every_file_is_there_and_the_page_shows_all(evaluated: tuple[Path, dict]
     assert "fewer than 6 cases" in page
     table = Path(result["table"]).read_text(encoding="utf-8")
     assert "TTTFusion" in table and "clinfuse train-baseline" in table
+    assert "| ct | ssim | bone | 1 | 1 |" in table.split("## Misregistration")[1]
 
 
 def test_the_aligned_companion_is_the_best_and_more_shift_is_worse(evaluated: tuple[Path, dict]) -> None:
