@@ -32,23 +32,43 @@ def gaussian_blur(image: Tensor, sigma: float | Sequence[float], radius: int | N
     """
     for axis in range(2, image.ndim):
         own = float(sigma if isinstance(sigma, (int, float)) else sigma[axis - 2])
-        window = radius if radius is not None else max(1, int(3 * own + 0.5))
-        matrix = blur_matrix(image.shape[axis], own, window, image.device, image.dtype)
-        if axis == image.ndim - 1:
-            image = image @ matrix.T
-        elif axis == image.ndim - 2:
-            image = matrix @ image
-        else:
-            image = (matrix @ image.flatten(axis + 1)).reshape(image.shape)
+        window = radius if radius is not None else _radius(own)
+        image = _along(image, axis, blur_matrix(image.shape[axis], own, window, image.device, image.dtype))
     return image
 
 
+def gaussian_slope(image: Tensor, sigma: float, axis: int) -> Tensor:
+    """Derivative along one spatial axis of (B, C, *S) smoothed by a Gaussian of sigma voxels, per voxel."""
+    for each in range(2, image.ndim):
+        size, window = image.shape[each], _radius(sigma)
+        matrix = blur_matrix(size, sigma, window, image.device, image.dtype, slope=each == axis)
+        image = _along(image, each, matrix)
+    return image
+
+
+def _radius(sigma: float) -> int:
+    return max(1, int(3 * sigma + 0.5))
+
+
+def _along(image: Tensor, axis: int, matrix: Tensor) -> Tensor:
+    """Every line of the image along that axis times the (size, size) matrix."""
+    if axis == image.ndim - 1:
+        return image @ matrix.T
+    if axis == image.ndim - 2:
+        return matrix @ image
+    return (matrix @ image.flatten(axis + 1)).reshape(image.shape)
+
+
 @lru_cache(maxsize=256)
-def blur_matrix(size: int, sigma: float, radius: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """(size, size) matrix whose product with a line of voxels is its Gaussian blur."""
+def blur_matrix(
+    size: int, sigma: float, radius: int, device: torch.device, dtype: torch.dtype, slope: bool = False
+) -> Tensor:
+    """(size, size) matrix whose product with a line of voxels is its Gaussian blur, or that blur's derivative."""
     mode: Literal["reflect", "edge"] = "reflect" if size > radius else "edge"
     source = np.pad(np.arange(size), radius, mode=mode)
     window = gaussian_kernel(sigma, radius).double().numpy()
+    if slope:
+        window = window * np.arange(-radius, radius + 1) / sigma**2
     matrix = np.zeros((size, size))
     for offset, weight in enumerate(window):
         np.add.at(matrix, (np.arange(size), source[offset : offset + size]), weight)

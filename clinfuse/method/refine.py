@@ -24,13 +24,20 @@ from clinfuse.method.roi_loss import RoiWeights, border_share, held
 from clinfuse.method.seam_loss import gradient_magnitude
 from clinfuse.method.ssim import C1, C2, RADIUS, SIGMA, masked_mean
 
-STEPS = 16
-RATE = 0.03
-SEAM_WEIGHT = 3.0
-INTENSITY_WEIGHT = 3.0
+STEPS = 24
+RATE = 0.06
+SEAM_WEIGHT = 24.0
+BRAIN_WEIGHT, BONE_WEIGHT = 2.0, 1.25
+"""The seam term draws F towards CT at the brain's border alone, where few of its voxels lie; the mean over all of them
+must count for more than the bone's to hold it."""
+INTENSITY_WEIGHT = 5.0
+"""Of the intensity term beside 1 − SSIM: with less, F leaves the MRI's greys at the cortex, to look more like it in the
+windows that reach into bone."""
+OUTSIDE_WEIGHT = 0.5
 OUTSIDE_SHARE = 0.3
+"""Of the seam term over the whole image, beside the one at the regions' borders."""
 SMOOTH = 2 / 255
-EPSILON = 0.1
+EPSILON = 0.01
 
 
 @dataclass(frozen=True)
@@ -101,19 +108,19 @@ class Task:
         a, c = self.anatomy, self.companion
         brain, brain_gap = a.losses(held(fused, c.mask, self.share))
         bone, bone_gap = c.losses(held(fused, a.mask, self.share))
-        total = weights.alpha * (brain + INTENSITY_WEIGHT * brain_gap)
-        total = total + weights.beta * (bone + INTENSITY_WEIGHT * bone_gap)
+        total = weights.alpha * BRAIN_WEIGHT * (brain + INTENSITY_WEIGHT * brain_gap)
+        total = total + weights.beta * BONE_WEIGHT * (bone + INTENSITY_WEIGHT * bone_gap)
         moved = (distance(fused, start) * self.outside).flatten(1).mean(dim=1)
         beyond = (gradient_magnitude(fused) - self.limit).clamp_min(0)
         excess = beyond * beyond / (beyond + SMOOTH)
         seam = masked_mean(excess, self.band) + OUTSIDE_SHARE * excess.flatten(1).mean(dim=1)
-        return total + INTENSITY_WEIGHT * moved + SEAM_WEIGHT * seam
+        return total + OUTSIDE_WEIGHT * moved + SEAM_WEIGHT * seam
 
 
 def refined_prior(
     inputs: Inputs, steps: int = STEPS, start: Tensor | None = None, grey: float = FINDING_GREY
 ) -> Tensor:
-    """The fusion prior after so many descent steps (Adam, rate 0.03 falling as a cosine) on `Task.loss`.
+    """The fusion prior after so many descent steps (Adam, rate 0.06 falling as a cosine) on `Task.loss`.
 
     Args:
         inputs, grey: as of `fusion_prior`.

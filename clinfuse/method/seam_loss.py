@@ -5,15 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from clinfuse.method.filters import gaussian_blur
+from clinfuse.method.filters import gaussian_slope
 
 SIGMA = 0.7
 
 
 def gradient_magnitude(image: Tensor) -> Tensor:
-    """(B, 1, *S) → same shape, per voxel, of the image smoothed with σ = 0.7 voxel; central differences."""
-    smooth = gaussian_blur(image, SIGMA)
-    squares = [torch.gradient(smooth, dim=axis)[0].square() for axis in range(2, image.ndim)]
+    """(B, 1, *S) → same shape, per voxel, by derivatives of a Gaussian of σ = 0.7 voxel, as the seam index takes it.
+
+    Differences of the smoothed image would not see all of an edge of one voxel.
+    """
+    squares = [gaussian_slope(image, SIGMA, axis).square() for axis in range(2, image.ndim)]
     return (torch.stack(squares).sum(dim=0) + 1e-8).sqrt()
 
 

@@ -91,7 +91,7 @@ class TrainConfig:
     seam_weight: float = 10.0
     variance_weight: float = 0.01
     residual_weight: float = 0.02
-    refine_steps: int = 16
+    refine_steps: int = 24
     jitter_share: float = 1.0
     contrast_share: float = 0.3
     tracer_share: float = 0.2

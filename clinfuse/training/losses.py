@@ -43,15 +43,16 @@ HUBER = 0.01
 def lesion_head_loss(config: TrainConfig) -> LossFn:
     """Segmentation of MRI, fusion prior and companion, one of the three drawn per sample.
 
-    A tenth of the samples are the companion, as most lesions do not show there.
+    A tenth of the samples are the companion, as most lesions do not show there. Companions are a little off, as in use.
     """
 
     def loss(module: nn.Module, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         vector = draw_vectors(len(batch["anatomy"]), generator)
-        fused = fusion_prior(inputs_of(batch, batch["aligned"], vector), config.denoiser.finding_grey)
+        companion = jittered_companion(batch, config, generator)
+        fused = fusion_prior(inputs_of(batch, companion, vector), config.denoiser.finding_grey)
         choice = torch.rand((len(fused), 1, *[1] * (fused.ndim - 2)), generator=generator).to(fused.device)
         image = torch.where(choice < (1 - COMPANION_SHARE) / 2, batch["anatomy"], fused)
-        image = torch.where(choice < 1 - COMPANION_SHARE, image, batch["aligned"])
+        image = torch.where(choice < 1 - COMPANION_SHARE, image, companion)
         gamma = torch.exp(0.3 * torch.randn(choice.shape, generator=generator)).to(fused)
         value = segmentation_loss(module(image.clamp_min(1e-4) ** gamma), batch["lesion"])
         return value, {"segmentation": float(value.detach())}

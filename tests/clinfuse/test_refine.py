@@ -98,7 +98,7 @@ def test_cortex_that_touches_bone_stays_mri() -> None:
 
     assert abs(shown(fused)) < 0.1
     assert float(((fused - companion).abs() * bone).sum() / bone.sum()) < 0.03
-    assert shown(as_tracer) > 0.5, "uptake has no border of its own, there each term moves all it sees"
+    assert shown(as_tracer) > 0.4, "uptake has no border of its own, there each term moves all it sees"
 
 
 def test_blood_that_only_the_companion_shows_stays() -> None:
