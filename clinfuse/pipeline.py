@@ -118,6 +118,12 @@ class FusionPipeline:
         """2 or 3."""
         return self.members[0].config.spatial_dims
 
+    @property
+    def gradient(self) -> str:
+        """By what a guided call takes its gradient unless told: a student's estimate hardly follows x_t, so that the
+        exact one has no hold there, and it is asked in seconds."""
+        return "cheap" if self.kind == "student" else "exact"
+
     def network(self, member: int) -> Denoiser:
         """A member as it is run: with its networks at this pipeline's precision."""
         return at_precision(self.members[member], self.precision)
@@ -153,7 +159,7 @@ class FusionPipeline:
             samples: noise draws per member.
             jitters: further draws with the companion warped, for registration uncertainty.
             guided: gradients on or off; default on for a teacher, off for a student.
-            guidance: gradient kind, clip, start and border term.
+            guidance: gradient kind, clip, start and border term; default by this model's `gradient`.
             jitter: amplitudes of those draws.
             align: first undo a misregistration that can be told from the images (clinfuse.alignment).
             progress: called with (done, all) draws.
@@ -222,6 +228,7 @@ class FusionPipeline:
             features.check(case, member, jitter_index)
         parts = features.parts if features else self._parts(case, member, seed, jitter_index, jitter)
         own, spacing = seed_of(seed, member, sample_index), case.spacing[-self.spatial_dims :]
+        guidance = guidance or GuidanceConfig(gradient=self.gradient)
         head = self.lesion_head and at_precision(self.lesion_head, self.precision)
         starts, maps = [], []
         for part in parts:

@@ -6,6 +6,7 @@ and a volume; each sample's gradient depends on that sample alone.
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import dataclass
 
@@ -41,11 +42,13 @@ less than 0.03 by the presets' own η (up to 0.2 where a lesion is hard to see),
 REFERENCE_STEPS = 10
 """Reverse steps at which a step takes all of η and η_u; of N steps each takes 10/N.
 
-With the default `anchor_std` the last step does nearly all of it: what earlier ones changed in x_t the denoiser
-replaces by its own estimate, but for a few per cent at most. The last step's gradient is the steeper the more steps
-there are, as it is taken at less noise: whole at each of 50 steps, what is right at 10 overshoots, and the lesion terms
-lower the Dice that they should raise.
+With the default `anchor_std` the last step does nearly all of what the exact gradient does: what earlier ones changed
+in x_t the denoiser replaces by its own estimate, but for a few per cent at most. The last step's gradient is the
+steeper the more steps there are, as it is taken at less noise: whole at each of 50 steps, what is right at 10
+overshoots, and the lesion terms lower the Dice that they should raise.
 """
+CHEAP_SHARE = 0.01
+"""Of η that a cheap gradient takes: at the estimate it is not dampened by the denoiser, which hardly follows x_t."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +56,9 @@ class GuidanceConfig:
     """How gradients enter the reverse step, and of what.
 
     Attributes:
-        gradient: "exact" (through the denoiser to x_t) or "cheap" (taken at the denoised estimate, carried to x_t
-            without the network's own dependence on it; no backward pass through the network).
+        gradient: "exact", ∇ by x_t through the denoiser (Eq. 1), or "cheap", ∇ by the denoised estimate, which needs
+            no backward pass through the network. What the cheap one changes is carried from estimate to estimate and
+            at last taken from x₀, while x_t goes its way unguided; of U it sees nothing, so η_u does nothing.
         clip: largest change of one subband coefficient per step, Haar units, > 0.
         start: share of the reverse steps, counted from the noisy end, that stay unguided, 0 to 1.
         border: what L_HD95 of Eq. 2 is, "hd95" or "surface" (the generalized surface loss).
@@ -110,10 +114,19 @@ class Guide:
 
 @dataclass(frozen=True, kw_only=True)
 class GuidedStep:
-    """One evaluated step: the members' mean estimate, the change to subtract from g_θ, terms of L_ROI, L_ROI, U."""
+    """One evaluated step.
+
+    Attributes:
+        estimate: the members' mean, unguided by a cheap gradient.
+        change: to subtract from g_θ; 0 with a cheap gradient.
+        carried: to subtract from the estimate, by this step and all before it; 0 with the exact gradient.
+        terms, loss: of L_ROI, and L_ROI.
+        uncertainty: U.
+    """
 
     estimate: Estimate
     change: Tensor
+    carried: Tensor
     terms: RoiTerms
     loss: Tensor
     uncertainty: Tensor
@@ -135,74 +148,110 @@ def guided_step(
     encoded: list[Encoded],
     guide: Guide,
     share: float = 1.0,
+    carried: Tensor | None = None,
 ) -> GuidedStep:
     """Evaluate one guided step at x_t (B, n, *Z).
 
     Args:
         share: of η and η_u that this step takes, `REFERENCE_STEPS` / reverse steps.
+        carried: what the steps before changed in the estimate by cheap gradients, (B, n, *Z); None: nothing.
 
     Returns:
-        Its `change` is share · (η^eff ⊙ ∇L_ROI + η_u ∇U), clipped; subtract it from g_θ(x_t, t | c).
+        With the exact gradient its `change` is share · (η^eff ⊙ ∇L_ROI + η_u ∇U), clipped. With the cheap one `carried`
+        grows by share · CHEAP_SHARE · η^eff ⊙ ∇L_ROI, in as many rounds as the share has whole parts, each at what
+        the last one left, so that few reverse steps descend as far as many.
+
+    Reference: proposal, Eq. 1; gradients at the estimate: He et al., Manifold preserving guided diffusion, ICLR 2024.
     """
-    exact = guide.config.gradient == "exact"
+    carried = torch.zeros_like(x_t) if carried is None else carried
+    if guide.config.gradient == "cheap":
+        return _at_the_estimate(denoisers, x_t, timesteps, encoded, guide, share, carried)
     with torch.enable_grad():
-        x_t = x_t.detach().requires_grad_(exact)
-        with torch.set_grad_enabled(exact):
-            estimates = [d.denoise(x_t, timesteps, c) for d, c in zip(denoisers, encoded, strict=True)]
-        if not exact:
-            estimates = [e._replace(x_0=e.x_0.detach().requires_grad_()) for e in estimates]
+        x_t = x_t.detach().requires_grad_()
+        estimates = [d.denoise(x_t, timesteps, c) for d, c in zip(denoisers, encoded, strict=True)]
         estimate = mean_estimate(estimates)
-        levels = denoisers[0].config.levels
-        fused = to_image(estimate.x_0, levels)
-        terms = roi_terms(fused, guide.reference, guide.lesion_head)
-        loss = composite(terms, RoiWeights.of(guide.preset))
-        std = predicted_std(estimates, levels)
+        terms, loss = _loss_at(estimate.x_0, denoisers[0], guide)
+        std = predicted_std(estimates, denoisers[0].config.levels)
         doubt = mean_uncertainty(std, guide.head_mask)
-        points = [x_t] if exact else [e.x_0 for e in estimates]
-        gain = None if exact else denoisers[0].direct_gain(timesteps)
-        grad_roi = _gradient(loss, points, gain, guide.preset.eta)
-        grad_u = _gradient(doubt, points, gain, guide.preset.eta_u)
-    change = _weighted_change(share * grad_roi, share * grad_u, std.detach(), guide, levels)
+        grad_roi = _gradient(loss, x_t, guide.preset.eta)
+        grad_u = _gradient(doubt, x_t, guide.preset.eta_u)
+    change = share * (_strength(std.detach(), guide, denoisers[0]) * grad_roi + guide.preset.eta_u * grad_u)
     return GuidedStep(
         estimate=Estimate(*(part.detach() for part in estimate)),
-        change=change,
+        change=_clipped(change, guide.config.clip),
+        carried=carried,
         terms=terms,
         loss=loss.detach(),
         uncertainty=doubt.detach(),
     )
 
 
-def _gradient(loss: Tensor, points: list[Tensor], gain: Tensor | None, strength: float) -> Tensor:
-    """∇ of the per-voxel sum of a (B,) mean loss; zero, without a backward pass, if it will count for nothing.
+def _at_the_estimate(
+    denoisers: list[Denoiser],
+    x_t: Tensor,
+    timesteps: Tensor,
+    encoded: list[Encoded],
+    guide: Guide,
+    share: float,
+    carried: Tensor,
+) -> GuidedStep:
+    with torch.no_grad():
+        estimates = [d.denoise(x_t, timesteps, c) for d, c in zip(denoisers, encoded, strict=True)]
+        estimate = mean_estimate(estimates)
+        std = predicted_std(estimates, denoisers[0].config.levels)
+        strength = CHEAP_SHARE * _strength(std, guide, denoisers[0])
+    rounds = math.ceil(share)
+    for _ in range(rounds):
+        with torch.enable_grad():
+            x_0 = (estimate.x_0 - carried).requires_grad_()
+            terms, loss = _loss_at(x_0, denoisers[0], guide)
+            gradient = _gradient(loss, x_0, guide.preset.eta)
+        carried = carried + _clipped(share / rounds * strength * gradient, guide.config.clip)
+    return GuidedStep(
+        estimate=estimate,
+        change=torch.zeros_like(x_t),
+        carried=carried,
+        terms=terms,
+        loss=loss.detach(),
+        uncertainty=mean_uncertainty(std, guide.head_mask),
+    )
 
-    With a gain the gradients at the members' estimates are added up and carried to x_t by that factor per sample.
-    """
+
+def _loss_at(x_0: Tensor, denoiser: Denoiser, guide: Guide) -> tuple[RoiTerms, Tensor]:
+    terms = roi_terms(to_image(x_0, denoiser.config.levels), guide.reference, guide.lesion_head)
+    return terms, composite(terms, RoiWeights.of(guide.preset))
+
+
+def _gradient(loss: Tensor, point: Tensor, strength: float) -> Tensor:
+    """∇ of the per-voxel sum of a (B,) mean loss; zero, without a backward pass, if it will count for nothing."""
     if not loss.requires_grad or strength == 0:
-        return torch.zeros_like(points[0])
-    voxels = points[0][0].numel()
-    parts = torch.autograd.grad(loss.sum() * voxels, points, retain_graph=True, allow_unused=True)
-    total = sum((p for p in parts if p is not None), torch.zeros_like(points[0]))
-    return total if gain is None else total * gain.reshape(-1, *[1] * (total.ndim - 1))
+        return torch.zeros_like(point)
+    total = loss.sum() * point[0].numel()
+    (gradient,) = torch.autograd.grad(total, point, retain_graph=True, allow_unused=True)
+    return torch.zeros_like(point) if gradient is None else gradient
 
 
-def _weighted_change(grad_roi: Tensor, grad_u: Tensor, std: Tensor, guide: Guide, levels: int) -> Tensor:
-    """η^eff ⊙ ∇L_ROI + η_u ∇U with every coefficient clipped; what is not finite counts as zero; both are told."""
-    uncertainty = to_haar_grid(saturating(std), levels)
-    strength = effective_strength(uncertainty, guide.preset.eta, guide.preset.kappa)
-    change = strength * grad_roi + guide.preset.eta_u * grad_u
+def _strength(std: Tensor, guide: Guide, denoiser: Denoiser) -> Tensor:
+    """η^eff on the Haar grid (B, 1, *Z) for a predicted standard deviation (B, 1, *S), Eq. 4."""
+    uncertainty = to_haar_grid(saturating(std), denoiser.config.levels)
+    return effective_strength(uncertainty, guide.preset.eta, guide.preset.kappa)
+
+
+def _clipped(change: Tensor, largest: float) -> Tensor:
+    """Every coefficient within ±largest; what is not finite counts as zero; both are told."""
     finite = torch.isfinite(change)
     if not bool(finite.all()):
         share = f"{float((~finite).float().mean()):.1%}"
         warnings.warn(
             f"guidance is not finite in {share} of the coefficients: they stay unguided",
             RuntimeWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
     change = torch.where(finite, change, 0.0)
-    kept = change.clamp(-guide.config.clip, guide.config.clip)
+    kept = change.clamp(-largest, largest)
     lost, whole = ((part.abs().flatten(1).sum(dim=1)) for part in (change - kept, change))
     if bool((lost > CUT_SHARE_WARNING * whole).any()):
         warnings.warn(
-            "guidance is too strong and is clipped: lower eta or eta_u", RuntimeWarning, stacklevel=3
+            "guidance is too strong and is clipped: lower eta or eta_u", RuntimeWarning, stacklevel=4
         )
     return kept

@@ -85,11 +85,13 @@ def sample_encoded(
     levels = denoisers[0].config.levels
     with torch.no_grad():
         x_t = noise_like(tuple(encoded[0].z_prior.shape), generators)
+        carried = torch.zeros_like(x_t)
         for index, t in enumerate(scheduler.timesteps):
             timesteps = torch.full((x_t.shape[0],), int(t), device=x_t.device)
             step = None
             if guide is not None and index >= guide.config.start * steps:
-                step = guided_step(denoisers, x_t, timesteps, encoded, guide, REFERENCE_STEPS / steps)
+                share = REFERENCE_STEPS / steps
+                step = guided_step(denoisers, x_t, timesteps, encoded, guide, share, carried)
             if step is None:
                 estimate = mean_estimate(
                     [d.denoise(x_t, timesteps, c) for d, c in zip(denoisers, encoded, strict=True)]
@@ -98,11 +100,11 @@ def sample_encoded(
                 estimate = step.estimate
             x_t = _reverse(scheduler, estimate, t, x_t, generators)
             if step is not None:
-                x_t = x_t - step.change
+                x_t, carried = x_t - step.change, step.carried
             if callback is not None:
                 callback(index + 1, steps, step)
     return Sampled(
-        fused=to_image(x_t, levels).clamp(0, 1),
+        fused=to_image(x_t - carried, levels).clamp(0, 1),
         variance=to_image_variance(estimate.log_variance, levels),
         residual=to_image(estimate.residual, levels) - 0.5,
     )

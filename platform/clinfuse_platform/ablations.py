@@ -166,7 +166,7 @@ ABLATIONS: dict[str, Ablation] = {
         ),
         Ablation(
             name="gradient",
-            question="What does the exact gradient through the denoiser add to the cheap one?",
+            question="Exact gradient through the denoiser or cheap one at its estimate: which guides better (Eq. 1)?",
             ordered=False,
             variants=lambda base: {
                 kind: replace(base, guided=True, gradient=kind) for kind in ("cheap", "exact")

@@ -33,7 +33,7 @@ class Variant:
             total variance.
         calibrated: False leaves the calibration out.
         sampler: the formula of g_θ, in clinfuse.method.diffusion.SAMPLERS; "" is the model's own.
-        gradient, start, border: of the guidance, see clinfuse.method.guidance.GuidanceConfig.
+        gradient, start, border: of the guidance, see clinfuse.method.guidance.GuidanceConfig; "" is the model's own.
         masks: "stored", or "auto": brain and bone masks made anew from the images by clinfuse_prep.
         jitter_mm: the aligned companion warped by a rigid and elastic jitter of this amplitude before fusing; 0 is
             the aligned companion itself (the stored one where no other is known), None the case as it is stored.
@@ -54,7 +54,7 @@ class Variant:
     error_head: bool = True
     calibrated: bool = True
     sampler: str = ""
-    gradient: str = "exact"
+    gradient: str = ""
     start: float = 0.0
     border: str = "hd95"
     masks: str = "stored"
@@ -101,7 +101,9 @@ class Variant:
             samples=self.samples,
             jitters=self.jitters,
             guided=self.guided,
-            guidance=GuidanceConfig(gradient=self.gradient, start=self.start, border=self.border),
+            guidance=GuidanceConfig(
+                gradient=self.gradient or pipeline.gradient, start=self.start, border=self.border
+            ),
             align=self.align and judged,
         )
         return result.fused, result

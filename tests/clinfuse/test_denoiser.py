@@ -88,21 +88,21 @@ def test_trained_estimate_stays_between_prior_and_sources() -> None:
 
 
 def test_posterior_mean_follows_the_noise() -> None:
+    """Untrained, so that the anchor is the prior: N(prior, s²) and x_t weighed by their variances."""
     config = DenoiserConfig(anchor_std=0.1, **SMALL)
     denoiser = Denoiser(config, DiffusionConfig()).requires_grad_(False)
     c = inputs(2)
     z = denoiser.encode(c)
-    x_0 = torch.zeros_like(z.z_prior)
-    gaps = []
+    x_t = torch.randn(z.z_prior.shape, generator=torch.Generator().manual_seed(4))
+    weights = []
     for t in (0, 200, 900):
         timesteps = torch.tensor([t, t])
-        alpha_bar = denoiser.alpha_bar[timesteps]
-        estimate = denoiser.denoise(alpha_bar.sqrt().reshape(-1, 1, 1, 1) * x_0, timesteps, z)
-        gaps.append(float(estimate.x_0.abs().mean()))
-        variance = (1 - alpha_bar[0]) / alpha_bar[0]
-        expected = float(0.01 / (0.01 + variance) / alpha_bar[0].sqrt())
-        assert float(denoiser.direct_gain(timesteps)[0]) == pytest.approx(expected, rel=1e-4)
-    assert gaps[0] < gaps[1] < gaps[2]
+        alpha_bar = float(denoiser.alpha_bar[t])
+        weight = 0.01 / (0.01 + (1 - alpha_bar) / alpha_bar)
+        expected = (1 - weight) * z.z_prior + weight * x_t / alpha_bar**0.5
+        torch.testing.assert_close(denoiser.denoise(x_t, timesteps, z).x_0, expected, atol=1e-4, rtol=1e-4)
+        weights.append(weight)
+    assert weights[0] > 0.9 and weights[2] < 0.01
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v", "x0"])

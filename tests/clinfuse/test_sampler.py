@@ -19,7 +19,7 @@ from clinfuse.errors import ConfigError
 from clinfuse.method.denoiser import Denoiser, DenoiserConfig, to_image
 from clinfuse.method.diffusion import SAMPLERS, DiffusionConfig, make_scheduler, noise_like
 from clinfuse.method.generalized_surface import surface_border_loss
-from clinfuse.method.guidance import REFERENCE_STEPS, GuidanceConfig, Guide, guided_step
+from clinfuse.method.guidance import CHEAP_SHARE, REFERENCE_STEPS, GuidanceConfig, Guide, guided_step
 from clinfuse.method.inputs import Inputs
 from clinfuse.method.lesion_head import LesionHead, LesionHeadConfig
 from clinfuse.method.roi_loss import (
@@ -309,13 +309,38 @@ def test_cheap_gradient_points_the_same_way() -> None:
     model, inputs = denoiser(), made_inputs()
     encoded = [model.encode(inputs)]
     x_t = torch.randn(encoded[0].z_prior.shape, generator=torch.Generator().manual_seed(2))
-    timesteps = torch.full((2,), 40)
-    exact = guided_step([model], x_t, timesteps, encoded, guide_for(inputs, clip=1e6)).change
-    cheap = guided_step(
-        [model], x_t, timesteps, encoded, guide_for(inputs, clip=1e6, gradient="cheap")
-    ).change
-    cosine = torch.nn.functional.cosine_similarity(exact.flatten(), cheap.flatten(), dim=0)
-    assert float(cosine) > 0.8
+    steps = [
+        guided_step([model], x_t, torch.full((2,), 40), encoded, guide_for(inputs, clip=1e6, gradient=kind))
+        for kind in ("exact", "cheap")
+    ]
+    exact, cheap = steps[0].change, steps[1].carried
+    assert not steps[0].carried.any() and not steps[1].change.any()
+    assert float(torch.nn.functional.cosine_similarity(exact.flatten(), cheap.flatten(), dim=0)) > 0.8
+
+
+def test_the_cheap_gradient_is_carried_through_an_unguided_path() -> None:
+    """Against Algorithm 1 written out: descent of L_ROI at x̂₀, x_t left alone, F = x₀ less all that was changed."""
+    model, inputs = denoiser(), made_inputs()
+    preset = PRESET.changed(kappa=0.0)
+    guide = guide_for(inputs, preset, clip=1e6, gradient="cheap")
+    scheduler = make_scheduler(DiffusionConfig(), STEPS)
+    encoded = model.encode(inputs)
+    x_t = noise_like(tuple(encoded.z_prior.shape), [torch.Generator().manual_seed(i) for i in range(2)])
+    carried, rounds = torch.zeros_like(x_t), 3  # 10 / 4 of η, in three parts
+    for t in scheduler.timesteps:
+        estimate = model.denoise(x_t, torch.full((2,), int(t)), encoded).x_0
+        for _ in range(rounds):
+            x_0 = (estimate - carried).requires_grad_()
+            terms = roi_terms(to_image(x_0, 1), guide.reference, guide.lesion_head)
+            loss = composite(terms, RoiWeights.of(preset)).sum() * x_t[0].numel()
+            (gradient,) = torch.autograd.grad(loss, x_0)
+            step = REFERENCE_STEPS / STEPS / rounds * CHEAP_SHARE * preset.eta / 2
+            carried = carried + step * gradient
+        x_t = scheduler.step(estimate, t, x_t).prev_sample
+    expected = to_image(x_t - carried, 1).clamp(0, 1)
+    done = run(model, inputs, guide)
+    torch.testing.assert_close(done.fused, expected, atol=1e-5, rtol=0)
+    assert loss_of(done.fused, guide) < loss_of(run(model, inputs, None).fused, guide)
 
 
 @pytest.mark.parametrize(("eta", "told"), [(1.0, False), (10.0, True)])
