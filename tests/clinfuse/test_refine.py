@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as tf
+from clinfuse_prep.prepare import prepare_pair
+from scipy.ndimage import gaussian_gradient_magnitude
 from torch import Tensor
 
 from clinfuse.baselines import BASELINES
@@ -14,6 +18,7 @@ from clinfuse.method import refine
 from clinfuse.method.inputs import Inputs
 from clinfuse.method.prior import FINDING_GREY, fusion_prior
 from clinfuse.method.refine import refined_prior
+from clinfuse.method.seam_loss import gradient_magnitude
 from clinfuse.metrics.roi import roi_psnr, roi_ssim
 from clinfuse.metrics.seam import seam_index
 from clinfuse.presets import load_presets
@@ -76,6 +81,35 @@ def test_the_seam_term_softens_borders_that_no_source_has(monkeypatch: pytest.Mo
     with_it = scores(refined_prior(inputs(sources)), sources)["seam"]
     monkeypatch.setattr(refine, "SEAM_WEIGHT", 0.0)
     assert with_it < 0.9 * scores(refined_prior(inputs(sources)), sources)["seam"]
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_the_seam_term_takes_the_gradient_that_the_seam_index_measures(dims: int) -> None:
+    image = torch.rand((1, 1, *(20, 24, 28)[:dims]), generator=torch.Generator().manual_seed(2))
+    expected = gaussian_gradient_magnitude(image[0, 0].double().numpy(), 0.7)
+    inner = (slice(4, -4),) * dims
+    found = gradient_magnitude(image)[0, 0].numpy()
+    np.testing.assert_allclose(found[inner], expected[inner], atol=2e-3)
+
+
+@pytest.mark.real
+def test_on_real_pairs_bone_and_seam_reach_their_goals_at_once(data_root: Path) -> None:
+    """Middle slices of every AANLIB patient; the hard composite has bone to the grey, and a seam of 2 to 6 greys."""
+    patients = sorted((data_root / "aanlib" / "MRI-CT").glob("case_*"))
+    if not patients:
+        pytest.skip("no real slices here")
+    found = []
+    for patient in patients:
+        slices = sorted((patient / "MRI").glob("*.png"))
+        name = slices[len(slices) // 2].name
+        case = prepare_pair(patient / "MRI" / name, patient / "CT" / name, case_id="real")
+        fused = BASELINES["refined"](case, BALANCED)
+        seam = seam_index(fused, [case.anatomy, case.companion], [case.brain, case.bone])
+        bone = roi_ssim(fused, case.companion, case.bone), roi_psnr(fused, case.companion, case.bone)
+        found.append((*bone, seam, roi_ssim(fused, case.anatomy, case.brain)))
+    bone_ssim, bone_psnr, seam, brain_ssim = np.mean(found, axis=0)
+    assert bone_ssim >= 0.985 and bone_psnr >= 40 and seam <= 0.3
+    assert brain_ssim >= 0.93, "what the seam costs the brain's border stays small"
 
 
 def test_weights_decide_which_source_gains() -> None:
