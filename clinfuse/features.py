@@ -25,6 +25,7 @@ from clinfuse.method.guidance import Guide
 from clinfuse.method.inputs import Inputs
 from clinfuse.method.jitter import JitterConfig, apply, draw
 from clinfuse.method.prior import within_sources
+from clinfuse.method.refine import finished
 from clinfuse.method.sampler import sample_encoded
 from clinfuse.method.uncertainty import Slopes, registration_variance, slopes
 from clinfuse.presets import Preset
@@ -124,9 +125,13 @@ def draw_part(
     *,
     diffusion: DiffusionConfig,
     steps: int,
+    finish: int,
     guide: Guide | None = None,
 ) -> tuple[FloatArray, ...]:
-    """Fused, variance, residual and registration variance, (D, H, W) each; a preset and a seed per sample."""
+    """Fused, variance, residual and registration variance, (D, H, W) each; a preset and a seed per sample.
+
+    `steps` are those of the sampler, `finish` those that end it (clinfuse.method.refine).
+    """
     device = part.inputs.anatomy.device
     vectors = torch.tensor([preset.vector for preset in presets], device=device)
     generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
@@ -136,7 +141,9 @@ def draw_part(
     done = sample_encoded(
         [denoiser], [encoded], diffusion=diffusion, steps=steps, generators=generators, guide=guide
     )
-    fused = within_sources(done.fused, part.inputs.anatomy, part.seen.sources)
+    sources = part.seen.sources
+    fused = finished(done.fused, part.inputs._replace(vector=vectors), sources.painted, finish)
+    fused = within_sources(fused, part.inputs.anatomy, sources)
     maps = [*(volume[part.undo] for volume in (fused, done.variance, done.residual)), registration]
     outer = (0, 1) if denoiser.config.spatial_dims == 3 else (1,)
     return tuple(np.asarray(volume.squeeze(outer).cpu().numpy()) for volume in maps)

@@ -25,6 +25,7 @@ from clinfuse.method.guidance import GuidanceConfig, Guide
 from clinfuse.method.jitter import JitterConfig
 from clinfuse.method.lesion_head import LesionHead
 from clinfuse.method.precision import at_precision, check_precision
+from clinfuse.method.refine import FINISH_STEPS
 from clinfuse.presets import Preset, find_preset, load_presets
 from clinfuse.windows import MIN_WINDOW, assembled
 
@@ -44,8 +45,9 @@ class FusionPipeline:
         kind: "teacher" (guided, many steps) or "student" (distilled, few steps, no gradients).
         student_steps: sampler steps of a student.
         window: slices that a 3D model takes at once where memory is short (clinfuse.windows); None: the whole volume.
-            A setting of this run and its machine, as is precision: a model folder does not keep them.
+            A setting of this run and its machine, as are precision and finish: a model folder does not keep them.
         precision: of the networks, "float32" or "bfloat16" (clinfuse.method.precision); see `from_pretrained`.
+        finish: descent steps that end the sampling (clinfuse.method.refine); 0 leaves F as it was sampled.
         presets: those that callers may name.
         error_head: what foretells F's error from the variances and the images, or None: the total variance does.
         calibration: map from that standard deviation to calibrated uncertainty, or None.
@@ -60,6 +62,7 @@ class FusionPipeline:
     student_steps: int = 4
     window: int | None = None
     precision: str = "float32"
+    finish: int = FINISH_STEPS
     presets: dict[str, Preset] = field(default_factory=load_presets)
     error_head: ErrorHead | None = None
     calibration: Calibration | None = None
@@ -71,11 +74,9 @@ class FusionPipeline:
             raise ConfigError("not a pipeline", expected="teacher or student with members", found=self.kind)
         check_precision(self.precision)
         if self.window is not None and (self.spatial_dims != 3 or self.window < MIN_WINDOW):
-            raise ConfigError(
-                "window of a volume",
-                expected=f"at least {MIN_WINDOW} slices, and a 3D model",
-                found=f"{self.window} slices, a {self.spatial_dims}D model",
-            )
+            found = f"{self.window} slices, a {self.spatial_dims}D model"
+            wanted = f"at least {MIN_WINDOW} slices, and a 3D model"
+            raise ConfigError("window of a volume", expected=wanted, found=found)
         for member in self.members:
             member.eval().requires_grad_(False)
         if self.lesion_head is not None:
@@ -92,7 +93,7 @@ class FusionPipeline:
             device: torch's name of it.
             calibrated: False leaves error head and calibration out, as before they are made anew.
             precision: of the networks. "float32" gives the same image for the same case, preset and seed, alone or in
-                a batch, to 1e-5; "bfloat16" one that differs from it by at most 0.005, and where a lesion guides by
+                a batch, to 1e-5; "bfloat16" one that differs from it by at most 0.02, and where a lesion guides by
                 0.1 at single voxels (clinfuse.method.precision).
 
         Raises:
@@ -120,8 +121,7 @@ class FusionPipeline:
 
     @property
     def gradient(self) -> str:
-        """By what a guided call takes its gradient unless told: a student's estimate hardly follows x_t, so that the
-        exact one has no hold there, and it is asked in seconds."""
+        """A guided call's unless told: a student's estimate hardly follows x_t, so that the exact one has no hold."""
         return "cheap" if self.kind == "student" else "exact"
 
     def network(self, member: int) -> Denoiser:
@@ -243,6 +243,7 @@ class FusionPipeline:
                     [own] * batch,
                     diffusion=self.diffusion,
                     steps=steps,
+                    finish=self.finish,
                     guide=guide,
                 )
             )

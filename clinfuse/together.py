@@ -43,6 +43,7 @@ def sample_together(
         [seed_of(seed, member, 0) for _, _, seed in slices],
         diffusion=pipeline.diffusion,
         steps=steps,
+        finish=pipeline.finish,
     )
     cut = zip(*(np.split(volume, np.cumsum(depths)[:-1]) for volume in maps), strict=True)
     facts: dict[str, Any] = {"member": member, "steps": steps, "precision": pipeline.precision}

@@ -1,9 +1,11 @@
-"""The refined prior: the fusion prior after descent on the measures themselves, per image, the denoiser's target.
+"""Descent of F itself on the measures, per image: the denoiser's target, and the finish of what was sampled.
 
-No fixed composition is good at all measures together. A few descent steps on F itself, from the fusion prior, on the
-ROI terms of L_ROI (Eq. 2), an intensity term and the seam penalty give MRI in the brain, CT in the bone to the grey
-level, and few borders that neither source has. Too slow for use, and last bits of its input grow in it; so it is done
-offline, and the denoiser learns to give it at once.
+No fixed composition is good at all measures together. A few descent steps on F, from the fusion prior, on the ROI terms
+of L_ROI (Eq. 2), an intensity term and the seam penalty give MRI in the brain, CT in the bone to the grey level, and
+few borders that neither source has. That is the refined prior, which the denoiser learns to give at once.
+
+A seam of a third of a grey level asks for more exactness than a small network has on images it never saw. So a third of
+these steps, smaller ones, end the sampling (`finished`): they need no network, and begin near their end.
 
 Legend: B batch; *S two or three spatial axes.
 """
@@ -19,7 +21,7 @@ from torch import Tensor
 
 from clinfuse.method.filters import gaussian_blur
 from clinfuse.method.inputs import Inputs
-from clinfuse.method.prior import FINDING_GREY, Sources, compose, look
+from clinfuse.method.prior import FINDING_GREY, compose, look
 from clinfuse.method.roi_loss import RoiWeights, border_share, held
 from clinfuse.method.seam_loss import gradient_magnitude
 from clinfuse.method.ssim import C1, C2, RADIUS, SIGMA, masked_mean
@@ -38,6 +40,13 @@ OUTSIDE_SHARE = 0.3
 """Of the seam term over the whole image, beside the one at the regions' borders."""
 SMOOTH = 2 / 255
 EPSILON = 0.01
+FINISH_STEPS, FINISH_RATE, FINISH_EPSILON = 10, 0.03, 0.1
+"""Small slopes count by their size there, so that last bits of the input do not grow."""
+AT_ONCE = 4
+"""Samples finished together, so that memory does not grow with the batch."""
+LESION_REACH = 6
+"""Voxels about a lesion that the finish leaves as they were sampled: what guidance did there is not the finish's to
+undo."""
 
 
 @dataclass(frozen=True)
@@ -90,12 +99,12 @@ class Task:
     share: Tensor
 
     @classmethod
-    def of(cls, inputs: Inputs, sources: Sources) -> Task:
-        """From a batch and the parts of its fusion prior."""
+    def of(cls, inputs: Inputs, painted: Tensor) -> Task:
+        """From a batch and its anatomy image with findings painted in, (B, 1, *S)."""
         pair = (gradient_magnitude(inputs.anatomy), gradient_magnitude(inputs.companion))
         brain, bone, _ = inputs.rois
         return cls(
-            anatomy=Wanted.of(sources.painted, brain),
+            anatomy=Wanted.of(painted, brain),
             companion=Wanted.of(inputs.companion, bone),
             limit=torch.maximum(*pair),
             band=torch.maximum(border(brain), border(bone)),
@@ -134,20 +143,50 @@ def refined_prior(
     """
     with torch.no_grad():
         sources = look(inputs, grey)
-        task = Task.of(inputs, sources)
+        task = Task.of(inputs, sources.painted)
         start = compose(sources, inputs.vector) if start is None else start
-    return _descend(task, start, RoiWeights.from_vector(inputs.vector), steps)
+    return _descend(task, start, RoiWeights.from_vector(inputs.vector), steps, torch.ones_like(start))
 
 
-def _descend(task: Task, start: Tensor, weights: RoiWeights, steps: int) -> Tensor:
-    """F (B, 1, *S) in [0, 1] from a start after so many steps; every sample on its own loss."""
+def finished(fused: Tensor, inputs: Inputs, painted: Tensor, steps: int = FINISH_STEPS) -> Tensor:
+    """F (B, 1, *S) in [0, 1] after a few descent steps on `Task.loss`; near a lesion it stays as it was sampled.
+
+    Args:
+        fused: F as it was sampled.
+        inputs: see there.
+        painted: (B, 1, *S) the anatomy image with the companion's findings (clinfuse.method.prior.Sources).
+        steps: 0 changes nothing.
+    """
+    if steps == 0:
+        return fused
+    parts = zip(*(whole.split(AT_ONCE) for whole in (fused, painted, *inputs)), strict=True)
+    return torch.cat([_finish(one, Inputs(*rest), seen, steps) for one, seen, *rest in parts])
+
+
+def _finish(fused: Tensor, inputs: Inputs, painted: Tensor, steps: int) -> Tensor:
+    pool = tf.max_pool2d if fused.ndim == 4 else tf.max_pool3d
+    where = 1 - pool(inputs.rois[2], 2 * LESION_REACH + 1, 1, LESION_REACH)
+    weights, task = RoiWeights.from_vector(inputs.vector), Task.of(inputs, painted)
+    return _descend(task, fused, weights, steps, where, rate=FINISH_RATE, epsilon=FINISH_EPSILON)
+
+
+def _descend(
+    task: Task,
+    start: Tensor,
+    weights: RoiWeights,
+    steps: int,
+    where: Tensor,
+    rate: float = RATE,
+    epsilon: float = EPSILON,
+) -> Tensor:
+    """F (B, 1, *S) in [0, 1] from a start after so many steps, moved where that is 1; every sample on its own loss."""
     with torch.enable_grad():
         image = start.detach().clone().requires_grad_(True)
-        optimizer = torch.optim.Adam([image], lr=RATE, betas=(0.8, 0.95), eps=EPSILON)
+        optimizer = torch.optim.Adam([image], lr=rate, betas=(0.8, 0.95), eps=epsilon)
         for step in range(steps):
-            optimizer.param_groups[0]["lr"] = RATE * (1 + math.cos(math.pi * step / steps)) / 2
+            optimizer.param_groups[0]["lr"] = rate * (1 + math.cos(math.pi * step / steps)) / 2
             (gradient,) = torch.autograd.grad(task.loss(image, start, weights).sum(), image)
-            image.grad = gradient * image[0].numel()  # of order 1 at every size
+            image.grad = gradient * where * image[0].numel()  # of order 1 at every size
             optimizer.step()
             with torch.no_grad():
                 image.clamp_(0, 1)

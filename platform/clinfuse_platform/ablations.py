@@ -179,6 +179,12 @@ ABLATIONS: dict[str, Ablation] = {
             variants=lambda base: {f"{start:g}": replace(base, guided=True, start=start) for start in STARTS},
         ),
         Ablation(
+            name="finish",
+            question="What do the descent steps that end the sampling add, at ROI borders above all?",
+            ordered=False,
+            variants=lambda base: {"off": replace(base, finish=0), "on": base},
+        ),
+        Ablation(
             name="uncertainty",
             question="What does the uncertainty term η_u of Eq. 1 add?",
             ordered=False,

@@ -34,6 +34,7 @@ class Variant:
         calibrated: False leaves the calibration out.
         sampler: the formula of g_θ, in clinfuse.method.diffusion.SAMPLERS; "" is the model's own.
         gradient, start, border: of the guidance, see clinfuse.method.guidance.GuidanceConfig; "" is the model's own.
+        finish: descent steps that end the sampling; None is as many as ever.
         masks: "stored", or "auto": brain and bone masks made anew from the images by clinfuse_prep.
         jitter_mm: the aligned companion warped by a rigid and elastic jitter of this amplitude before fusing; 0 is
             the aligned companion itself (the stored one where no other is known), None the case as it is stored.
@@ -57,6 +58,7 @@ class Variant:
     gradient: str = ""
     start: float = 0.0
     border: str = "hd95"
+    finish: int | None = None
     masks: str = "stored"
     jitter_mm: float | None = None
     seed: int = 0
@@ -91,6 +93,8 @@ class Variant:
             pipeline = replace(pipeline, error_head=head, calibration=None)
         if self.sampler:
             pipeline = replace(pipeline, diffusion=replace(pipeline.diffusion, sampler=self.sampler))
+        if self.finish is not None:
+            pipeline = replace(pipeline, finish=self.finish)
         judged = seen.aligned_companion is not None or self.jitter_mm is not None
         result = pipeline(
             seen,
