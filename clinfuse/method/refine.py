@@ -164,10 +164,20 @@ def finished(fused: Tensor, inputs: Inputs, painted: Tensor, steps: int = FINISH
 
 
 def _finish(fused: Tensor, inputs: Inputs, painted: Tensor, steps: int) -> Tensor:
-    pool = tf.max_pool2d if fused.ndim == 4 else tf.max_pool3d
-    where = 1 - pool(inputs.rois[2], 2 * LESION_REACH + 1, 1, LESION_REACH)
+    where = 1 - _grown(inputs.rois[2], LESION_REACH)
     weights, task = RoiWeights.from_vector(inputs.vector), Task.of(inputs, painted)
     return _descend(task, fused, weights, steps, where, rate=FINISH_RATE, epsilon=FINISH_EPSILON)
+
+
+def _grown(mask: Tensor, voxels: int) -> Tensor:
+    """(B, 1, *S) in {0, 1}, grown by so many voxels along every axis, one after the other."""
+    dims = mask.ndim - 2
+    pool = tf.max_pool2d if dims == 2 else tf.max_pool3d
+    for axis in range(dims):
+        window, edge = [1] * dims, [0] * dims
+        window[axis], edge[axis] = 2 * voxels + 1, voxels
+        mask = pool(mask, window, 1, edge)
+    return mask
 
 
 def _descend(
