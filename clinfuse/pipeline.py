@@ -89,8 +89,7 @@ class FusionPipeline:
         """Load a model folder; every file is checked against its recorded hash.
 
         Args:
-            path: the folder.
-            device: torch's name of it.
+            path, device: the folder, and torch's name of where to put it.
             calibrated: False leaves error head and calibration out, as before they are made anew.
             precision: of the networks. "float32" gives the same image for the same case, preset and seed, alone or in
                 a batch, to 1e-5; "bfloat16" one that differs from it by at most 0.05, and where a lesion guides by
