@@ -42,6 +42,8 @@ SMOOTH = 2 / 255
 EPSILON = 0.01
 FINISH_STEPS, FINISH_RATE, FINISH_EPSILON = 10, 0.03, 0.1
 """Small slopes count by their size there, so that last bits of the input do not grow."""
+UPTAKE_WEIGHT = 3.0
+"""Takes the bone's weight's place in the finish of SPECT and PET: uptake lies amid the brain, whose term moves it."""
 AT_ONCE = 4
 """Samples finished together, so that memory does not grow with the batch."""
 LESION_REACH = 6
@@ -89,6 +91,7 @@ class Task:
         band: (B, 1, *S) one voxel to either side of the ROIs' borders.
         outside: (B, 1, *S) neither brain nor bone; there F stays near what it was.
         share: (B,) how much of its gradient either region's term keeps in the other, see `border_share`.
+        bone_weight: (B,) of the bone's terms beside the brain's.
     """
 
     anatomy: Wanted
@@ -97,10 +100,11 @@ class Task:
     band: Tensor
     outside: Tensor
     share: Tensor
+    bone_weight: Tensor
 
     @classmethod
-    def of(cls, inputs: Inputs, painted: Tensor) -> Task:
-        """From a batch and its anatomy image with findings painted in, (B, 1, *S)."""
+    def of(cls, inputs: Inputs, painted: Tensor, uptake_weight: float = BONE_WEIGHT) -> Task:
+        """From a batch and its anatomy image with findings painted in, (B, 1, *S), and the bone's weight of tracers."""
         pair = (gradient_magnitude(inputs.anatomy), gradient_magnitude(inputs.companion))
         brain, bone, _ = inputs.rois
         return cls(
@@ -110,6 +114,7 @@ class Task:
             band=torch.maximum(border(brain), border(bone)),
             outside=(1 - brain) * (1 - bone),
             share=border_share(inputs.ct),
+            bone_weight=torch.where(inputs.ct > 0, BONE_WEIGHT, uptake_weight),
         )
 
     def loss(self, fused: Tensor, start: Tensor, weights: RoiWeights) -> Tensor:
@@ -118,7 +123,7 @@ class Task:
         brain, brain_gap = a.losses(held(fused, c.mask, self.share))
         bone, bone_gap = c.losses(held(fused, a.mask, self.share))
         total = weights.alpha * BRAIN_WEIGHT * (brain + INTENSITY_WEIGHT * brain_gap)
-        total = total + weights.beta * BONE_WEIGHT * (bone + INTENSITY_WEIGHT * bone_gap)
+        total = total + weights.beta * self.bone_weight * (bone + INTENSITY_WEIGHT * bone_gap)
         moved = (distance(fused, start) * self.outside).flatten(1).mean(dim=1)
         beyond = (gradient_magnitude(fused) - self.limit).clamp_min(0)
         excess = beyond * beyond / (beyond + SMOOTH)
@@ -165,7 +170,7 @@ def finished(fused: Tensor, inputs: Inputs, painted: Tensor, steps: int = FINISH
 
 def _finish(fused: Tensor, inputs: Inputs, painted: Tensor, steps: int) -> Tensor:
     where = 1 - _grown(inputs.rois[2], LESION_REACH)
-    weights, task = RoiWeights.from_vector(inputs.vector), Task.of(inputs, painted)
+    weights, task = RoiWeights.from_vector(inputs.vector), Task.of(inputs, painted, UPTAKE_WEIGHT)
     return _descend(task, fused, weights, steps, where, rate=FINISH_RATE, epsilon=FINISH_EPSILON)
 
 
