@@ -21,17 +21,18 @@ from clinfuse.combine import MemberSample
 from clinfuse.errors import ConfigError
 from clinfuse.method.denoiser import Denoiser, Seen, pad_to_multiple
 from clinfuse.method.diffusion import DiffusionConfig
+from clinfuse.method.finish import finished
 from clinfuse.method.guidance import Guide
 from clinfuse.method.inputs import Inputs
 from clinfuse.method.jitter import JitterConfig, apply, draw
 from clinfuse.method.prior import within_sources
-from clinfuse.method.refine import finished
 from clinfuse.method.sampler import sample_encoded
 from clinfuse.method.uncertainty import Slopes, registration_variance, slopes
 from clinfuse.presets import Preset
 from clinfuse.windows import window_starts
 
 SLICE_BATCH = 16
+UPTAKE_WEIGHT = 2.0
 
 
 class Part(NamedTuple):
@@ -130,10 +131,10 @@ def draw_part(
 ) -> tuple[FloatArray, ...]:
     """Fused, variance, residual and registration variance, (D, H, W) each; a preset and a seed per sample.
 
-    `steps` are those of the sampler, `finish` those that end it (clinfuse.method.refine).
+    `steps` are those of the sampler, `finish` those that end it (clinfuse.method.finish).
     """
     device = part.inputs.anatomy.device
-    vectors = torch.tensor([preset.vector for preset in presets], device=device)
+    vectors = vectors_of(presets, part.inputs.ct)
     generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
     with torch.no_grad():
         encoded = denoiser.condition(part.seen, vectors)
@@ -142,11 +143,22 @@ def draw_part(
         [denoiser], [encoded], diffusion=diffusion, steps=steps, generators=generators, guide=guide
     )
     sources = part.seen.sources
-    fused = finished(done.fused, part.inputs._replace(vector=vectors), sources.painted, finish)
+    fused = finished(done.fused, part.inputs._replace(vector=vectors), finish)
     fused = within_sources(fused, part.inputs.anatomy, sources)
     maps = [*(volume[part.undo] for volume in (fused, done.variance, done.residual)), registration]
     outer = (0, 1) if denoiser.config.spatial_dims == 3 else (1,)
     return tuple(np.asarray(volume.squeeze(outer).cpu().numpy()) for volume in maps)
+
+
+def vectors_of(presets: Sequence[Preset], ct: Tensor) -> Tensor:
+    """Preset vectors (B, 6) for companions that are a CT (1) or not (0), (B,).
+
+    Of SPECT and PET β counts twice: uptake lies amid the brain, whose term would take it back.
+    """
+    vectors = torch.tensor([preset.vector for preset in presets], device=ct.device)
+    regions = vectors[:, :3].clone()
+    regions[:, 1] *= torch.where(ct > 0, 1.0, UPTAKE_WEIGHT)
+    return torch.cat([regions / regions.sum(dim=1, keepdim=True), vectors[:, 3:]], dim=1)
 
 
 def as_sample(

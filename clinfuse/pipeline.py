@@ -21,11 +21,11 @@ from clinfuse.method.calibration import Calibration
 from clinfuse.method.denoiser import Denoiser
 from clinfuse.method.diffusion import DiffusionConfig
 from clinfuse.method.error_head import ErrorHead
+from clinfuse.method.finish import STEPS as FINISH_STEPS
 from clinfuse.method.guidance import GuidanceConfig, Guide
 from clinfuse.method.jitter import JitterConfig
 from clinfuse.method.lesion_head import LesionHead
 from clinfuse.method.precision import at_precision, check_precision
-from clinfuse.method.refine import FINISH_STEPS
 from clinfuse.presets import Preset, find_preset, load_presets
 from clinfuse.windows import MIN_WINDOW, assembled
 
@@ -47,7 +47,7 @@ class FusionPipeline:
         window: slices that a 3D model takes at once where memory is short (clinfuse.windows); None: the whole volume.
             A setting of this run and its machine, as are precision and finish: a model folder does not keep them.
         precision: of the networks, "float32" or "bfloat16" (clinfuse.method.precision); see `from_pretrained`.
-        finish: descent steps that end the sampling (clinfuse.method.refine); 0 leaves F as it was sampled.
+        finish: descent steps that end the sampling (clinfuse.method.finish); 0 leaves F as it was sampled.
         presets: those that callers may name.
         error_head: what foretells F's error from the variances and the images, or None: the total variance does.
         calibration: map from that standard deviation to calibrated uncertainty, or None.

@@ -1,11 +1,9 @@
-"""Descent of F itself on the measures, per image: the denoiser's target, and the finish of what was sampled.
+"""The refined prior: the fusion prior after descent on the measures themselves, per image, the denoiser's target.
 
-No fixed composition is good at all measures together. A few descent steps on F, from the fusion prior, on the ROI terms
-of L_ROI (Eq. 2), an intensity term and the seam penalty give MRI in the brain, CT in the bone to the grey level, and
-few borders that neither source has. That is the refined prior, which the denoiser learns to give at once.
-
-A seam of a third of a grey level asks for more exactness than a small network has on images it never saw. So a third of
-these steps, smaller ones, end the sampling (`finished`): they need no network, and begin near their end.
+No fixed composition is good at all measures together. A few descent steps on F itself, from the fusion prior, on the
+ROI terms of L_ROI (Eq. 2), an intensity term and the seam penalty give MRI in the brain, CT in the bone to the grey
+level, and few borders that neither source has. Too slow for use, and last bits of its input grow in it; so it is done
+offline, and the denoiser learns to give it at once.
 
 Legend: B batch; *S two or three spatial axes.
 """
@@ -40,15 +38,6 @@ OUTSIDE_SHARE = 0.3
 """Of the seam term over the whole image, beside the one at the regions' borders."""
 SMOOTH = 2 / 255
 EPSILON = 0.01
-FINISH_STEPS, FINISH_RATE, FINISH_EPSILON = 10, 0.03, 0.1
-"""Small slopes count by their size there, so that last bits of the input do not grow."""
-UPTAKE_WEIGHT = 3.0
-"""Takes the bone's weight's place in the finish of SPECT and PET: uptake lies amid the brain, whose term moves it."""
-AT_ONCE = 4
-"""Samples finished together, so that memory does not grow with the batch."""
-LESION_REACH = 6
-"""Voxels about a lesion that the finish leaves as they were sampled: what guidance did there is not the finish's to
-undo."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +80,6 @@ class Task:
         band: (B, 1, *S) one voxel to either side of the ROIs' borders.
         outside: (B, 1, *S) neither brain nor bone; there F stays near what it was.
         share: (B,) how much of its gradient either region's term keeps in the other, see `border_share`.
-        bone_weight: (B,) of the bone's terms beside the brain's.
     """
 
     anatomy: Wanted
@@ -100,11 +88,10 @@ class Task:
     band: Tensor
     outside: Tensor
     share: Tensor
-    bone_weight: Tensor
 
     @classmethod
-    def of(cls, inputs: Inputs, painted: Tensor, uptake_weight: float = BONE_WEIGHT) -> Task:
-        """From a batch and its anatomy image with findings painted in, (B, 1, *S), and the bone's weight of tracers."""
+    def of(cls, inputs: Inputs, painted: Tensor) -> Task:
+        """From a batch and its anatomy image with findings painted in, (B, 1, *S)."""
         pair = (gradient_magnitude(inputs.anatomy), gradient_magnitude(inputs.companion))
         brain, bone, _ = inputs.rois
         return cls(
@@ -114,7 +101,6 @@ class Task:
             band=torch.maximum(border(brain), border(bone)),
             outside=(1 - brain) * (1 - bone),
             share=border_share(inputs.ct),
-            bone_weight=torch.where(inputs.ct > 0, BONE_WEIGHT, uptake_weight),
         )
 
     def loss(self, fused: Tensor, start: Tensor, weights: RoiWeights) -> Tensor:
@@ -123,7 +109,7 @@ class Task:
         brain, brain_gap = a.losses(held(fused, c.mask, self.share))
         bone, bone_gap = c.losses(held(fused, a.mask, self.share))
         total = weights.alpha * BRAIN_WEIGHT * (brain + INTENSITY_WEIGHT * brain_gap)
-        total = total + weights.beta * self.bone_weight * (bone + INTENSITY_WEIGHT * bone_gap)
+        total = total + weights.beta * BONE_WEIGHT * (bone + INTENSITY_WEIGHT * bone_gap)
         moved = (distance(fused, start) * self.outside).flatten(1).mean(dim=1)
         beyond = (gradient_magnitude(fused) - self.limit).clamp_min(0)
         excess = beyond * beyond / (beyond + SMOOTH)
@@ -150,58 +136,18 @@ def refined_prior(
         sources = look(inputs, grey)
         task = Task.of(inputs, sources.painted)
         start = compose(sources, inputs.vector) if start is None else start
-    return _descend(task, start, RoiWeights.from_vector(inputs.vector), steps, torch.ones_like(start))
+    return _descend(task, start, RoiWeights.from_vector(inputs.vector), steps)
 
 
-def finished(fused: Tensor, inputs: Inputs, painted: Tensor, steps: int = FINISH_STEPS) -> Tensor:
-    """F (B, 1, *S) in [0, 1] after a few descent steps on `Task.loss`; near a lesion it stays as it was sampled.
-
-    Args:
-        fused: F as it was sampled.
-        inputs: see there.
-        painted: (B, 1, *S) the anatomy image with the companion's findings (clinfuse.method.prior.Sources).
-        steps: 0 changes nothing.
-    """
-    if steps == 0:
-        return fused
-    parts = zip(*(whole.split(AT_ONCE) for whole in (fused, painted, *inputs)), strict=True)
-    return torch.cat([_finish(one, Inputs(*rest), seen, steps) for one, seen, *rest in parts])
-
-
-def _finish(fused: Tensor, inputs: Inputs, painted: Tensor, steps: int) -> Tensor:
-    where = 1 - _grown(inputs.rois[2], LESION_REACH)
-    weights, task = RoiWeights.from_vector(inputs.vector), Task.of(inputs, painted, UPTAKE_WEIGHT)
-    return _descend(task, fused, weights, steps, where, rate=FINISH_RATE, epsilon=FINISH_EPSILON)
-
-
-def _grown(mask: Tensor, voxels: int) -> Tensor:
-    """(B, 1, *S) in {0, 1}, grown by so many voxels along every axis, one after the other."""
-    dims = mask.ndim - 2
-    pool = tf.max_pool2d if dims == 2 else tf.max_pool3d
-    for axis in range(dims):
-        window, edge = [1] * dims, [0] * dims
-        window[axis], edge[axis] = 2 * voxels + 1, voxels
-        mask = pool(mask, window, 1, edge)
-    return mask
-
-
-def _descend(
-    task: Task,
-    start: Tensor,
-    weights: RoiWeights,
-    steps: int,
-    where: Tensor,
-    rate: float = RATE,
-    epsilon: float = EPSILON,
-) -> Tensor:
-    """F (B, 1, *S) in [0, 1] from a start after so many steps, moved where that is 1; every sample on its own loss."""
+def _descend(task: Task, start: Tensor, weights: RoiWeights, steps: int) -> Tensor:
+    """F (B, 1, *S) in [0, 1] from a start after so many steps; every sample on its own loss."""
     with torch.enable_grad():
         image = start.detach().clone().requires_grad_(True)
-        optimizer = torch.optim.Adam([image], lr=rate, betas=(0.8, 0.95), eps=epsilon)
+        optimizer = torch.optim.Adam([image], lr=RATE, betas=(0.8, 0.95), eps=EPSILON)
         for step in range(steps):
-            optimizer.param_groups[0]["lr"] = rate * (1 + math.cos(math.pi * step / steps)) / 2
+            optimizer.param_groups[0]["lr"] = RATE * (1 + math.cos(math.pi * step / steps)) / 2
             (gradient,) = torch.autograd.grad(task.loss(image, start, weights).sum(), image)
-            image.grad = gradient * where * image[0].numel()  # of order 1 at every size
+            image.grad = gradient * image[0].numel()  # of order 1 at every size
             optimizer.step()
             with torch.no_grad():
                 image.clamp_(0, 1)

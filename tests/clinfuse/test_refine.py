@@ -17,7 +17,7 @@ from clinfuse.case import Case
 from clinfuse.method import refine
 from clinfuse.method.inputs import Inputs
 from clinfuse.method.prior import FINDING_GREY, fusion_prior
-from clinfuse.method.refine import LESION_REACH, finished, refined_prior
+from clinfuse.method.refine import refined_prior
 from clinfuse.method.seam_loss import gradient_magnitude
 from clinfuse.metrics.roi import roi_psnr, roi_ssim
 from clinfuse.metrics.seam import seam_index
@@ -170,46 +170,3 @@ def test_as_a_method_it_takes_a_case_slice_by_slice(tiny_case: Case) -> None:
     assert fused.shape == tiny_case.shape and fused.dtype == np.float32
     slab = BASELINES["refined"](tiny_case.slices(3, 5), BALANCED)
     assert np.abs(slab - fused[3:5]).mean() < 1e-3
-
-
-def hard_composite(sources: tuple[Tensor, ...]) -> Tensor:
-    anatomy, companion, brain, bone, _ = sources
-    return torch.where(
-        brain > 0, anatomy, torch.where(bone > 0, companion, torch.maximum(anatomy, companion))
-    )
-
-
-def test_the_finish_takes_of_the_seam_and_gives_to_the_bone() -> None:
-    anatomy, companion, brain, bone, lesion = head()
-    sources = (0.5 * anatomy + 0.2, 0.2 * companion + 0.7, brain, bone, lesion)
-    start = fusion_prior(inputs(sources))
-    done = finished(start, inputs(sources), sources[0])
-    before, after = scores(start, sources), scores(done, sources)
-    assert after["seam"] < 0.7 * before["seam"]
-    assert after["bone"] > before["bone"] and after["bone_psnr"] > before["bone_psnr"] + 3
-    assert torch.equal(finished(start, inputs(sources), sources[0], steps=0), start)
-
-
-@pytest.mark.parametrize("dims", [2, 3])
-def test_the_finish_leaves_a_lesion_and_its_surroundings_alone(dims: int) -> None:
-    sources = head()
-    lesion = torch.zeros_like(sources[4])
-    lesion[..., 20:24, 10:14] = 1
-    if dims == 3:
-        *sources, lesion = (t[:, :, None].expand(-1, -1, 4, -1, -1) for t in (*sources[:4], lesion))
-    sources = (*sources[:4], lesion)
-    pasted = hard_composite(sources)
-    done = finished(pasted, inputs(sources), sources[0])
-    near = torch.zeros_like(lesion)
-    near[..., 20 - LESION_REACH : 24 + LESION_REACH, 10 - LESION_REACH : 14 + LESION_REACH] = 1
-    assert torch.equal(done[near > 0], pasted[near > 0])
-    assert float((done - pasted)[near == 0].abs().max()) > 0.01
-
-
-def test_the_finish_is_each_sample_s_own_to_the_last_bits() -> None:
-    parts = [head(), head(blood=0.12), head()]
-    both = tuple(torch.cat(each * 2) for each in zip(*parts, strict=True))
-    together = finished(hard_composite(both), inputs(both), both[0])
-    for index, alone in enumerate(parts * 2):
-        own = finished(hard_composite(alone), inputs(alone), alone[0])
-        torch.testing.assert_close(together[index : index + 1], own, atol=1e-5, rtol=0)
