@@ -9,8 +9,9 @@ import torch
 from clinfuse.case import Case
 from clinfuse.combine import MemberSample
 from clinfuse.errors import ConfigError
-from clinfuse.features import as_tensor
+from clinfuse.features import as_tensor, vectors_of
 from clinfuse.pipeline import FusionPipeline
+from clinfuse.presets import load_presets
 from clinfuse.training import build_denoiser, build_lesion_head, recipe
 
 
@@ -111,3 +112,10 @@ def test_read_only_arrays_are_taken_without_a_warning(tiny_case: Case) -> None:
         getattr(tiny_case, name).flags.writeable = False
     make()(tiny_case.slices(0, 1), jitters=1, align=False)
     assert as_tensor(np.zeros(2, np.float32)).shape == (2,)
+
+
+def test_of_a_tracer_beta_counts_twice() -> None:
+    preset = load_presets()["bone_tumor"]
+    vectors = vectors_of([preset, preset], torch.tensor([1.0, 0.0]))
+    double = preset.changed(beta=2 * preset.beta)
+    torch.testing.assert_close(vectors, torch.tensor([preset.vector, double.vector]))

@@ -128,8 +128,9 @@ def test_of_a_kind_of_companion_it_never_saw_it_promises_nothing(
     released: FusionPipeline, tiny_case: Case
 ) -> None:
     tracer = replace(tiny_case, modalities=("MR", "PET"))
-    model = replace(released, finish=0)  # which treats uptake otherwise than bone
-    known, unknown = (model(case, "balanced", align=False) for case in (tiny_case, tracer))
+    preset = released.resolve_preset("balanced")
+    known = released(tiny_case, preset.changed(beta=2 * preset.beta), align=False)
+    unknown = released(tracer, preset, align=False)
     np.testing.assert_array_equal(unknown.fused, known.fused)
     assert known.interval is not None and known.info["interval_coverage"] == 0.9
     assert unknown.interval is None and "interval_coverage" not in unknown.info
