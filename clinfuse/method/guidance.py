@@ -49,6 +49,8 @@ overshoots, and the lesion terms lower the Dice that they should raise.
 """
 CHEAP_SHARE = 0.01
 """Of η that a cheap gradient takes: at the estimate it is not dampened by the denoiser, which hardly follows x_t."""
+CHEAP_ROUNDS = 2
+"""In so many rounds a step takes all of η by cheap gradients; in one, the lesion head's slope overshoots."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,8 +160,8 @@ def guided_step(
 
     Returns:
         With the exact gradient its `change` is share · (η^eff ⊙ ∇L_ROI + η_u ∇U), clipped. With the cheap one `carried`
-        grows by share · CHEAP_SHARE · η^eff ⊙ ∇L_ROI, in as many rounds as the share has whole parts, each at what
-        the last one left, so that few reverse steps descend as far as many.
+        grows by share · CHEAP_SHARE · η^eff ⊙ ∇L_ROI, in the more rounds the larger the share, each at what the last
+        one left, so that few reverse steps descend as far as many.
 
     Reference: proposal, Eq. 1; gradients at the estimate: He et al., Manifold preserving guided diffusion, ICLR 2024.
     """
@@ -200,13 +202,13 @@ def _at_the_estimate(
         estimate = mean_estimate(estimates)
         std = predicted_std(estimates, denoisers[0].config.levels)
         strength = CHEAP_SHARE * _strength(std, guide, denoisers[0])
-    rounds = math.ceil(share)
+    rounds = math.ceil(CHEAP_ROUNDS * share)
     for _ in range(rounds):
         with torch.enable_grad():
             x_0 = (estimate.x_0 - carried).requires_grad_()
             terms, loss = _loss_at(x_0, denoisers[0], guide)
             gradient = _gradient(loss, x_0, guide.preset.eta)
-        carried = carried + _clipped(share / rounds * strength * gradient, guide.config.clip)
+        carried = carried + _clipped(share / rounds * strength * gradient, guide.config.clip / rounds)
     return GuidedStep(
         estimate=estimate,
         change=torch.zeros_like(x_t),
