@@ -28,8 +28,8 @@ from clinfuse.method.seam_loss import SIGMA, gradient_magnitude
 STEPS = 12
 SEAM_WEIGHT = 60.0
 """μ."""
-BONE_WEIGHT = 4.0
-"""w in bone, 1 elsewhere: a skull that is a little darker is seen before a brain's border that is a little brighter."""
+BONE_WEIGHT, OUTSIDE_WEIGHT = 8.0, 0.3
+"""w in bone and outside both regions, 1 in the brain: bone keeps its greys, and what neither claims gives way."""
 STEEPEST = math.exp(-1) / SIGMA**2
 """Largest share of an image's square that its gradient's square can have, in any number of dimensions."""
 LESION_REACH = 6
@@ -50,9 +50,9 @@ def _finish(sampled: Tensor, inputs: Inputs, steps: int) -> Tensor:
     brain, bone, lesion = inputs.rois
     band = torch.maximum(border(brain), border(bone)) * (1 - _grown(lesion, LESION_REACH))
     limit = torch.maximum(gradient_magnitude(inputs.anatomy), gradient_magnitude(inputs.companion))
-    weight = 1 + (BONE_WEIGHT - 1) * bone
+    weight = _nearness(inputs)
     steepest = 2 * (BONE_WEIGHT + SEAM_WEIGHT * STEEPEST)
-    flattest = 2.0
+    flattest = 2 * OUTSIDE_WEIGHT
     root = math.sqrt(flattest / steepest)
     momentum = (1 - root) / (1 + root)
     image, ahead = sampled, sampled
@@ -61,6 +61,12 @@ def _finish(sampled: Tensor, inputs: Inputs, steps: int) -> Tensor:
         moved = (ahead - slope / steepest).clamp(0, 1)
         image, ahead = moved, moved + momentum * (moved - image)
     return image
+
+
+def _nearness(inputs: Inputs) -> Tensor:
+    """w (B, 1, *S): how dear it is to leave what was sampled."""
+    brain, bone, _ = inputs.rois
+    return torch.where(bone > 0, BONE_WEIGHT, torch.where(brain > 0, 1.0, OUTSIDE_WEIGHT))
 
 
 def _seam_slope(image: Tensor, limit: Tensor, band: Tensor) -> Tensor:

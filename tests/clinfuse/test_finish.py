@@ -35,7 +35,8 @@ def excess(image: Tensor, inputs: Inputs) -> Tensor:
 
 
 def cost(image: Tensor, inputs: Inputs, sampled: Tensor) -> Tensor:
-    weight = 1 + (finish.BONE_WEIGHT - 1) * inputs.rois[1]
+    brain, bone, _ = inputs.rois
+    weight = finish.BONE_WEIGHT * bone + (1 - bone) * (brain + finish.OUTSIDE_WEIGHT * (1 - brain))
     near = (weight * (image - sampled).square()).sum()
     return near + finish.SEAM_WEIGHT * excess(image, inputs).square().sum()
 
