@@ -92,8 +92,8 @@ class FusionPipeline:
             path, device: the folder, and torch's name of where to put it.
             calibrated: False leaves error head and calibration out, as before they are made anew.
             precision: of the networks. "float32" gives the same image for the same case, preset and seed, alone or in
-                a batch, to 1e-5; "bfloat16" one that differs from it by at most 0.05, and where a lesion guides by
-                0.15 at single voxels (clinfuse.method.precision).
+                a batch, to 1e-5; "bfloat16" one that differs from it by at most 0.01, and where a lesion guides by
+                0.1 at single voxels (clinfuse.method.precision).
 
         Raises:
             ModelFolderError: missing, corrupted or foreign folder. ConfigError: no such precision.

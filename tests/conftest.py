@@ -16,6 +16,8 @@ from clinfuse.case import Case
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 if "PYTEST_XDIST_WORKER" in os.environ:  # others use the other cores
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+# As in the commands' own processes: workers start in half the time.
+os.environ.setdefault("CLINFUSE_LEAN", "1")
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 

@@ -211,7 +211,7 @@ def _fuse_arguments(parser: argparse.ArgumentParser) -> None:
         help="guide a student, too: slower, its lesion terms need --lesion",
     )
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where (default cpu)")
-    saves = "of the networks: bfloat16 saves time and memory, F differs by 0.05 at most, guided by more"
+    saves = "of the networks: bfloat16 saves time and memory, F differs by 0.01 at most, guided by more"
     parser.add_argument("--precision", default="float32", choices=PRECISIONS, help=saves)
 
 
