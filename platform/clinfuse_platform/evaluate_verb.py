@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clinfuse import RESEARCH_USE, __version__
+from clinfuse import RESEARCH_USE
 from clinfuse.errors import ConfigError, InputError
 from clinfuse.folders import check_writable
 from clinfuse.verbs import Verb
@@ -218,9 +218,9 @@ def jobs_of(
     *,
     metrics: str = "",
 ) -> list[Job]:
-    """Every variant on every case, models first; one lesion head, the judge's or the first model's, measures all."""
+    """Every case by every variant, in turn; one lesion head, the judge's or the first model's, measures all."""
     from clinfuse_platform.evaluate import Job
-    from clinfuse_platform.provenance import data_hash
+    from clinfuse_platform.provenance import code_hash, data_hash
 
     heads = [(variant.model, variant.model_hash) for variant in variants if variant.model]
     if arguments.judge:
@@ -228,13 +228,13 @@ def jobs_of(
         heads.insert(0, (str(folder), model_hash))
     head, head_hash = heads[0] if heads else ("", "")
     metrics = metrics or arguments.metrics
-    context = [__version__, data_hash(arguments.data), str(arguments.slices), metrics]
+    context = [code_hash(), data_hash(arguments.data), str(arguments.slices), metrics]
     context.append(head_hash)
     base = Job(variant=variants[0], case_id="", part="", metrics=metrics, slices=arguments.slices)
+    keys = [variant.key(*context) for variant in variants]
     jobs = []
-    for variant in variants:
-        key = variant.key(*context)
-        for case_id in case_ids:
+    for case_id in case_ids:
+        for variant, key in zip(variants, keys, strict=True):
             stem = f"{key}-{case_id}"
             pictures = out.resolve() / "images"
             jobs.append(

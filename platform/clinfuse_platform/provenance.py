@@ -1,10 +1,11 @@
-"""Where a result comes from: code commit, package versions, hash of the data."""
+"""Where a result comes from: code commit and hash, package versions, hash of the data."""
 
 from __future__ import annotations
 
 import hashlib
 import platform as machine
 import subprocess
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,20 @@ def _git(folder: Path, *words: str) -> str:
         ["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=20, check=True
     )
     return done.stdout.strip()
+
+
+@cache
+def code_hash(package: Path | None = None) -> str:
+    """SHA-256 (first 16 hex digits) over a package's sources, else those of clinfuse: method and metrics.
+
+    What other code has computed is not this code's result, though the version may be the same.
+    """
+    import clinfuse
+
+    root, seen = package or Path(clinfuse.__file__).resolve().parent, hashlib.sha256()
+    for file in sorted(root.rglob("*.py")):
+        seen.update(file.relative_to(root).as_posix().encode() + b"\0" + file.read_bytes() + b"\0")
+    return seen.hexdigest()[:16]
 
 
 def data_hash(store: str | Path) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from clinfuse_platform.phases import Work
+from clinfuse_platform.provenance import code_hash
 from clinfuse_platform.storage import storage_path, write_atomic
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ class Targets:
     ) -> Targets:
         """This worker's targets from its batches 0, 1, …
 
-        Those kept in the run folder are taken if they are of the same teacher and settings.
+        Those kept in the run folder are taken if they are of the same teacher, settings and code.
         """
         from safetensors.torch import load, save
 
@@ -59,7 +60,7 @@ def _key(work: Work, config: TrainConfig, teacher: FusionPipeline) -> str:
     facts = [config.seed, config.batch_size, config.crop, config.distill_batches, config.teacher_steps]
     facts += [config.contrast_share, config.tracer_share, config.slab_crop, config.slab_share]
     presets = [preset.as_dict() for preset in teacher.presets.values()]
-    text = json.dumps([work.settings["teacher_key"], work.settings["data_hash"], facts, presets])
+    text = json.dumps([work.settings["teacher_key"], work.settings["data_hash"], code_hash(), facts, presets])
     return f"{hashlib.sha256(text.encode()).hexdigest()[:12]}-{work.rank}-of-{work.world_size}"
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from clinfuse_platform import provenance
 from clinfuse_platform.ablate_parts import trained_like
 from clinfuse_platform.evaluate import Job, run_jobs
 from clinfuse_platform.evaluate_card import card
@@ -293,6 +294,22 @@ def test_probe_results_are_kept(tiny_store: Path, tmp_path: Path) -> None:
     pd.testing.assert_frame_equal(first, measured(variants, arguments, tmp_path))
     assert stamps == {p.name: p.stat().st_mtime_ns for p in (tmp_path / "downstream" / "parts").iterdir()}
     assert len(jobs_of(variants, ["ffffff"], arguments, tmp_path)) == 1
+
+
+def test_what_other_code_made_is_not_taken_for_this_code_s(
+    tiny_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = asked("max", "mri", "--bare", "--data", str(tiny_store))
+    variants = methods_of(arguments)
+
+    def parts() -> list[str]:
+        return [job.part for job in jobs_of(variants, ["ffffff", "gggggg"], arguments, tmp_path)]
+
+    first = parts()
+    assert first == parts() and len({*first}) == 4
+    assert [Path(part).stem[-6:] for part in first] == ["ffffff"] * 2 + ["gggggg"] * 2, "case by case"
+    monkeypatch.setattr(provenance, "code_hash", lambda: "other")
+    assert not {*first} & {*parts()}
 
 
 def test_what_failed_downstream_is_lost_and_told(tiny_store: Path, tmp_path: Path) -> None:

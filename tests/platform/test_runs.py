@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-from clinfuse_platform.provenance import data_hash, git_commit
+from clinfuse_platform.provenance import code_hash, data_hash, git_commit
 from clinfuse_platform.runs import create_run, find_model, find_run, list_runs, put_model
 from clinfuse_platform.storage import MODEL_INDEX
 from clinfuse_prep.store import CaseStore
 from upath import UPath
 
+import clinfuse
 from clinfuse.errors import ConfigError, InputError
 
 CONFIG = {"verb": "train", "recipe": "cpu-debug", "seed": 0, "crop": (32, 32)}
@@ -133,6 +135,19 @@ def test_data_hash_follows_the_manifest(tmp_path: Path) -> None:
     assert first != data_hash(store.url) and len(first) == 16
     with pytest.raises(InputError, match="no dataset at this path"):
         data_hash(tmp_path / "none")
+
+
+def test_code_hash_follows_the_sources(tmp_path: Path) -> None:
+    """In a copy of the package, before and after a line is added."""
+    root = tmp_path / "clinfuse"
+    shutil.copytree(
+        Path(clinfuse.__file__).parent, root, ignore=shutil.ignore_patterns("released", "__pycache__")
+    )
+    assert code_hash(root) == code_hash(Path(clinfuse.__file__).parent) == code_hash()
+    with (root / "presets.py").open("a") as file:
+        file.write("\n")
+    code_hash.cache_clear()
+    assert code_hash(root) != code_hash()
 
 
 def test_no_commit_outside_a_repository(tmp_path: Path) -> None:
