@@ -34,6 +34,8 @@ STEEPEST = math.exp(-1) / SIGMA**2
 """Largest share of an image's square that its gradient's square can have, in any number of dimensions."""
 LESION_REACH = 6
 """Voxels about a lesion in which no border counts: what guidance did there is not the finish's to undo."""
+MARGIN = 6
+"""Voxels about the band that its slopes can read or change: twice a window's half width, and a little more."""
 AT_ONCE = 4
 """Samples finished together, so that memory does not grow with the batch."""
 
@@ -49,8 +51,17 @@ def finished(sampled: Tensor, inputs: Inputs, steps: int = STEPS) -> Tensor:
 def _finish(sampled: Tensor, inputs: Inputs, steps: int) -> Tensor:
     brain, bone, lesion = inputs.rois
     band = torch.maximum(border(brain), border(bone)) * (1 - _grown(lesion, LESION_REACH))
-    limit = torch.maximum(gradient_magnitude(inputs.anatomy), gradient_magnitude(inputs.companion))
-    weight = _nearness(inputs)
+    box = _box(band)
+    images = (sampled, inputs.anatomy, inputs.companion, band, _nearness(inputs))
+    image = sampled.clone()
+    image[box] = _descended(steps, *(each[box] for each in images))
+    return image
+
+
+def _descended(
+    steps: int, sampled: Tensor, anatomy: Tensor, companion: Tensor, band: Tensor, weight: Tensor
+) -> Tensor:
+    limit = torch.maximum(gradient_magnitude(anatomy), gradient_magnitude(companion))
     steepest = 2 * (BONE_WEIGHT + SEAM_WEIGHT * STEEPEST)
     flattest = 2 * OUTSIDE_WEIGHT
     root = math.sqrt(flattest / steepest)
@@ -61,6 +72,18 @@ def _finish(sampled: Tensor, inputs: Inputs, steps: int) -> Tensor:
         moved = (ahead - slope / steepest).clamp(0, 1)
         image, ahead = moved, moved + momentum * (moved - image)
     return image
+
+
+def _box(band: Tensor) -> tuple[slice, ...]:
+    """The part of the images that the band's slopes read or change: as many voxels farther, to either side, as a
+    derivative of a Gaussian is wide. Elsewhere F stays as it was sampled.
+    """
+    box = [slice(None), slice(None)]
+    for axis in range(2, band.ndim):
+        others = [other for other in range(band.ndim) if other != axis]
+        places = band.amax(dim=others).nonzero().flatten().tolist() or [0]
+        box.append(slice(max(0, places[0] - MARGIN), places[-1] + MARGIN + 1))
+    return tuple(box)
 
 
 def _nearness(inputs: Inputs) -> Tensor:

@@ -52,6 +52,19 @@ def test_it_takes_most_of_the_seam_and_stays_near(dims: int) -> None:
     assert torch.equal(finished(sampled, inputs, steps=0), sampled)
 
 
+@pytest.mark.parametrize("dims", [2, 3])
+def test_what_the_borders_do_not_reach_is_left_out_of_the_work_alone(
+    dims: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs, sampled = pasted(32, dims)
+    band = torch.maximum(*(border(mask) for mask in inputs.rois[:2]))
+    box = finish._box(band)
+    assert band[box].sum() == band.sum() and band[box].numel() < 0.6 * band.numel()
+    done = finished(sampled, inputs)
+    monkeypatch.setattr(finish, "_box", lambda _: ...)
+    torch.testing.assert_close(done, finished(sampled, inputs), atol=1e-6, rtol=0)
+
+
 def test_where_no_border_is_steeper_nothing_changes() -> None:
     inputs, _ = pasted()
     for source in (inputs.anatomy, inputs.companion):
