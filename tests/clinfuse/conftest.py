@@ -1,4 +1,4 @@
-"""Tests of the method share `small_model`, a pipeline of very small networks."""
+"""Tests of the method share `small_model`, a pipeline of very small networks, and `guided_model`, a guided sampler."""
 
 import sys
 from pathlib import Path
