@@ -28,8 +28,8 @@ from clinfuse.method.seam_loss import SIGMA, gradient_magnitude
 STEPS = 12
 SEAM_WEIGHT = 60.0
 """μ."""
-BONE_WEIGHT, OUTSIDE_WEIGHT = 8.0, 0.3
-"""w in bone and outside both regions, 1 in the brain: bone keeps its greys, and what neither claims gives way."""
+BONE_WEIGHT = 8.0
+"""w in bone, which keeps its greys; 1 elsewhere."""
 STEEPEST = math.exp(-1) / SIGMA**2
 """Largest share of an image's square that its gradient's square can have, in any number of dimensions."""
 LESION_REACH = 6
@@ -52,7 +52,8 @@ def _finish(sampled: Tensor, inputs: Inputs, steps: int) -> Tensor:
     brain, bone, lesion = inputs.rois
     band = torch.maximum(border(brain), border(bone)) * (1 - _grown(lesion, LESION_REACH))
     box = _box(band)
-    images = (sampled, inputs.anatomy, inputs.companion, band, _nearness(inputs))
+    nearness = torch.where(bone > 0, BONE_WEIGHT, 1.0)
+    images = (sampled, inputs.anatomy, inputs.companion, band, nearness)
     image = sampled.clone()
     image[box] = _descended(steps, *(each[box] for each in images))
     return image
@@ -63,8 +64,7 @@ def _descended(
 ) -> Tensor:
     limit = torch.maximum(gradient_magnitude(anatomy), gradient_magnitude(companion))
     steepest = 2 * (BONE_WEIGHT + SEAM_WEIGHT * STEEPEST)
-    flattest = 2 * OUTSIDE_WEIGHT
-    root = math.sqrt(flattest / steepest)
+    root = math.sqrt(2 / steepest)
     momentum = (1 - root) / (1 + root)
     image, ahead = sampled, sampled
     for _ in range(steps):
@@ -84,12 +84,6 @@ def _box(band: Tensor) -> tuple[slice, ...]:
         places = band.amax(dim=others).nonzero().flatten().tolist() or [0]
         box.append(slice(max(0, places[0] - MARGIN), places[-1] + MARGIN + 1))
     return tuple(box)
-
-
-def _nearness(inputs: Inputs) -> Tensor:
-    """w (B, 1, *S): how dear it is to leave what was sampled."""
-    brain, bone, _ = inputs.rois
-    return torch.where(bone > 0, BONE_WEIGHT, torch.where(brain > 0, 1.0, OUTSIDE_WEIGHT))
 
 
 def _seam_slope(image: Tensor, limit: Tensor, band: Tensor) -> Tensor:

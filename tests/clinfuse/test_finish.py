@@ -35,8 +35,8 @@ def excess(image: Tensor, inputs: Inputs) -> Tensor:
 
 
 def cost(image: Tensor, inputs: Inputs, sampled: Tensor) -> Tensor:
-    brain, bone, _ = inputs.rois
-    weight = finish.BONE_WEIGHT * bone + (1 - bone) * (brain + finish.OUTSIDE_WEIGHT * (1 - brain))
+    bone = inputs.rois[1]
+    weight = finish.BONE_WEIGHT * bone + 1 - bone
     near = (weight * (image - sampled).square()).sum()
     return near + finish.SEAM_WEIGHT * excess(image, inputs).square().sum()
 

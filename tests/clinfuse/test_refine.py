@@ -98,7 +98,7 @@ def test_on_real_pairs_bone_and_seam_reach_their_goals_at_once(data_root: Path) 
     patients = sorted((data_root / "aanlib" / "MRI-CT").glob("case_*"))
     if not patients:
         pytest.skip("no real slices here")
-    found = []
+    found, kept = [], []
     for patient in patients:
         slices = sorted((patient / "MRI").glob("*.png"))
         name = slices[len(slices) // 2].name
@@ -106,10 +106,29 @@ def test_on_real_pairs_bone_and_seam_reach_their_goals_at_once(data_root: Path) 
         fused = BASELINES["refined"](case, BALANCED)
         seam = seam_index(fused, [case.anatomy, case.companion], [case.brain, case.bone])
         bone = roi_ssim(fused, case.companion, case.bone), roi_psnr(fused, case.companion, case.bone)
+        brighter = np.maximum(case.anatomy, case.companion)
+        outside = (case.brain + case.bone == 0) & (brighter > 0.3)
+        kept.append(float(fused[outside].mean() / brighter[outside].mean()))
         found.append((*bone, seam, roi_ssim(fused, case.anatomy, case.brain)))
     bone_ssim, bone_psnr, seam, brain_ssim = np.mean(found, axis=0)
+    assert min(kept) >= 0.75, "what neither region claims, scalp above all, is not given up for the seam"
     assert bone_ssim >= 0.985 and bone_psnr >= 40 and seam <= 0.3
     assert brain_ssim >= 0.93, "what the seam costs the brain's border stays small"
+
+
+def test_scalp_that_touches_bone_stays_mri() -> None:
+    """Neither region claims it, and windows of the bone's SSIM that reach into it would gain by its loss."""
+    anatomy, companion, brain, bone, lesion = head()
+    scalp = (dilated(bone, 4) - bone) * (1 - dilated(brain, 2))
+    anatomy = torch.where(scalp > 0, 0.7, anatomy * brain)
+    companion = torch.where(scalp > 0, 0.2, companion)
+    batch = inputs((anatomy, companion, brain, bone, lesion))
+    beside = scalp * dilated(bone, 1)
+    kept, kept_beside = (
+        float((refined_prior(batch) * part).sum() / (fusion_prior(batch) * part).sum())
+        for part in (scalp, beside)
+    )
+    assert kept > 0.9 and kept_beside > 0.75
 
 
 def test_weights_decide_which_source_gains() -> None:
