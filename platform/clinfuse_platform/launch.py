@@ -144,9 +144,9 @@ def fit_on_ray(
     """One TorchTrainer.fit; returns the loss history."""
     import ray
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
 
     from clinfuse_platform.network import NamedNetwork
+    from clinfuse_platform.trainer import LeanTrainer
 
     whole = {**settings, "job": job, "kind": kind, "run": str(run.path), "threads": workers.cpus_each}
     each = {"CPU": float(workers.cpus_each)} | ({"GPU": workers.gpus} if workers.gpus else {})
@@ -157,7 +157,7 @@ def fit_on_ray(
     scaling: dict[str, Any] = {"num_workers": workers.count, "use_gpu": workers.gpus > 0}
     if sum(bool(node["Alive"]) for node in ray.nodes()) > 1:
         scaling["placement_strategy"] = "SPREAD"
-    trainer_of: Any = TorchTrainer  # of Ray Train v2, which its annotations do not tell
+    trainer_of: Any = LeanTrainer  # of Ray Train v2, which its annotations do not tell
     trainer = trainer_of(
         train_worker,
         train_loop_config=whole,

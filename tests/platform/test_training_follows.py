@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,7 +14,9 @@ from clinfuse_platform.launch import TrainingError, Workers, check_resources
 from clinfuse_platform.phases import Work
 from clinfuse_platform.plans import members_plan
 from clinfuse_platform.runs import Run, find_run
+from clinfuse_platform.trainer import NEEDED_ON_CLUSTERS, NEVER_NEEDED, LeanTrainer
 from clinfuse_platform.verb_table import run_verb
+from ray.train.torch import TorchTrainer
 from safetensors.numpy import load_file
 
 from clinfuse.errors import ConfigError
@@ -117,3 +120,12 @@ def test_more_workers_than_the_cluster_can_hold_are_refused_at_once(ray_session:
         check_resources(Workers(count=64, cpus=1))
     with pytest.raises(ConfigError, match="1 GPU"):
         check_resources(Workers(count=1, gpus=1, cpus=1))
+
+
+def test_ray_train_starts_no_process_that_a_local_run_has_no_use_for(ray_session: None) -> None:
+    def names(kind: Any) -> set[str]:
+        return {type(one).__name__ for one in kind(print)._create_default_callbacks()}
+
+    spared = NEVER_NEEDED | NEEDED_ON_CLUSTERS
+    assert names(TorchTrainer) - names(LeanTrainer) == spared, "named otherwise by this Ray, or still started"
+    assert names(LeanTrainer) <= names(TorchTrainer)
