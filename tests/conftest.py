@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy  # noqa: F401 - loaded here, so that MONAI's own metrics, which the tests compare with, find it
 
 from clinfuse.case import Case
 
