@@ -26,7 +26,7 @@ from clinfuse.method.refine import border
 from clinfuse.method.seam_loss import SIGMA, gradient_magnitude
 
 STEPS = 12
-SEAM_WEIGHT = 60.0
+SEAM_WEIGHT = 80.0
 """μ."""
 BONE_WEIGHT = 8.0
 """w in bone, which keeps its greys; 1 elsewhere."""
