@@ -93,6 +93,22 @@ def test_real_slices_it_never_saw(released: FusionPipeline, data_root: Path, com
 
 
 @pytest.mark.real
+def test_scalp_of_real_slices_stays(released: FusionPipeline, data_root: Path) -> None:
+    """Middle slice of every AANLIB patient: what neither region claims keeps most of the brighter source's grey."""
+    patients = sorted((data_root / "aanlib" / "MRI-CT").glob("case_*"))
+    if not patients:
+        pytest.skip("no real slices here")
+    for patient in patients:
+        slices = sorted((patient / "MRI").glob("*.png"))
+        mri = slices[len(slices) // 2]
+        case = prepare_pair(mri, patient / "CT" / mri.name, case_id="real")
+        brighter = np.maximum(case.anatomy, case.companion)
+        outside = (case.brain + case.bone == 0) & (brighter > 0.3)
+        fused = released(case, "balanced", align=False).fused
+        assert fused[outside].mean() > 0.65 * brighter[outside].mean(), patient.name
+
+
+@pytest.mark.real
 def test_dense_blood_that_the_mri_shows_dark_stays_visible(released: FusionPipeline, data_root: Path) -> None:
     """Slices of a bleeding mass: CT .8 against the brain's .45, a hole in the T2."""
     patient = data_root / "aanlib" / "MRI-CT" / "case_33"
