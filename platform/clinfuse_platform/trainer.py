@@ -2,7 +2,7 @@
 
 Ray Train starts an actor for Ray Datasets, which we do not use (workers read shards themselves), and one that frees the
 workers' places should the controller die, which on a session that ends with the command nobody would take. Either is a
-process of its own: 2.5 s of processor time to start, 0.1 GB to keep, at every start of a training.
+process of its own, 2.5 s of processor time at every start of a training.
 """
 
 from __future__ import annotations
