@@ -204,7 +204,8 @@ def fit_calibration(
     for label, name in enumerate(REGIONS):
         here = sample.region == label
         if here.sum() < MIN_VOXELS:
-            notes.append(f"{name}: {int(here.sum())} voxels, too few: the pooled maps and factor hold there")
+            known = f"{int(here.sum())} voxels of known error, too few"
+            notes.append(f"{name}: {known}: the maps and the factor of all regions together are used there")
             continue
         weight, cases = case_weights(sample.weight[here], sample.case[here])
         by_region["event"][name] = isotonic(sample.std[here], event[here], weight)

@@ -187,9 +187,6 @@ def downstream_part(rows: pd.DataFrame | None, label: str) -> list[str]:
 
 def limits_part(own: pd.DataFrame, rows: pd.DataFrame, cases: pd.DataFrame, split: str, folder: Path) -> str:
     """What the results do not show, and where the model does worse than a trivial method."""
-    from clinfuse.evaluation import summarise
-    from clinfuse.evaluation.rows import LOWER_IS_BETTER
-
     lines, count = [], own["case_id"].nunique()
     if cases["simulated"].all():
         lines.append("All images are simulated: nothing here says how the model does on images of people.")
@@ -205,24 +202,24 @@ def limits_part(own: pd.DataFrame, rows: pd.DataFrame, cases: pd.DataFrame, spli
         lines.append(f"{len(missing)} values are empty or failed and are in no mean.")
     if not (folder / "calibration.json").is_file():
         lines.append("The uncertainty is not calibrated.")
-    summary = (
-        summarise(rows[rows["metric"].isin(CLINICAL)])
-        if rows["metric"].isin(CLINICAL).any()
-        else pd.DataFrame()
-    )
-    label = str(own["method"].iloc[0]) if len(own) else ""
-    for (metric, roi), part in summary.groupby(["metric", "roi"], sort=False) if len(summary) else ():
-        means = part.set_index("method")["mean"]
-        if label not in means or "hard_roi" not in means:
-            continue
-        worse = (
-            means[label] > means["hard_roi"]
-            if metric in LOWER_IS_BETTER
-            else means[label] < means["hard_roi"]
-        )
-        if worse:
-            lines.append(
-                f"{metric} in {roi}: {means[label]:.3f}, worse than the hard ROI composite's {means['hard_roi']:.3f}."
-            )
+    if len(own):
+        lines += worse_than_composite(rows, str(own["method"].iloc[0]))
     lines.append("The preset named above was evaluated; others were not.")
     return "\n".join(f"- {line}" for line in lines)
+
+
+def worse_than_composite(rows: pd.DataFrame, label: str) -> list[str]:
+    """A line for each clinical metric in which a method is worse than the hard ROI composite, to three decimals."""
+    from clinfuse.evaluation import summarise
+    from clinfuse.evaluation.rows import LOWER_IS_BETTER
+
+    lines, clinical = [], rows[rows["metric"].isin(CLINICAL)]
+    summary = summarise(clinical) if len(clinical) else clinical
+    for (metric, roi), part in summary.groupby(["metric", "roi"], sort=False):
+        means = part.set_index("method")["mean"].round(3)
+        if {label, "hard_roi"} <= set(means.index):
+            own, hard = means[label], means["hard_roi"]
+            worse = own > hard if metric in LOWER_IS_BETTER else own < hard
+            if worse:
+                lines.append(f"{metric} in {roi}: {own:.3f}, worse than the hard ROI composite's {hard:.3f}.")
+    return lines

@@ -109,11 +109,14 @@ def test_the_card_names_what_is_worse_than_the_composite(
         [
             {**own, "method": "fresh", "preset": "balanced", "value": 0.5},
             {**own, "method": "hard_roi", "preset": "balanced", "value": 0.9},
+            {**own, "roi": "brain", "method": "fresh", "preset": "balanced", "value": 0.7},
+            {**own, "roi": "brain", "method": "hard_roi", "preset": "balanced", "value": 0.7004},
         ]
     )
     variant = Variant(label="fresh", model=str(model), preset=BALANCED)
     text = card(variant, {"rows": rows}, str(tiny_store), "test")
     assert "ssim in bone: 0.500, worse than the hard ROI composite's 0.900" in text
+    assert "ssim in brain: 0.700, worse" not in text  # as good, to the decimals that are shown
     assert "| *goal* |" not in text.split("## By kind of lesion")[1]
     assert lesion_kind({"truth": {"lesion": {"kind": "stroke"}}}, 3.0) == "stroke"
     assert (lesion_kind({}, 3.0), lesion_kind({}, 0.0)) == ("not stated", "none")
