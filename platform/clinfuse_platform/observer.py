@@ -24,7 +24,7 @@ MOST_MM = 2.0
 SMALL_MM = 1.0
 """The same of those that are aligned whole: many of these are too little off to be moved back, as in use."""
 CYCLE = 8
-"""So many training cases in a row differ: as stored or exactly right, moved, with automatic masks (see `learn`)."""
+"""So many training cases in a row differ: as stored or exactly right, moved, with automatic masks (see `as_in_use`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,38 +82,16 @@ class Observer:
         self.preset = self.pipeline.resolve_preset(setting.preset)
 
     def learn(self, number: int, case_id: str) -> ErrorRows:
-        """What the error head learns from one training case: voxels of a slab, whose place differs from case to case.
+        """What the error head learns from one training case: voxels of a slab, seen `as_in_use`.
 
-        Cases are seen as they come in use. Every second one has automatic masks; of both kinds every second one is
-        misregistered by a warp drawn for it, a quarter is as stored and a quarter lies exactly right: where nothing
-        is misregistered, F's gap to its source is the error, which the others do not teach. All are aligned whole
-        but half of the misregistered, which are aligned as far as a slab by itself can be. Grey values vary as they
-        do from scanner to scanner. The error is that to the aligned pair. A pair whose true alignment is not known
-        is aligned, counts as true then, and is always misregistered.
+        The error is that to the aligned pair.
         """
-        from clinfuse.alignment import aligned
         from clinfuse.evaluation.uncertain import error_and_regions
         from clinfuse.method.error_features import head_voxels
         from clinfuse.training.error_fit import error_rows
-        from clinfuse_platform.variants import misregistered, with_automatic_masks
 
-        case, rng = self.store.read(case_id), np.random.default_rng((self.setting.seed, number))
-        known = case.aligned_companion is not None
-        if not known:
-            case = aligned(case)
-            case = replace(case, aligned_companion=case.companion)
-        moved = number % 4 > 1 or not known
-        first = number % CYCLE < CYCLE // 2
-        exact = first and not moved
-        amplitude_mm = float(rng.uniform(0, MOST_MM if first else SMALL_MM))
-        if moved or exact:
-            case = misregistered(case, 0.0 if exact else amplitude_mm, self.setting.seed)
-        if number % 2:
-            case = with_automatic_masks(case)
-        case = case if moved and first else aligned(case)
-        count = min(LEARN_SLICES, case.shape[0])
-        start = int(rng.integers(case.shape[0] - count + 1))
-        case = other_contrast(aligned(case.slices(start, start + count)), seed=number)
+        rng = np.random.default_rng((self.setting.seed, number))
+        case = as_in_use(self.store.read(case_id), number, self.setting.seed, rng)
         result = self.pipeline(
             case, self.preset, steps=self.setting.steps, seed=self.setting.seed, align=False
         )
@@ -136,6 +114,42 @@ class Observer:
         masks = (mask[where] for mask in (case.brain, case.bone, case.lesion))
         patient = str(case.attrs.get("patient", case.case_id))
         return Observed(patient, case.modalities[1], result.std[where], error[where], *masks)
+
+
+def as_in_use(case: Case, number: int, seed: int, rng: np.random.Generator) -> Case:
+    """A slab of a training case as cases come in use; its place differs from case to case.
+
+    Every second one has automatic masks; of both kinds every second one is misregistered by a warp drawn for it, a
+    quarter is as stored and a quarter lies exactly right: where nothing is misregistered, F's gap to its source is the
+    error, which the others do not teach. All are aligned whole but half of the misregistered, which are aligned as far
+    as a slab by itself can be. Grey values vary as they do from scanner to scanner. A pair whose true alignment is not
+    known is aligned, counts as true then, and is always misregistered.
+
+    Args:
+        case: whole, (D, H, W).
+        number: of the case among those learned from: it says which of the kinds above.
+        seed: of the warp.
+        rng: draws the warp's amplitude and the slab's place.
+    """
+    from clinfuse.alignment import aligned
+    from clinfuse_platform.variants import misregistered, with_automatic_masks
+
+    known = case.aligned_companion is not None
+    if not known:
+        case = aligned(case)
+        case = replace(case, aligned_companion=case.companion)
+    moved = number % 4 > 1 or not known
+    first = number % CYCLE < CYCLE // 2
+    exact = first and not moved
+    amplitude_mm = float(rng.uniform(0, MOST_MM if first else SMALL_MM))
+    if moved or exact:
+        case = misregistered(case, 0.0 if exact else amplitude_mm, seed)
+    if number % 2:
+        case = with_automatic_masks(case)
+    case = case if moved and first else aligned(case)
+    count = min(LEARN_SLICES, case.shape[0])
+    start = int(rng.integers(case.shape[0] - count + 1))
+    return other_contrast(aligned(case.slices(start, start + count)), seed=number)
 
 
 def other_contrast(case: Case, seed: int) -> Case:
