@@ -1,10 +1,12 @@
-"""Lean processes: import MONAI and diffusers without the optional packages that they look for and we do not need.
+"""Lean processes: import MONAI, diffusers and nibabel without the optional packages they look for and we do not need.
 
 MONAI imports all of itself and with it SciPy, pandas, scikit-learn, scikit-image, matplotlib, nibabel and more wherever
-they are installed; diffusers imports torch's compiler and SciPy's statistics. For a worker that runs a network this is
-more than half of the processor time that its start takes, and 0.31 of 0.61 GB (measured with torch 2.13, monai 1.6,
-diffusers 0.42). So processes of our own, the command and its Ray workers, hide those packages while the two are being
-imported, and only then. A program that imports clinfuse as a library is left alone: there MONAI may be wanted whole.
+they are installed; diffusers imports torch's compiler and SciPy's statistics, nibabel pydicom. For a worker that runs a
+network this is more than half of the processor time that its start takes, and 0.31 of 0.61 GB (measured with torch
+2.13, monai 1.6, diffusers 0.42). So processes of our own, the command and its Ray workers, hide those packages while
+the three are being imported, and only then. torch's compiler, which every optimizer imports to tell it to leave the
+optimizer alone (2.2 s of processor time), is not loaded before somebody compiles. A program that imports clinfuse as a
+library is left alone: there MONAI may be wanted whole.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from types import ModuleType
 from typing import Any
 
 SWITCH = "CLINFUSE_LEAN"
+COMPILER = "torch._dynamo"
 HIDDEN = {
     "monai": (
         "cucim",
@@ -34,17 +37,22 @@ HIDDEN = {
         "pandas",
         "pyarrow",
         "pydicom",
-        "scipy",
+        "scipy.optimize",
+        "scipy.signal",
+        "scipy.sparse",
+        "scipy.spatial",
         "SimpleITK",
         "skimage",
         "sklearn",
         "tensorboard",
+        "tensorboardX",
         "tifffile",
         "torchvision",
         "transformers",
         "zarr",
     ),
     "diffusers": ("scipy", "torch._dynamo"),
+    "nibabel": ("pydicom",),
 }
 
 
@@ -55,47 +63,77 @@ def use_lean_imports() -> None:
 
 
 def follow_switch() -> None:
-    """Import lean in this process if the environment says so; called when `clinfuse.method` is imported."""
+    """Import lean in this process if the environment says so; called when `clinfuse` is imported."""
     if os.environ.get(SWITCH) == "1" and not any(isinstance(f, _LeanFinder) for f in sys.meta_path):
         sys.meta_path.insert(0, _LeanFinder())
 
 
 @contextmanager
 def hidden(names: Sequence[str]) -> Iterator[None]:
-    """Packages not loaded yet cannot be imported inside; afterwards they can."""
-    kept = [name for name in names if name not in sys.modules]
-    sys.modules.update(dict.fromkeys(kept))  # type: ignore[arg-type]
+    """Packages cannot be imported inside, loaded or not; afterwards they can, and what was loaded is as it was."""
+    loaded = {name: sys.modules[name] for name in names if name in sys.modules}
+    sys.modules.update(dict.fromkeys(names))  # type: ignore[arg-type]
     try:
         yield
     finally:
-        for name in kept:
+        for name in names:
             if sys.modules.get(name, ...) is None:
                 del sys.modules[name]
+        sys.modules.update(loaded)
 
 
 class _LeanFinder:
-    """Finds only the two packages, as usual, and hides the optional ones while their own code runs."""
+    """Finds only the three packages, as usual, and hides the optional ones while their own code runs; and the compiler,
+    which sleeps."""
 
     def find_spec(self, name: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
-        if name not in HIDDEN:
+        if name not in HIDDEN and name != COMPILER:
             return None
         spec = PathFinder.find_spec(name, path, target)
         if spec is not None and spec.loader is not None:
-            spec.loader = _LeanLoader(spec.loader, HIDDEN[name])
+            asleep = name == COMPILER
+            spec.loader = _SleepingLoader(spec.loader) if asleep else _LeanLoader(spec.loader, HIDDEN[name])
         return spec
 
 
 class _LeanLoader(Loader):
-    def __init__(self, loader: Any, names: Sequence[str]) -> None:
-        self._loader, self._names = loader, names
+    def __init__(self, loader: Any, names: Sequence[str] = ()) -> None:
+        self.real, self._names = loader, names
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._loader, name)
+        return getattr(self.real, name)
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        module: ModuleType | None = self._loader.create_module(spec)
+        module: ModuleType | None = self.real.create_module(spec)
         return module
 
     def exec_module(self, module: ModuleType) -> None:
         with hidden(self._names):
-            self._loader.exec_module(module)
+            self.real.exec_module(module)
+
+
+class _SleepingLoader(_LeanLoader):
+    def exec_module(self, module: ModuleType) -> None:
+        del module.__path__  # so that importing a submodule wakes it, too
+        module.__class__ = _Asleep
+
+
+class _Asleep(ModuleType):
+    """torch._dynamo before anything is compiled; whatever is asked of it beyond these two loads it in place."""
+
+    def disable(self, fn: Any = None, *_: Any, **__: Any) -> Any:
+        """The function as it is: nothing is being compiled."""
+        return fn if fn is not None else lambda decorated: decorated
+
+    def graph_break(self, *_: Any, **__: Any) -> None:
+        """Nothing: no graph is being made."""
+
+    def __getattr__(self, name: str) -> Any:
+        spec = self.__spec__
+        if spec is None or not isinstance(spec.loader, _SleepingLoader):
+            raise AttributeError(name)
+        spec.loader = spec.loader.real
+        self.__class__ = ModuleType  # type: ignore[assignment]
+        self.__path__ = spec.submodule_search_locations or []
+        spec.loader.exec_module(self)
+        return getattr(self, name)

@@ -8,18 +8,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import scipy  # noqa: F401 - loaded here, so that MONAI's own metrics, which the tests compare with, find it
 
 from clinfuse.case import Case
+from clinfuse.lean import use_lean_imports
 
 # Read by OpenMP when torch loads: threads that wait sleep instead of spinning, which on a busy machine costs ten
 # times the work itself.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 if "PYTEST_XDIST_WORKER" in os.environ:  # others use the other cores
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-# As in the commands' own processes: workers start in half the time.
-os.environ.setdefault("CLINFUSE_LEAN", "1")
+use_lean_imports()  # as the command does: workers start in half the time
 REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that start Ray come first: they take longest, and two run at a time."""
+    long = {item.path for item in items if item.get_closest_marker("ray")}
+    items.sort(key=lambda item: item.path not in long)
 
 
 @pytest.fixture(scope="session")

@@ -187,9 +187,11 @@ def neighbours(index: Tensor, offsets: tuple[Offset, ...], cells: tuple[int, ...
 
     Returns: (B, N, M); where a step leaves the grid, the cell itself stands in.
     """
-    centre = torch.stack(torch.unravel_index(index, cells), dim=-1)[:, :, None]
-    place = centre + torch.tensor(offsets, device=index.device)
     size = torch.tensor(cells, device=index.device)
+    steps = torch.tensor([math.prod(cells[axis + 1 :]) for axis in range(len(cells))], device=index.device)
+    # as torch.unravel_index, which loads a computer algebra system first
+    centre = (index[..., None] // steps % size)[:, :, None]
+    place = centre + torch.tensor(offsets, device=index.device)
     outside = ((place < 0) | (place >= size)).any(dim=-1, keepdim=True)
     stride = torch.tensor(_strides(cells), device=index.device)
     return (torch.where(outside, centre, place) * stride).sum(dim=-1)

@@ -99,6 +99,7 @@ def test_a_finished_run_has_model_history_and_state(trained: Namespace) -> None:
 
 def test_a_finished_run_leaves_no_actor_and_no_interrupt_handler(trained: Namespace) -> None:
     assert "ray" not in getattr(signal.getsignal(signal.SIGINT), "__module__", "")
+    assert not alive("AutoscalingCoordinator"), "nobody asks for nodes where there can be no others"
     for _ in range(120):
         if not alive("TrainController"):
             return
