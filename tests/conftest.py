@@ -21,12 +21,6 @@ use_lean_imports()  # as the command does: workers start in half the time
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that start Ray come first: they take longest, and two run at a time."""
-    long = {item.path for item in items if item.get_closest_marker("ray")}
-    items.sort(key=lambda item: item.path not in long)
-
-
 @pytest.fixture(scope="session")
 def data_root() -> Path:
     """Folder of the real images, or skip."""
