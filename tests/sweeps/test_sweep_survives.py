@@ -50,7 +50,7 @@ with session(sys.argv[2] or None):
 def driver(folder: Path, address: str = "") -> Iterator[subprocess.Popen[bytes]]:
     """A sweep in a process of its own, killed at the end if it still lives."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-    environment["RAY_gcs_rpc_server_reconnect_timeout_s"] = "5"  # instead of a minute for a head that comes no more
+    environment["RAY_gcs_rpc_server_reconnect_timeout_s"] = "5"  # not a minute for a head that is dead
     words = [sys.executable, "-c", DRIVER, str(folder), address]
     process = subprocess.Popen(words, env=environment, stderr=subprocess.DEVNULL)
     try:
