@@ -122,7 +122,7 @@ def test_an_empty_region_is_declared_and_falls_back_to_the_pooled_factor() -> No
     calibration = fit_calibration(std, error, rois)
     assert calibration.factors["lesion"] is None
     assert calibration.voxels["lesion"] == 0
-    assert any("lesion" in note and "pooled" in note for note in calibration.notes)
+    assert any("lesion" in note and "all regions together" in note for note in calibration.notes)
     lesion = masks()
     width = calibration.interval(std[0], lesion)
     where = lesion["lesion"] > 0

@@ -27,7 +27,7 @@ with torch.no_grad():
     value = float(head(torch.rand(1, 1, 32, 32)).sum())
 spared = ("scipy.signal", "scipy.stats", "sklearn", "skimage", "matplotlib", "torch._dynamo.utils", "sympy")
 before = [name for name in spared if name in sys.modules]
-import pandas, scipy.signal, scipy.stats, sklearn, skimage.measure, nibabel
+import pandas, pydicom, scipy.signal, scipy.stats
 from monai.networks.nets import UNet
 double = torch.compile(lambda x: 2 * x, backend="eager")
 assert pandas is loaded and float(double(torch.ones(()))) == 2 and torch._dynamo.utils
