@@ -8,6 +8,9 @@ SOURCES := clinfuse data_prep/clinfuse_prep platform/clinfuse_platform sweeps/cl
 
 RELEASE ?= release_out
 
+# Every test starts many processes: they start quicker from bytecode, even where the surroundings do without.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help venv demo released test test-cluster test-hosts lint bench clean
 
 help:
