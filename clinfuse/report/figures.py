@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from clinfuse.case import Case
+from clinfuse.case import HEAD_LEVEL, Case
 from clinfuse.report.planes import centre_of, position_mm
 from clinfuse.report.sheet import Layer, Sheet, png_bytes
 
@@ -82,10 +82,14 @@ def companion_name(case: Case) -> str:
 
 
 def uncertainty_layer(case: Case, uncertainty: NDArray[np.float32], title: str = "uncertainty") -> Layer:
-    """The uncertainty's column: perceptually even colours from 0 to the 99.5th percentile inside the head."""
-    inside = uncertainty[np.maximum(case.anatomy, case.companion) > 0.04]
-    top = float(np.percentile(inside, 99.5)) if inside.size else float(uncertainty.max())
-    return Layer(title=title, volume=uncertainty, high=max(top, 1e-6), colours="inferno", unit=title)
+    """The uncertainty's column: perceptually even colours from 0 to the 99.5th percentile inside the head.
+
+    Air, where both images are dark, is drawn as 0: nothing is fused there whose error one could know.
+    """
+    inside = np.maximum(case.anatomy, case.companion) > HEAD_LEVEL
+    top = float(np.percentile(uncertainty[inside], 99.5)) if inside.any() else float(uncertainty.max())
+    shown = np.where(inside, uncertainty, 0)
+    return Layer(title=title, volume=shown, high=max(top, 1e-6), colours="inferno", unit=title)
 
 
 def three_planes(

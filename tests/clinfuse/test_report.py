@@ -32,6 +32,7 @@ from clinfuse.report import (
     table,
     three_planes,
 )
+from clinfuse.report.figures import uncertainty_layer
 from clinfuse.report.planes import AXIAL, CORONAL, SAGITTAL, centre_of, head_box, planes_of, position_mm
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -95,6 +96,16 @@ def test_panel_is_a_picture_with_outlines_as_a_layer(tiny_case: Case) -> None:
     assert 0 < (alpha > 0).mean() < 0.25
     assert "axial, coronal, sagittal" in panel.description
     assert (np.asarray(base.convert("RGB")) != np.asarray(both.convert("RGB"))).any()
+
+
+def test_uncertainty_is_drawn_in_the_head_and_not_in_air(tiny_case: Case) -> None:
+    case = replace(tiny_case, anatomy=tiny_case.anatomy * tiny_case.brain)
+    air = (case.anatomy < 0.03) & (case.companion < 0.03)
+    doubt = np.where(air, 0.9, 0.1 + 0.2 * case.brain).astype(np.float32)
+    layer = uncertainty_layer(case, doubt)
+    assert air.any() and not layer.volume[air].any()
+    np.testing.assert_array_equal(layer.volume[case.brain > 0], doubt[case.brain > 0])
+    assert layer.high == pytest.approx(0.3)
 
 
 def test_panel_keeps_the_physical_aspect() -> None:
