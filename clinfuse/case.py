@@ -122,6 +122,11 @@ class Case:
             )
 
     @property
+    def head(self) -> NDArray[np.bool_]:
+        """(D, H, W): where one of the images is brighter than air (`HEAD_LEVEL`)."""
+        return (self.anatomy > HEAD_LEVEL) | (self.companion > HEAD_LEVEL)
+
+    @property
     def spacing(self) -> tuple[float, float, float]:
         """Voxel spacing (D, H, W) in mm."""
         w, h, d = np.linalg.norm(self.affine[:3, :3], axis=0)

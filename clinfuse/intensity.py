@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from clinfuse.case import HEAD_LEVEL, Case
+from clinfuse.case import Case
 
 
 def head_means(case: Case) -> dict[str, float]:
@@ -15,7 +15,7 @@ def head_means(case: Case) -> dict[str, float]:
 
     The head is where either image exceeds 0.03; a case without such a voxel gives an empty dict.
     """
-    head = (case.anatomy > HEAD_LEVEL) | (case.companion > HEAD_LEVEL)
+    head = case.head
     if not head.any():
         return {}
     return {"anatomy": float(case.anatomy[head].mean()), "companion": float(case.companion[head].mean())}

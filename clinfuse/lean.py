@@ -54,6 +54,8 @@ HIDDEN = {
     "diffusers": ("scipy", "torch._dynamo"),
     "nibabel": ("pydicom",),
 }
+ALWAYS_HIDDEN = {"scipy"}
+"""Hidden even if loaded: diffusers, seeing SciPy, imports its statistics. All others stay if somebody loaded them."""
 
 
 def use_lean_imports() -> None:
@@ -70,13 +72,14 @@ def follow_switch() -> None:
 
 @contextmanager
 def hidden(names: Sequence[str]) -> Iterator[None]:
-    """Packages cannot be imported inside, loaded or not; afterwards they can, and what was loaded is as it was."""
-    loaded = {name: sys.modules[name] for name in names if name in sys.modules}
-    sys.modules.update(dict.fromkeys(names))  # type: ignore[arg-type]
+    """Packages not loaded yet (and `ALWAYS_HIDDEN`) cannot be imported inside; afterwards all is as it was."""
+    kept = [name for name in names if name not in sys.modules or name in ALWAYS_HIDDEN]
+    loaded = {name: sys.modules[name] for name in kept if name in sys.modules}
+    sys.modules.update(dict.fromkeys(kept))  # type: ignore[arg-type]
     try:
         yield
     finally:
-        for name in names:
+        for name in kept:
             if sys.modules.get(name, ...) is None:
                 del sys.modules[name]
         sys.modules.update(loaded)

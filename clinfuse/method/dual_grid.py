@@ -188,18 +188,18 @@ def neighbours(index: Tensor, offsets: tuple[Offset, ...], cells: tuple[int, ...
     Returns: (B, N, M); where a step leaves the grid, the cell itself stands in.
     """
     size = torch.tensor(cells, device=index.device)
-    steps = torch.tensor([math.prod(cells[axis + 1 :]) for axis in range(len(cells))], device=index.device)
+    steps = torch.tensor(_strides(cells), device=index.device)
     # as torch.unravel_index, which loads a computer algebra system first
     centre = (index[..., None] // steps % size)[:, :, None]
     place = centre + torch.tensor(offsets, device=index.device)
     outside = ((place < 0) | (place >= size)).any(dim=-1, keepdim=True)
-    stride = torch.tensor(_strides(cells), device=index.device)
+    stride = torch.tensor(_strides(tuple(n + 1 for n in cells)), device=index.device)
     return (torch.where(outside, centre, place) * stride).sum(dim=-1)
 
 
-def _strides(cells: tuple[int, ...]) -> list[int]:
-    """Strides of the closed image, which has one voxel per axis more than there are cells."""
-    return [math.prod(n + 1 for n in cells[axis + 1 :]) for axis in range(len(cells))]
+def _strides(shape: tuple[int, ...]) -> list[int]:
+    """How far apart neighbours along each axis lie in a flat array; the closed image has a voxel more than cells."""
+    return [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
 
 
 def spread(image: Tensor, around: Tensor, ends: tuple[int, ...]) -> Tensor:
@@ -212,7 +212,7 @@ def spread(image: Tensor, around: Tensor, ends: tuple[int, ...]) -> Tensor:
 
     Returns: (B, N, K) in [0, 1]: the share of p's level sets with a border within the shell.
     """
-    strides = _strides(tuple(n + 1 for n in image.shape[2:]))
+    strides = _strides(tuple(n + 2 for n in image.shape[2:]))
     p = closed(image).flatten(1)
     around = around[..., : ends[-1] + 1]
     return _extreme(p, strides, around, ends) + _extreme(-p, strides, around, ends)

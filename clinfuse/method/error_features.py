@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
-from clinfuse.case import HEAD_LEVEL, Case, FloatArray
+from clinfuse.case import Case, FloatArray
 from clinfuse.method.variances import Variances
 
 SIGMAS_MM = (1.5, 3.0)
@@ -43,7 +43,7 @@ BoolArray = NDArray[np.bool_]
 
 def head_voxels(case: Case) -> BoolArray:
     """(D, H, W): where one of the images is brighter than air, or a mask lies."""
-    inside = (case.anatomy > HEAD_LEVEL) | (case.companion > HEAD_LEVEL)
+    inside = case.head
     for mask in case.masks.values():
         inside |= mask > 0
     return np.asarray(inside)

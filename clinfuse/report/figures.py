@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from clinfuse.case import HEAD_LEVEL, Case
+from clinfuse.case import Case
 from clinfuse.report.planes import centre_of, position_mm
 from clinfuse.report.sheet import Layer, Sheet, png_bytes
 
@@ -86,7 +86,7 @@ def uncertainty_layer(case: Case, uncertainty: NDArray[np.float32], title: str =
 
     Air, where both images are dark, is drawn as 0: nothing is fused there whose error one could know.
     """
-    inside = np.maximum(case.anatomy, case.companion) > HEAD_LEVEL
+    inside = case.head
     top = float(np.percentile(uncertainty[inside], 99.5)) if inside.any() else float(uncertainty.max())
     shown = np.where(inside, uncertainty, 0)
     return Layer(title=title, volume=shown, high=max(top, 1e-6), colours="inferno", unit=title)
