@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -174,8 +173,7 @@ def fit_on_ray(
         validation_config=validation_config(settings, experiment),
     )
     try:
-        with own_interrupt_handler():
-            result = trainer.fit()
+        result = trainer.fit()
     except Exception as error:
         raise noted_failure(run, job) or error from None
     failed = noted_failure(run, job)
@@ -187,23 +185,6 @@ def fit_on_ray(
     run.set_state(job, "running", best=best_checkpoints(result, name))
     with result.checkpoint.as_directory() as folder:
         return with_verdicts(Position.load(Path(folder)).history, experiment / FOLDER)
-
-
-@contextmanager
-def own_interrupt_handler() -> Iterator[None]:
-    """Give the interrupt key back after the block.
-
-    Ray Train and Ray Tune leave their own handlers in place after `fit`; they would abort a job that ended long ago,
-    and Train's keeps the controller and its actors (0.6 GB) alive as long as this process lives.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def noted_failure(run: Run, job: str) -> ClinfuseError | None:

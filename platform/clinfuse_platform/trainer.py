@@ -1,37 +1,83 @@
 """Ray Train's trainer for PyTorch without the processes that our runs have no use for.
 
-Ray Train starts an actor for Ray Datasets, which we do not use (workers read shards themselves); one that frees the
-workers' places should the controller die, which on a session that ends with the command nobody would take; and one that
-asks the cluster's autoscaler for nodes, which on one machine nobody would answer. Each is a process of its own, 2 s of
-processor time or more at every start of a training, and for the last the workers wait.
+Ray Train runs its controller as an actor, which has to import PyTorch anew before the first worker can start; here it
+runs in the process that called `fit`, with which a training ends anyway. Ray Train starts an actor for Ray Datasets,
+which we do not use (workers read shards themselves); one that frees the workers' places should the controller's actor
+die, which they do by themselves when this process ends; and one that asks the cluster's autoscaler for nodes, which on
+one machine nobody would answer. Each is a process of its own, 2 to 5 s of processor time at every start of a training.
 """
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from typing import Any
 
+import ray
+from ray._private.log import PlainRayHandler
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.execution.controller.controller import TrainController
 from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
+from ray.train.v2._internal.execution.worker_group import WorkerGroup
 
 from clinfuse_platform.session import can_grow
 
-NEVER_NEEDED = {"DatasetsCallback"}
-NEEDED_ON_CLUSTERS = {"PlacementGroupCleanerCallback"}
+NEVER_NEEDED = {"DatasetsCallback", "PlacementGroupCleanerCallback"}
 
 
 class LeanTrainer(TorchTrainer):
-    """A TorchTrainer (Ray Train v2); arguments as there. Should Ray name its callbacks anew, it is a plain one."""
+    """A TorchTrainer (Ray Train v2); arguments as there. A KeyboardInterrupt stops the workers and is raised on."""
 
     def _create_default_callbacks(self) -> list[Any]:
         made: list[Any] = super()._create_default_callbacks()  # type: ignore[misc]
-        spared = NEVER_NEEDED if can_grow() else NEVER_NEEDED | NEEDED_ON_CLUSTERS
-        return [one for one in made if type(one).__name__ not in spared]
+        return [one for one in made if type(one).__name__ not in NEVER_NEEDED]
 
     def _initialize_and_run_controller(self, **settings: Any) -> Any:
         policy = settings.get("scaling_policy")
         if not can_grow() and type(policy) is FixedScalingPolicy:
             settings["scaling_policy"] = TheseNodes(policy.scaling_config)
-        return super()._initialize_and_run_controller(**settings)  # type: ignore[misc]
+        controller = ControllerHere(**settings)
+        try:
+            asyncio.run(controller.run())
+        except BaseException:
+            controller.stop()
+            raise
+        return controller.get_result()
+
+
+class GroupHere(WorkerGroup):
+    """Workers whose controller is no actor, so that none of them can ask it anything; they never do."""
+
+    def _init_train_context_on_workers(self, workers: Any, sync_actor: Any, train_context_args: Any) -> None:
+        started = [
+            worker.actor.init_train_context.remote(
+                train_run_context=self._train_run_context,
+                distributed_context=worker.distributed_context,
+                synchronization_actor=sync_actor,
+                storage_context=self._storage_context,
+                worker_callbacks=self._worker_callbacks_to_propagate,
+                controller_actor=None,
+                **{name: values[index] for name, values in train_context_args.items()},
+            )
+            for index, worker in enumerate(workers)
+        ]
+        ray.get(started)
+        self._decorate_worker_log_file_paths(workers)
+
+
+class ControllerHere(TrainController):
+    """Ray Train's controller in this process."""
+
+    worker_group_cls = GroupHere
+
+    def _start(self) -> None:
+        be_silent()
+        super()._start()
+
+    def stop(self) -> None:
+        """End the workers, if there are any."""
+        if self._worker_group is not None and self._worker_group.has_started():
+            self._worker_group.abort()
 
 
 class TheseNodes(FixedScalingPolicy):
@@ -41,3 +87,10 @@ class TheseNodes(FixedScalingPolicy):
         """Ask nobody."""
 
     _maybe_send_resource_request = _cancel_resource_request = _send_resource_request
+
+
+def be_silent() -> None:
+    """Let Ray Train's log go to the session's files only; on the console our own lines tell what happens."""
+    log = logging.getLogger("ray.train")
+    for handler in [one for one in log.handlers if isinstance(one, PlainRayHandler)]:
+        log.removeHandler(handler)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -130,7 +133,6 @@ def _tune(
 ) -> None:
     for name, value in TUNE_SETTINGS.items():
         os.environ.setdefault(name, value)
-    from clinfuse_platform.launch import own_interrupt_handler
     from ray import tune
 
     scheduler = _scheduler(plan, search)
@@ -159,6 +161,19 @@ def _tune(
     )
     with own_interrupt_handler():
         tuner.fit()
+
+
+@contextmanager
+def own_interrupt_handler() -> Iterator[None]:
+    """Give the interrupt key back after the block: Ray Tune leaves a handler that would abort what ended long ago."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _scheduler(plan: Plan, search: PresetSearch) -> ResidentWorkers:

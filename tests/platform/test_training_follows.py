@@ -14,7 +14,7 @@ from clinfuse_platform.launch import TrainingError, Workers, check_resources
 from clinfuse_platform.phases import Work
 from clinfuse_platform.plans import members_plan
 from clinfuse_platform.runs import Run, find_run
-from clinfuse_platform.trainer import NEEDED_ON_CLUSTERS, NEVER_NEEDED, LeanTrainer
+from clinfuse_platform.trainer import NEVER_NEEDED, LeanTrainer
 from clinfuse_platform.verb_table import run_verb
 from ray.train.torch import TorchTrainer
 from safetensors.numpy import load_file
@@ -126,6 +126,7 @@ def test_ray_train_starts_no_process_that_a_local_run_has_no_use_for(ray_session
     def names(kind: Any) -> set[str]:
         return {type(one).__name__ for one in kind(print)._create_default_callbacks()}
 
-    spared = NEVER_NEEDED | NEEDED_ON_CLUSTERS
-    assert names(TorchTrainer) - names(LeanTrainer) == spared, "named otherwise by this Ray, or still started"
+    assert names(TorchTrainer) - names(LeanTrainer) == NEVER_NEEDED, (
+        "named otherwise by this Ray, or still started"
+    )
     assert names(LeanTrainer) <= names(TorchTrainer)

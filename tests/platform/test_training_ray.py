@@ -98,13 +98,38 @@ def test_a_finished_run_has_model_history_and_state(trained: Namespace) -> None:
 
 
 def test_a_finished_run_leaves_no_actor_and_no_interrupt_handler(trained: Namespace) -> None:
-    assert "ray" not in getattr(signal.getsignal(signal.SIGINT), "__module__", "")
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert not alive("AutoscalingCoordinator"), "nobody asks for nodes where there can be no others"
+    assert not alive("TrainController"), "the controller belongs into this process"
+    assert_workers_end()
+
+
+def assert_workers_end() -> None:
     for _ in range(120):
-        if not alive("TrainController"):
+        if not alive("RayTrainWorker"):
             return
         time.sleep(0.25)
-    raise AssertionError("the training's controller still lives")
+    raise AssertionError("a worker still lives")
+
+
+def test_an_interrupt_ends_the_workers_and_says_so(
+    ray_session: None, place: Path, tiny_store: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = [str(tiny_store), "--run", "stopped", "--storage", str(place), "--workers", "1", *SMALL]
+
+    def press() -> None:
+        while not (place / "stopped" / "progress-train.json").exists():
+            time.sleep(0.05)
+        signal.raise_signal(signal.SIGINT)
+
+    threading.Thread(target=press, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
+        run_verb("train", [*words, "--set", "lesion_steps=100000"])
+    known = find_run("stopped", place).read_json("state.json")["train"]
+    assert known["state"] == "failed" and known["error"].startswith("KeyboardInterrupt")
+    assert_workers_end()
+    told = capfd.readouterr()
+    assert "Requesting resources" not in told.out + told.err, "Ray Train's own log reached the console"
 
 
 def test_a_finished_run_does_not_train_again(trained: Namespace) -> None:
