@@ -9,7 +9,7 @@ from clinfuse.evaluation.ranking import rank_stability
 from clinfuse.evaluation.rows import COLUMNS, LOWER_IS_BETTER, failed_rows
 from clinfuse.evaluation.summary import bootstrap_interval, summarise
 from clinfuse.evaluation.tables import to_html, to_markdown
-from clinfuse.evaluation.verdicts import comparison_html, rank_table, verdicts
+from clinfuse.evaluation.verdicts import comparison_html, decided, explanation, rank_table, verdicts
 
 __all__ = [
     "COLUMNS",
@@ -18,7 +18,9 @@ __all__ = [
     "bootstrap_interval",
     "check_fused",
     "comparison_html",
+    "decided",
     "evaluate_case",
+    "explanation",
     "failed_rows",
     "lesion_probability",
     "objectives",

@@ -41,6 +41,35 @@ def verdicts(tests: pd.DataFrame, method: str) -> pd.DataFrame:
     return pd.DataFrame(lines, columns=["metric", "roi", "better_than", "worse_than", "undecided"])
 
 
+def decided(tests: pd.DataFrame) -> pd.DataFrame:
+    """The differences that are more than chance, one line each.
+
+    Args:
+        tests: from `paired_tests`.
+
+    Returns:
+        metric (with its region), better, than (names), by (mean size of the difference with its 95 % interval, in the
+        metric's unit), p (corrected); as text.
+    """
+    lines = [
+        {
+            "metric": f"{test['metric']} {test['roi']}",
+            "better": test["better"],
+            "than": test["other"] if test["better"] == test["method"] else test["method"],
+            "by": _size(test["difference"], test["low"], test["high"]),
+            "p (corrected)": f"{test['p_holm']:.2g}",
+        }
+        for test in tests[tests["better"] != ""].to_dict("records")
+    ]
+    return pd.DataFrame(lines, columns=["metric", "better", "than", "by", "p (corrected)"])
+
+
+def _size(difference: float, low: float, high: float) -> str:
+    if difference < 0:
+        difference, low, high = -difference, -high, -low
+    return f"{difference:.3g} [{low:.3g}, {high:.3g}]"
+
+
 def shortened(lines: pd.DataFrame, others: int) -> pd.DataFrame:
     """The verdicts for a page: "all" instead of the names of every other method."""
 

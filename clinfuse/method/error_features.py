@@ -67,19 +67,19 @@ def features(
     halo = int(np.ceil(TRUNCATE * max(SIGMAS_MM) / case.spacing[0])) + 1
     for start in range(0, depth, SLAB):
         own = slice(start, min(start + SLAB, depth))
-        asked = where[own]
-        if not asked.any():
+        asked = np.flatnonzero(where[own])
+        if not asked.size:
             continue
         near = slice(max(0, start - halo), min(depth, own.stop + halo))
         keep = slice(start - near.start, own.stop - near.start)
         images = [case.anatomy[near], case.companion[near]]
         rois = [mask[near].astype(np.float32) for mask in case.masks.values()]
-        columns = [column[keep][asked] for column in _around(images, rois, case.spacing)]
-        columns += _own(*(image[own][asked] for image in (case.anatomy, case.companion, fused)))
-        columns += [_log(np.sqrt(part[own][asked])) for part in variances]
-        columns += [roi[keep][asked] for roi in rois]
-        columns += [np.full(len(columns[0]), value) for value in of_all]
-        yield own, np.stack(columns, axis=1, dtype=np.float32)
+        columns = [column[keep].ravel()[asked] for column in _around(images, rois, case.spacing)]
+        columns += _own(*(image[own].ravel()[asked] for image in (case.anatomy, case.companion, fused)))
+        columns += [_log(np.sqrt(part[own].ravel()[asked])) for part in variances]
+        columns += [roi[keep].ravel()[asked] for roi in rois]
+        columns += [np.full(asked.size, value) for value in of_all]
+        yield own, np.stack(columns, dtype=np.float32).T
 
 
 def _contrast(case: Case) -> tuple[float, float]:

@@ -29,6 +29,9 @@ FILE = "error_head/model.safetensors"
 CLIP = 4.0
 """A feature counts as at most so many standard deviations from its mean: no voxel is further off than those seen."""
 
+AT_ONCE = 2048
+"""Rows answered together: what lies between two layers stays in the processor's cache, which halves the time."""
+
 
 def scaled(rows: FloatArray, mean: FloatArray, scale: FloatArray) -> FloatArray:
     """Rows of features (n, COUNT) as the network takes them, in standard deviations from their mean.
@@ -38,9 +41,9 @@ def scaled(rows: FloatArray, mean: FloatArray, scale: FloatArray) -> FloatArray:
     """
     brain, bone, lesion = (rows[:, column] > 0 for column in MASKS)
     result = np.clip((rows - mean) / scale, -CLIP, CLIP)
-    surroundings = np.ones(COUNT, dtype=bool)
-    surroundings[OWN] = False
-    result[np.ix_(brain & ~bone & ~lesion, surroundings)] = 0
+    own = result[:, OWN].copy()
+    result[brain & ~bone & ~lesion] = 0
+    result[:, OWN] = own
     return np.asarray(result)
 
 
@@ -83,10 +86,13 @@ class ErrorHead:
 
     def expected(self, rows: FloatArray) -> FloatArray:
         """Rows of features (n, COUNT) → expected size of the error (n,) in (0, 1], its geometric mean."""
-        seen = scaled(rows, self.mean, self.scale)
-        networks = zip(zip(*self.weights, strict=True), zip(*self.biases, strict=True), strict=True)
-        logarithm = np.mean([_answer(seen, *network) for network in networks], axis=0)
-        return np.asarray(np.exp(np.minimum(logarithm, 0)))
+        networks = list(zip(zip(*self.weights, strict=True), zip(*self.biases, strict=True), strict=True))
+        result = np.empty(len(rows), dtype=np.float32)
+        for start in range(0, len(rows), AT_ONCE):
+            part = slice(start, start + AT_ONCE)
+            seen = scaled(rows[part], self.mean, self.scale)
+            result[part] = np.mean([_answer(seen, *network) for network in networks], axis=0)
+        return np.asarray(np.exp(np.minimum(result, 0)))
 
     def to_bytes(self) -> bytes:
         """A safetensors file's content; `from_bytes` gives the same head back, to the last bit."""
@@ -126,5 +132,7 @@ class ErrorHead:
 def _answer(seen: FloatArray, weights: Sequence[FloatArray], biases: Sequence[FloatArray]) -> FloatArray:
     """One network's logarithms (n,) for scaled rows (n, COUNT)."""
     for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
-        seen = np.maximum(seen @ weight.T + bias, 0)
+        seen = seen @ weight.T
+        seen += bias
+        np.maximum(seen, 0, out=seen)
     return np.asarray((seen @ weights[-1].T + biases[-1])[:, 0])

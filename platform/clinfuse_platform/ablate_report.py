@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +47,13 @@ def write_ablations(
         prefix = f"{ablation.name}: "
         part = summary[summary["method"].str.startswith(prefix)]
         costs = cost_table(rows, [variant for variant in variants if variant.label.startswith(prefix)])[COSTS]
-        text.append(
-            f"## {ablation.name}\n\n{ablation.question}\n\n{to_markdown(part)}\n{plain_markdown(costs)}\n"
-        )
+        sentence, tests = against_first(rows[rows["ablation"] == ablation.name])
+        tables = [to_markdown(part).strip(), sentence, plain_markdown(tests) if len(tests) else ""]
+        told = [f"## {ablation.name}", ablation.question, *tables, plain_markdown(costs)]
+        text.append("\n\n".join(filter(None, told)) + "\n")
         caption = f"{ablation.question} Mean over cases with 95 % bootstrap intervals."
-        body = figure(ablation_figure(part, ablation), caption) + to_html(part) + table(costs)
+        body = figure(ablation_figure(part, ablation), caption) + to_html(part)
+        body += f"<p>{escape(sentence)}</p>" + (table(tests) if len(tests) else "") + table(costs)
         if ablation.name == "jitter":
             body += sensitivity(part)
         sections.append(Section(ablation.name.capitalize(), body))
@@ -58,6 +61,25 @@ def write_ablations(
     sections.extend(failures(rows))
     write_atomic(files["report"], page("Ablations", sections))
     return files
+
+
+def against_first(rows: pd.DataFrame) -> tuple[str, pd.DataFrame]:
+    """Which levels of one ablation differ from its first by more than chance: a sentence, and a table of them.
+
+    Args:
+        rows: of the ablation.
+    """
+    from clinfuse.evaluation import decided, explanation, paired_tests
+    from clinfuse.evaluation.verdicts import COMPARED
+
+    chosen = rows[rows["metric"].isin(COMPARED)]
+    if chosen["method"].nunique() < 2:
+        return "There is nothing to compare.", pd.DataFrame()
+    first = str(chosen["method"].iloc[0])
+    tests = paired_tests(chosen, reference=first)
+    found = decided(tests)
+    told = "What differs by more than chance" if len(found) else "Nothing differs by more than chance"
+    return f"{told} from {first}: {explanation(tests)}", found
 
 
 def merged_presets(summary: pd.DataFrame) -> pd.DataFrame:

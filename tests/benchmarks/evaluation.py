@@ -83,7 +83,9 @@ def aanlib(work: Path) -> str:
 
 def downstream(work: Path) -> str:
     """The probe's table and the differences that are more than chance."""
-    from clinfuse.evaluation import paired_tests, summarise, to_markdown
+    from clinfuse_platform.evaluate_report import plain_markdown
+
+    from clinfuse.evaluation import decided, paired_tests, summarise, to_markdown
 
     data, out = work / "cohort.zarr", work / "downstream"
     made = ["--patients", PATIENTS, "--spacing", SPACING_MM, "--seed", SEED]
@@ -98,12 +100,6 @@ def downstream(work: Path) -> str:
     splits = pd.read_parquet(data / "manifest.parquet")["split"].value_counts()
     minutes = rows.groupby("method")["seconds"].first() / 60
     tests = paired_tests(shown[shown["metric"].isin(("dice", "nsd", "landmark"))])
-    decided = tests[tests["better"] != ""]
-    lines = [
-        f"| {r['metric']} {r['roi']} | {r['better']} | {r['other'] if r['better'] == r['method'] else r['method']} "
-        f"| {abs(r['difference']):.3f} | {r['p_holm']:.2g} |"
-        for r in decided.to_dict("records")
-    ]
     return (
         "# Downstream: what an image is worth for finding lesions and landmarks\n\n"
         f"`python tests/benchmarks/evaluation.py downstream`: {PATIENTS} simulated patients at {SPACING_MM} mm "
@@ -114,8 +110,7 @@ def downstream(work: Path) -> str:
         "patients. Landmark errors in mm; a missed lesion counts with the grid's diagonal.\n\n"
         + to_markdown(summarise(shown))
         + "\n## Differences that are more than chance\n\nPaired Wilcoxon tests over patients, Holm-corrected within "
-        "each metric; pairs not listed are undecided.\n\n| metric | better | than | by | p (corrected) |\n"
-        "| --- | --- | --- | ---: | ---: |\n" + "\n".join(lines) + "\n"
+        "each metric; pairs not listed are undecided.\n\n" + plain_markdown(decided(tests)) + "\n"
     )
 
 

@@ -8,7 +8,14 @@ import pytest
 from scipy.stats import kendalltau, wilcoxon
 
 from clinfuse.errors import InputError
-from clinfuse.evaluation import comparison_html, paired_tests, rank_stability, rank_table, verdicts
+from clinfuse.evaluation import (
+    comparison_html,
+    decided,
+    paired_tests,
+    rank_stability,
+    rank_table,
+    verdicts,
+)
 from clinfuse.evaluation.paired import holm
 from clinfuse.evaluation.ranking import _agreement
 
@@ -135,3 +142,16 @@ def test_verdicts_and_ranks_in_words() -> None:
     few = comparison_html(table({k: v[:4] for k, v in values.items()}), "fair")
     assert "Not decidable: fewer than 6 cases" in few
     assert comparison_html(table({"a": base}), "a") == ""
+
+
+@pytest.mark.parametrize("metric", ["ssim", "hd95"])
+def test_what_is_decided_names_the_better_and_by_how_much(metric: str) -> None:
+    base = np.linspace(0.5, 0.9, 10)
+    values = {"first": base, "more": base + np.linspace(0.1, 0.3, 10), "same": base.copy()}
+    (line,) = decided(paired_tests(table(values, metric), reference="first")).to_dict("records")
+    better, than = ("more", "first") if metric == "ssim" else ("first", "more")
+    assert (line["metric"], line["better"], line["than"]) == (f"{metric} brain", better, than)
+    size, low, high = (float(part.strip("[],")) for part in line["by"].split())
+    assert size == pytest.approx(0.2) and 0.1 < low < 0.2 < high < 0.3
+    assert float(line["p (corrected)"]) == pytest.approx(2 * 2 / 2**10, rel=0.05)
+    assert decided(paired_tests(table({"a": base, "b": base}))).empty

@@ -99,6 +99,7 @@ def test_all_ablations(ray_session: None, model: Path, tiny_store: Path, tmp_pat
     assert Path(result["result"]).read_text().count("<svg") >= len(ABLATIONS)
     table = Path(result["table"]).read_text()
     assert all(f"## {name}" in table for name in ABLATIONS)
+    assert table.count("Nothing differs by more than chance") == len(ABLATIONS), "of one case nothing can"
 
 
 def test_unknown_method_lists_models_and_baselines(tiny_store: Path, tmp_path: Path) -> None:
