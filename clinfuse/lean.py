@@ -5,8 +5,8 @@ they are installed; diffusers imports torch's compiler and SciPy's statistics, n
 network this is more than half of the processor time that its start takes, and 0.31 of 0.61 GB (measured with torch
 2.13, monai 1.6, diffusers 0.42). So processes of our own, the command and its Ray workers, hide those packages while
 the three are being imported, and only then. torch's compiler, which every optimizer imports to tell it to leave the
-optimizer alone (2.2 s of processor time), is not loaded before somebody compiles. A program that imports clinfuse as a
-library is left alone: there MONAI may be wanted whole.
+optimizer alone, and DistributedDataParallel to ask how it is to be compiled (2.2 s of processor time), is not loaded
+before somebody compiles. A program that imports clinfuse as a library is left alone: there MONAI may be wanted whole.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from importlib.abc import Loader
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
@@ -121,8 +122,21 @@ class _SleepingLoader(_LeanLoader):
         module.__class__ = _Asleep
 
 
+class _AsleepPart:
+    """A submodule of the compiler that sleeps; what is asked of it beyond the answers that are known loads it."""
+
+    def __init__(self, name: str, **answers: Any) -> None:
+        self.__dict__.update(answers, _name=f"{COMPILER}.{name}")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(import_module(self._name), name)
+
+
 class _Asleep(ModuleType):
-    """torch._dynamo before anything is compiled; whatever is asked of it beyond these two loads it in place."""
+    """torch._dynamo before anything is compiled; whatever is asked of it beyond these loads it in place."""
+
+    utils = _AsleepPart("utils", get_optimize_ddp_mode=lambda: "ddp_optimizer")
+    trace_rules = _AsleepPart("trace_rules", clear_lru_cache=lambda: None)
 
     def disable(self, fn: Any = None, *_: Any, **__: Any) -> Any:
         """The function as it is: nothing is being compiled."""

@@ -25,6 +25,10 @@ optimizer = torch.optim.AdamW(head.parameters())
 head(torch.rand(1, 1, 32, 32)).sum().backward()
 optimizer.step()
 optimizer.zero_grad()
+if torch.distributed.is_available():
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    torch.nn.parallel.DistributedDataParallel(head)(torch.rand(1, 1, 32, 32)).sum().backward()
+    torch.distributed.destroy_process_group()
 with torch.no_grad():
     value = float(head(torch.rand(1, 1, 32, 32)).sum())
 spared = ("pandas", "scipy.signal", "scipy.stats", "sklearn", "skimage", "matplotlib", "torch._dynamo.utils", "sympy")
@@ -32,7 +36,8 @@ before = [name for name in spared if name in sys.modules]
 import pandas, pydicom, scipy.signal, scipy.stats, sklearn, skimage.measure, nibabel
 from monai.networks.nets import UNet
 double = torch.compile(lambda x: 2 * x, backend="eager")
-assert float(double(torch.ones(()))) == 2 and torch._dynamo.utils
+assert float(double(torch.ones(()))) == 2 and torch._dynamo.utils.get_optimize_ddp_mode() == "ddp_optimizer"
+assert torch._dynamo.trace_rules.LEGACY_MOD_INLINELIST
 print(value, ",".join(before))
 """
 
