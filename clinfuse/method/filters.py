@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as tf
 from torch import Tensor
 
 
@@ -43,6 +44,21 @@ def gaussian_slope(image: Tensor, sigma: float, axis: int) -> Tensor:
         size, window = image.shape[each], _radius(sigma)
         matrix = blur_matrix(size, sigma, window, image.device, image.dtype, slope=each == axis)
         image = _along(image, each, matrix)
+    return image
+
+
+def largest_within(image: Tensor, voxels: int) -> Tensor:
+    """Largest value of (B, C, *S) within so many voxels along every spatial axis; many times quicker than pooling."""
+    window = 2 * voxels + 1
+    for axis in range(2, image.ndim):
+        around = [0, 0] * (image.ndim - 1 - axis) + [voxels, voxels]
+        image = tf.pad(image, around, value=-torch.inf)
+        reach = 1
+        while reach < window:
+            step = min(reach, window - reach)
+            left = image.shape[axis] - step
+            image = torch.maximum(image.narrow(axis, 0, left), image.narrow(axis, step, left))
+            reach += step
     return image
 
 

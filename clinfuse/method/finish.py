@@ -18,9 +18,9 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as tf
 from torch import Tensor
 
+from clinfuse.method.filters import largest_within
 from clinfuse.method.inputs import Inputs
 from clinfuse.method.refine import border
 from clinfuse.method.seam_loss import SIGMA, gradient_magnitude
@@ -50,7 +50,7 @@ def finished(sampled: Tensor, inputs: Inputs, steps: int = STEPS) -> Tensor:
 
 def _finish(sampled: Tensor, inputs: Inputs, steps: int) -> Tensor:
     brain, bone, lesion = inputs.rois
-    band = torch.maximum(border(brain), border(bone)) * (1 - _grown(lesion, LESION_REACH))
+    band = torch.maximum(border(brain), border(bone)) * (1 - largest_within(lesion, LESION_REACH))
     box = _box(band)
     nearness = torch.where(bone > 0, BONE_WEIGHT, 1.0)
     images = (sampled, inputs.anatomy, inputs.companion, band, nearness)
@@ -93,14 +93,3 @@ def _seam_slope(image: Tensor, limit: Tensor, band: Tensor) -> Tensor:
         beyond = (gradient_magnitude(point) - limit).clamp_min(0)
         (slope,) = torch.autograd.grad(SEAM_WEIGHT * (band * beyond.square()).sum(), point)
     return slope
-
-
-def _grown(mask: Tensor, voxels: int) -> Tensor:
-    """(B, 1, *S) in {0, 1}, grown by so many voxels along every axis, one after the other."""
-    dims = mask.ndim - 2
-    pool = tf.max_pool2d if dims == 2 else tf.max_pool3d
-    for axis in range(dims):
-        window, edge = [1] * dims, [0] * dims
-        window[axis], edge[axis] = 2 * voxels + 1, voxels
-        mask = pool(mask, window, 1, edge)
-    return mask

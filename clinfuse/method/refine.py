@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as tf
 from torch import Tensor
 
-from clinfuse.method.filters import gaussian_blur
+from clinfuse.method.filters import gaussian_blur, largest_within
 from clinfuse.method.inputs import Inputs
 from clinfuse.method.prior import FINDING_GREY, compose, look
 from clinfuse.method.roi_loss import RoiWeights, border_share, held
@@ -159,5 +159,4 @@ def distance(image: Tensor, other: Tensor) -> Tensor:
 
 def border(mask: Tensor) -> Tensor:
     """One voxel to either side of a mask's border, (B, 1, *S) in {0, 1}."""
-    pool = tf.max_pool2d if mask.ndim == 4 else tf.max_pool3d
-    return pool(mask, 3, 1, 1) + pool(-mask, 3, 1, 1)
+    return largest_within(mask, 1) + largest_within(-mask, 1)

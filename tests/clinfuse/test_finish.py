@@ -8,6 +8,7 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from clinfuse.method import finish
+from clinfuse.method.filters import largest_within
 from clinfuse.method.finish import LESION_REACH, finished
 from clinfuse.method.inputs import Inputs
 from clinfuse.method.refine import border
@@ -106,3 +107,11 @@ def test_last_bits_do_not_grow_and_neighbours_do_not_matter() -> None:
         torch.testing.assert_close(together[number : number + 1], alone, atol=1e-6, rtol=0)
         noise = 1e-6 * torch.rand(sampled.shape, generator=torch.Generator().manual_seed(number))
         assert float((finished(sampled + noise, own) - alone).abs().max()) < 1e-5
+
+
+@pytest.mark.parametrize("voxels", [1, 2, 6])
+@pytest.mark.parametrize("shape", [(2, 1, 17, 12), (1, 2, 5, 9, 8)])
+def test_the_largest_value_near_by_is_that_of_pooling(shape: tuple[int, ...], voxels: int) -> None:
+    image = torch.randn(shape, generator=torch.Generator().manual_seed(3))
+    pool = torch.nn.functional.max_pool2d if len(shape) == 4 else torch.nn.functional.max_pool3d
+    assert torch.equal(largest_within(image, voxels), pool(image, 2 * voxels + 1, 1, voxels))
