@@ -11,18 +11,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import threading
+from logging import FileHandler, Formatter
+from pathlib import Path
+from tempfile import gettempdir
 from typing import Any
 
 import ray
-from ray._private.log import PlainRayHandler
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.constants import ENABLE_CONTROLLER_STRUCTURED_LOGGING_ENV_VAR
 from ray.train.v2._internal.execution.controller.controller import TrainController
 from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 from ray.train.v2._internal.execution.worker_group import WorkerGroup
+from ray.train.v2._internal.logging.logging import LoggingManager
 
 from clinfuse_platform.session import can_grow
 
 NEVER_NEEDED = {"DatasetsCallback", "PlacementGroupCleanerCallback"}
+_LOGGING = threading.Lock()
 
 
 class LeanTrainer(TorchTrainer):
@@ -36,6 +43,8 @@ class LeanTrainer(TorchTrainer):
         policy = settings.get("scaling_policy")
         if not can_grow() and type(policy) is FixedScalingPolicy:
             settings["scaling_policy"] = TheseNodes(policy.scaling_config)
+        os.environ[ENABLE_CONTROLLER_STRUCTURED_LOGGING_ENV_VAR] = "0"
+        log_to_session()
         controller = ControllerHere(**settings)
         try:
             asyncio.run(controller.run())
@@ -70,10 +79,6 @@ class ControllerHere(TrainController):
 
     worker_group_cls = GroupHere
 
-    def _start(self) -> None:
-        be_silent()
-        super()._start()
-
     def stop(self) -> None:
         """End the workers, if there are any."""
         if self._worker_group is not None and self._worker_group.has_started():
@@ -89,8 +94,24 @@ class TheseNodes(FixedScalingPolicy):
     _maybe_send_resource_request = _cancel_resource_request = _send_resource_request
 
 
-def be_silent() -> None:
-    """Let Ray Train's log go to the session's files only; on the console our own lines tell what happens."""
+def log_to_session() -> None:
+    """Let Ray Train's log go to a file of the session, and not to the console, where our own lines tell what happens.
+
+    Ray Train's own set-up is for one controller in a process: when several begin at once, as an ensemble's members do,
+    its locks wait for each other for ever.
+    """
+    place = Path(LoggingManager.get_log_directory() or gettempdir())
     log = logging.getLogger("ray.train")
-    for handler in [one for one in log.handlers if isinstance(one, PlainRayHandler)]:
-        log.removeHandler(handler)
+    with _LOGGING:
+        ours = [one for one in log.handlers if isinstance(one, FileHandler)]
+        if any(Path(one.baseFilename).parent == place for one in ours):
+            return
+        for one in ours:  # of a session that is over
+            log.removeHandler(one)
+            one.close()
+        place.mkdir(parents=True, exist_ok=True)
+        file = FileHandler(place / f"ray-train-app-controller-{os.getpid()}.log")
+        file.setFormatter(Formatter("%(asctime)s %(levelname)s %(filename)s:%(lineno)s %(message)s"))
+        log.addHandler(file)
+        log.setLevel(logging.INFO)
+        log.propagate = False

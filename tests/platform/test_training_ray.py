@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import signal
 import subprocess
 import sys
@@ -102,6 +103,12 @@ def test_a_finished_run_leaves_no_actor_and_no_interrupt_handler(trained: Namesp
     assert not alive("AutoscalingCoordinator"), "nobody asks for nodes where there can be no others"
     assert not alive("TrainController"), "the controller belongs into this process"
     assert_workers_end()
+    handlers = logging.getLogger("ray.train").handlers
+    assert not [one for one in handlers if type(one).__module__.startswith("ray")], (
+        "these lock, see log_to_session"
+    )
+    (file,) = (Path(one.baseFilename) for one in handlers if type(one) is logging.FileHandler)
+    assert "training worker group" in file.read_text()
 
 
 def assert_workers_end() -> None:
