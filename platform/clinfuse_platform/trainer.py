@@ -13,7 +13,7 @@ import asyncio
 import logging
 import os
 import threading
-from logging import FileHandler, Formatter
+from logging import FileHandler, Formatter, Handler, NullHandler
 from pathlib import Path
 from tempfile import gettempdir
 from typing import Any
@@ -109,8 +109,11 @@ def log_to_session() -> None:
         for one in ours:  # of a session that is over
             log.removeHandler(one)
             one.close()
-        place.mkdir(parents=True, exist_ok=True)
-        file = FileHandler(place / f"ray-train-app-controller-{os.getpid()}.log")
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+            file: Handler = FileHandler(place / f"ray-train-app-controller-{os.getpid()}.log")
+        except OSError:  # the session is another user's
+            file = NullHandler()
         file.setFormatter(Formatter("%(asctime)s %(levelname)s %(filename)s:%(lineno)s %(message)s"))
         log.addHandler(file)
         log.setLevel(logging.INFO)
