@@ -2,7 +2,7 @@
 
 position.json            phases done, current phase and step, history
 <phase>.safetensors      each finished network
-current/                 TrainState of the phase under way (safetensors and JSON, never pickle)
+current/                 TrainState of the phase under way (safetensors and JSON)
 files.json               size in bytes of each of these, which tells a whole checkpoint from a torn one
 """
 

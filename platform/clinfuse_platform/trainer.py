@@ -46,16 +46,31 @@ class LeanTrainer(TorchTrainer):
         os.environ[ENABLE_CONTROLLER_STRUCTURED_LOGGING_ENV_VAR] = "0"
         log_to_session()
         controller = ControllerHere(**settings)
+        loop = (
+            asyncio.new_event_loop()
+        )  # asyncio.run would hold an interrupt back while workers are waited for
+        task = loop.create_task(controller.run())
         try:
-            asyncio.run(controller.run())
+            loop.run_until_complete(task)
         except BaseException:
+            task.cancel()
             controller.stop()
             raise
+        finally:
+            loop.run_until_complete(asyncio.gather(task, return_exceptions=True))
+            loop.close()
         return controller.get_result()
 
 
 class GroupHere(WorkerGroup):
     """Workers whose controller is no actor, so that none of them can ask it anything; they never do."""
+
+    def _start_impl(self, worker_group_state_builder: Any) -> None:
+        try:
+            super()._start_impl(worker_group_state_builder)
+        except KeyboardInterrupt:  # other errors are seen to by Ray
+            worker_group_state_builder.shutdown()
+            raise
 
     def _init_train_context_on_workers(self, workers: Any, sync_actor: Any, train_context_args: Any) -> None:
         started = [

@@ -119,24 +119,39 @@ def assert_workers_end() -> None:
     raise AssertionError("a worker still lives")
 
 
+@pytest.mark.parametrize("moment", ["workers are starting", "training"])
 def test_an_interrupt_ends_the_workers_and_says_so(
-    ray_session: None, place: Path, tiny_store: Path, capfd: pytest.CaptureFixture[str]
+    ray_session: None, moment: str, place: Path, tiny_store: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    words = [str(tiny_store), "--run", "stopped", "--storage", str(place), "--workers", "1", *SMALL]
+    import ray
+
+    name = moment.replace(" ", "-")
+    words = [str(tiny_store), "--run", name, "--storage", str(place), "--workers", "1", *SMALL]
+
+    def come() -> bool:
+        if moment == "training":
+            return (place / name / "progress-train.json").exists()
+        return bool(alive("RayTrainWorker"))
 
     def press() -> None:
-        while not (place / "stopped" / "progress-train.json").exists():
+        while not come():
             time.sleep(0.05)
         signal.raise_signal(signal.SIGINT)
 
     threading.Thread(target=press, daemon=True).start()
     with pytest.raises(KeyboardInterrupt):
         run_verb("train", [*words, "--set", "lesion_steps=100000"])
-    known = find_run("stopped", place).read_json("state.json")["train"]
+    known = find_run(name, place).read_json("state.json")["train"]
     assert known["state"] == "failed" and known["error"].startswith("KeyboardInterrupt")
     assert_workers_end()
+    for _ in range(40):
+        if ray.available_resources()["CPU"] == ray.cluster_resources()["CPU"]:
+            break
+        time.sleep(0.25)
+    assert ray.available_resources()["CPU"] == ray.cluster_resources()["CPU"], "places are still taken"
     told = capfd.readouterr()
     assert "Requesting resources" not in told.out + told.err, "Ray Train's own log reached the console"
+    assert "never retrieved" not in told.err and "destroyed" not in told.err, "asyncio complains of the task"
 
 
 def test_a_finished_run_does_not_train_again(trained: Namespace) -> None:
