@@ -46,9 +46,8 @@ class LeanTrainer(TorchTrainer):
         os.environ[ENABLE_CONTROLLER_STRUCTURED_LOGGING_ENV_VAR] = "0"
         log_to_session()
         controller = ControllerHere(**settings)
-        loop = (
-            asyncio.new_event_loop()
-        )  # asyncio.run would hold an interrupt back while workers are waited for
+        # asyncio.run would hold an interrupt back while workers are waited for
+        loop = asyncio.new_event_loop()
         task = loop.create_task(controller.run())
         try:
             loop.run_until_complete(task)
