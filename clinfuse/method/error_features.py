@@ -2,7 +2,7 @@
 
 The network's own errors, noise and the misregistration that is left show in different places: at steep borders of the
 companion, where the borders of the two sources do not lie on each other, near the rim of a mask, where F leaves both
-sources. None of the three variances sees all of it; together with the surroundings they do. NumPy and SciPy only, as
+sources. None of the three variances sees all of it; together with the surroundings they do. NumPy only, as
 whoever combines the draws of an ensemble needs no network.
 """
 
@@ -13,14 +13,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter
 
 from clinfuse.case import Case, FloatArray
+from clinfuse.method.band import blurred, reach
 from clinfuse.method.variances import Variances
 
 SIGMAS_MM = (1.5, 3.0)
 """Standard deviations of the Gaussian windows, mm."""
-TRUNCATE = 3.0
 SLOPE_FLOOR = 0.01
 """Per mm: what is less steep has no border to speak of."""
 SLAB = 24
@@ -64,7 +63,7 @@ def features(
         the slab's axial slices, and (n, COUNT) float32 for the voxels asked for in it, in their order.
     """
     depth, of_all = case.shape[0], (*_contrast(case), *_alignment(case))
-    halo = int(np.ceil(TRUNCATE * max(SIGMAS_MM) / case.spacing[0])) + 1
+    halo = reach(max(SIGMAS_MM) / case.spacing[0]) + 1
     for start in range(0, depth, SLAB):
         own = slice(start, min(start + SLAB, depth))
         asked = np.flatnonzero(where[own])
@@ -136,7 +135,7 @@ def _blur(image: FloatArray, sigma_mm: float, spacing: tuple[float, float, float
     if not image.any():
         return image
     sigmas = [sigma_mm / step if size > 1 else 0.0 for step, size in zip(spacing, image.shape, strict=True)]
-    return np.asarray(gaussian_filter(image, sigmas, mode="nearest", truncate=TRUNCATE))
+    return blurred(image, sigmas)
 
 
 def _slopes(image: FloatArray, spacing: tuple[float, float, float]) -> list[NDArray[Any]]:

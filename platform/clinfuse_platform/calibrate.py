@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from clinfuse.method.calibration import Calibration
     from clinfuse_platform.observer import Observed
 
-LEARN_CASES = 96
+LEARN_CASES = 144
 """At most so many training cases teach the error head."""
 
 

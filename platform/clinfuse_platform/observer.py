@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 LEARN_SLICES = 24
 """The error head sees a slab of so many slices of a case: many patients teach more than whole ones."""
+LESION_SHARE = 0.75
+"""Of the training cases with a lesion, those whose slab reaches it for certain: lesions are small and of many kinds."""
 CONTRAST_SHARE = 0.5
 """Of the training cases, other grey values of the anatomy image; and as often of the companion."""
 MOST_MM = 2.0
@@ -117,7 +119,7 @@ class Observer:
 
 
 def as_in_use(case: Case, number: int, seed: int, rng: np.random.Generator) -> Case:
-    """A slab of a training case as cases come in use; its place differs from case to case.
+    """A slab of a training case as cases come in use; its place differs from case to case, most reach the lesion.
 
     Every second one has automatic masks; of both kinds every second one is misregistered by a warp drawn for it, a
     quarter is as stored and a quarter lies exactly right: where nothing is misregistered, F's gap to its source is the
@@ -147,9 +149,19 @@ def as_in_use(case: Case, number: int, seed: int, rng: np.random.Generator) -> C
     if number % 2:
         case = with_automatic_masks(case)
     case = case if moved and first else aligned(case)
+    return other_contrast(aligned(case.slices(*_slab(case, rng))), seed=number)
+
+
+def _slab(case: Case, rng: np.random.Generator) -> tuple[int, int]:
+    """First slice of a slab of a case, and the one after its last; see `LESION_SHARE`."""
     count = min(LEARN_SLICES, case.shape[0])
-    start = int(rng.integers(case.shape[0] - count + 1))
-    return other_contrast(aligned(case.slices(start, start + count)), seed=number)
+    first, last = 0, case.shape[0] - count
+    lesion = np.flatnonzero((case.lesion > 0).any(axis=(1, 2)))
+    if lesion.size and rng.random() < LESION_SHARE:
+        reached = int(rng.choice(lesion))
+        first, last = max(first, reached - count + 1), min(last, reached)
+    start = int(rng.integers(first, last + 1))
+    return start, start + count
 
 
 def other_contrast(case: Case, seed: int) -> Case:

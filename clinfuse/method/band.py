@@ -1,0 +1,77 @@
+"""Gaussian windows as band matrices: a line of voxels blurred is one product with a (size, size) matrix.
+
+On axes of up to about 500 voxels that is several times quicker than running the window along the line.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clinfuse.case import FloatArray
+
+TRUNCATE = 3.0
+"""A window ends after so many standard deviations."""
+
+
+def reach(sigma: float) -> int:
+    """Half width of the window in voxels; sigma in voxels."""
+    return int(TRUNCATE * sigma + 0.5)
+
+
+def gaussian_window(sigma: float, radius: int) -> NDArray[np.float64]:
+    """Normalised Gaussian weights of length 2·radius + 1; sigma in voxels."""
+    weights = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
+    return np.asarray(weights / weights.sum())
+
+
+def band_matrix(
+    size: int, sigma: float, radius: int, border: Literal["reflect", "edge"], *, slope: bool = False
+) -> NDArray[np.float64]:
+    """(size, size) matrix whose product with a line of voxels is its Gaussian blur, or that blur's derivative.
+
+    Args:
+        size: voxels of the line.
+        sigma, radius: of the window, in voxels.
+        border: what lies beyond the line, see numpy.pad.
+        slope: the derivative, per voxel.
+    """
+    source = np.pad(np.arange(size), radius, mode=border)
+    window = gaussian_window(sigma, radius)
+    if slope:
+        window = window * np.arange(-radius, radius + 1) / sigma**2
+    matrix = np.zeros((size, size))
+    for offset, weight in enumerate(window):
+        np.add.at(matrix, (np.arange(size), source[offset : offset + size]), weight)
+    return matrix
+
+
+def blurred(image: FloatArray, sigmas: Sequence[float]) -> FloatArray:
+    """An image (D, H, W) blurred along every axis, its border voxels repeated beyond it.
+
+    Args:
+        image: float32.
+        sigmas: standard deviations in voxels along D, H and W; 0 leaves an axis as it is.
+    """
+    for axis, sigma in enumerate(sigmas):
+        if sigma > 0:
+            image = _along(image, axis, _blur_matrix(image.shape[axis], float(sigma)))
+    return image
+
+
+def _along(image: FloatArray, axis: int, matrix: FloatArray) -> FloatArray:
+    """Every line of the image along that axis times the (size, size) matrix."""
+    if axis == image.ndim - 1:
+        return np.asarray(image @ matrix.T)
+    lines = image.reshape(-1, len(matrix), math.prod(image.shape[axis + 1 :]))
+    return np.asarray(matrix @ lines).reshape(image.shape)
+
+
+@lru_cache(maxsize=64)
+def _blur_matrix(size: int, sigma: float) -> FloatArray:
+    return band_matrix(size, sigma, reach(sigma), "edge").astype(np.float32)
