@@ -1,0 +1,182 @@
+"""What any image can reach at once: `python tests/benchmarks/frontier.py [--cases N] [--steps N] [--data D.zarr]`.
+
+Not a method: F itself descends on the measures, once on brain and bone SSIM alone, from MRI with the CT's bone in it,
+and once with bone PSNR and seam held at their goals, from `refined`. What no weight between brain and bone reaches
+here, no network can be asked for. The other rows are of the same slices by the same measures. Without --data: AANLIB
+MRI-CT (needs the pairs, see CLINFUSE_TEST_DATA). Writes tests/benchmarks/results/frontier.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from clinfuse_platform.evaluate_recipes import default_source
+from clinfuse_platform.variants import slab
+from clinfuse_prep.store import CaseStore
+from torch import Tensor
+
+from clinfuse import RESEARCH_USE
+from clinfuse.baselines import BASELINES
+from clinfuse.case import Case, FloatArray
+from clinfuse.method.seam_loss import gradient_magnitude
+from clinfuse.method.ssim import ssim_map
+from clinfuse.metrics import roi_psnr, roi_ssim, seam_index
+from clinfuse.metrics.seam import GREYS, border_band
+from clinfuse.pipeline import FusionPipeline
+from clinfuse.presets import load_presets
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULT = ROOT / "tests" / "benchmarks" / "results" / "frontier.md"
+SLICES, RATE, HOLD = 8, 0.02, 3.0
+WEIGHTS = (0.3, 1.0, 3.0)
+"""Of 1 − SSIM in bone beside that in brain."""
+PSNR_DB, SEAM_GREY = 40.0, 0.30
+COLUMNS = ("ssim brain", "ssim bone", "psnr bone (dB)", "seam (grey)")
+
+
+def measures(case: Case, fused: FloatArray) -> list[float]:
+    """The four columns."""
+    brain, bone = case.brain > 0, case.bone > 0
+    pair = (case.anatomy, case.companion)
+    return [
+        roi_ssim(fused, pair[0], brain),
+        roi_ssim(fused, pair[1], bone),
+        roi_psnr(fused, pair[1], bone),
+        seam_index(fused, pair, (brain, bone)),
+    ]
+
+
+class Pair:
+    """A patient's F (B, 1, H, W) to descend with, and what its loss needs."""
+
+    def __init__(self, case: Case, start: FloatArray) -> None:
+        self.anatomy, self.companion = (_slices(image) for image in (case.anatomy, case.companion))
+        self.brain, self.bone = (_slices(mask > 0) for mask in (case.brain, case.bone))
+        self.band = _slices(border_band(case.brain > 0, case.bone > 0))
+        self.limit = torch.maximum(gradient_magnitude(self.anatomy), gradient_magnitude(self.companion))
+        self.fused = _slices(start).requires_grad_(True)
+
+    def distance(self, weight: float) -> Tensor:
+        """1 − SSIM in the brain and, weighed, in the bone."""
+        return _mean(1 - ssim_map(self.fused, self.anatomy), self.brain) + weight * _mean(
+            1 - ssim_map(self.fused, self.companion), self.bone
+        )
+
+    def seam(self) -> Tensor:
+        """Grey."""
+        return GREYS * _mean((gradient_magnitude(self.fused) - self.limit).clamp_min(0), self.band)
+
+    def psnr(self) -> Tensor:
+        """Of the bone, dB."""
+        return -10 * torch.log10(_mean((self.fused - self.companion).square(), self.bone) + 1e-10)
+
+
+def descended(
+    cases: list[Case], starts: list[FloatArray], weight: float, steps: int, *, held: bool
+) -> list[FloatArray]:
+    """F (D, H, W) of every patient after that many steps of Adam, its rate falling as a cosine.
+
+    Where bone PSNR and seam are held, their means over the patients are, as the goals are meant.
+    """
+    pairs = [Pair(case, start) for case, start in zip(cases, starts, strict=True)]
+    optimizer = torch.optim.Adam([pair.fused for pair in pairs], lr=RATE)
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = RATE * (1 + math.cos(math.pi * step / steps)) / 2
+        loss = torch.stack([pair.distance(weight) for pair in pairs]).mean()
+        if held:
+            seam = torch.stack([pair.seam() for pair in pairs]).mean()
+            psnr = torch.stack([pair.psnr() for pair in pairs]).mean()
+            loss = loss + HOLD * ((seam / SEAM_GREY - 1).clamp_min(0) + (1 - psnr / PSNR_DB).clamp_min(0))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        with torch.no_grad():
+            for pair in pairs:
+                pair.fused.clamp_(0, 1)
+    return [np.ascontiguousarray(pair.fused.detach().numpy()[:, 0]) for pair in pairs]
+
+
+def _slices(volume: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.array(volume, dtype=np.float32))[:, None]
+
+
+def _mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Over all slices together, as the measures take it."""
+    return (values * mask).sum() / mask.sum()
+
+
+def rows(cases: list[Case], steps: int) -> dict[str, list[float]]:
+    """The mean over cases of every row's columns."""
+    preset = load_presets()["balanced"]
+    released = FusionPipeline.from_pretrained(ROOT / "clinfuse" / "released")
+    pasted, refined = "MRI, CT in bone", "`refined`"
+    found = {
+        pasted: [np.where(case.bone > 0, case.companion, case.anatomy) for case in cases],
+        "`hard_roi`": [BASELINES["hard_roi"](case, preset) for case in cases],
+        refined: [BASELINES["refined"](case, preset) for case in cases],
+        "the released model": [released(case, preset).fused for case in cases],
+    }
+    for held, start in ((False, pasted), (True, refined)):
+        for weight in WEIGHTS:
+            name = f"descent, bone × {weight:g}" + (", bone PSNR and seam held" if held else "")
+            found[name] = descended(cases, found[start], weight, steps, held=held)
+            sys.stderr.write(f"  {name}\n")
+    return {
+        name: [float(v) for v in np.mean([measures(*one) for one in zip(cases, images, strict=True)], axis=0)]
+        for name, images in found.items()
+    }
+
+
+def main() -> int:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cases", type=int, help="only the first (all)")
+    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--data", type=Path)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        data = arguments.data or Path(folder) / "aanlib.zarr"
+        if arguments.data is None:
+            prep = [
+                "prep",
+                default_source(),
+                "--out",
+                data,
+                "--split",
+                "0,0,1",
+                "--no-compare",
+                "--workers",
+                0,
+            ]
+            subprocess.run([sys.executable, "-m", "clinfuse_platform.cli", *map(str, prep)], check=True)
+        store = CaseStore(data)
+        cases = [slab(store.read(one), SLICES) for one in store.case_ids()[: arguments.cases]]
+    table = rows(cases, arguments.steps)
+    page = [
+        "# What any image can reach at once",
+        "",
+        f"`python tests/benchmarks/frontier.py`: AANLIB MRI-CT, {len(cases)} patients, {SLICES} slices of each. F "
+        "itself descends on 1 − SSIM to MRI in the brain and a weight times 1 − SSIM to CT in the bone, "
+        f"{arguments.steps} steps; below also held at {PSNR_DB:g} dB in bone and a seam of {SEAM_GREY:g} grey. Goals: "
+        f"brain .96, bone .985, {PSNR_DB:g} dB, {SEAM_GREY:g}.",
+        "",
+        f"| | {' | '.join(COLUMNS)} |",
+        "| --- | ---: | ---: | ---: | ---: |",
+        *(f"| {name} | {a:.3f} | {b:.3f} | {c:.1f} | {d:.2f} |" for name, (a, b, c, d) in table.items()),
+        "",
+        RESEARCH_USE,
+    ]
+    RESULT.write_text("\n".join(page) + "\n", encoding="utf-8")
+    sys.stdout.write(RESULT.read_text(encoding="utf-8"))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
