@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as tf
 from torch import Tensor
 
-from clinfuse.method.band import band_matrix, reach
+from clinfuse.method.band import along, band_matrix, reach
 
 
 def gaussian_blur(image: Tensor, sigma: float | Sequence[float], radius: int | None = None) -> Tensor:
@@ -26,7 +26,7 @@ def gaussian_blur(image: Tensor, sigma: float | Sequence[float], radius: int | N
     for axis in range(2, image.ndim):
         own = float(sigma if isinstance(sigma, (int, float)) else sigma[axis - 2])
         window = radius if radius is not None else _radius(own)
-        image = _along(image, axis, blur_matrix(image.shape[axis], own, window, image.device, image.dtype))
+        image = along(image, axis, blur_matrix(image.shape[axis], own, window, image.device, image.dtype))
     return image
 
 
@@ -35,7 +35,7 @@ def gaussian_slope(image: Tensor, sigma: float, axis: int) -> Tensor:
     for each in range(2, image.ndim):
         size, window = image.shape[each], _radius(sigma)
         matrix = blur_matrix(size, sigma, window, image.device, image.dtype, slope=each == axis)
-        image = _along(image, each, matrix)
+        image = along(image, each, matrix)
     return image
 
 
@@ -56,15 +56,6 @@ def largest_within(image: Tensor, voxels: int) -> Tensor:
 
 def _radius(sigma: float) -> int:
     return max(1, reach(sigma))
-
-
-def _along(image: Tensor, axis: int, matrix: Tensor) -> Tensor:
-    """Every line of the image along that axis times the (size, size) matrix."""
-    if axis == image.ndim - 1:
-        return image @ matrix.T
-    if axis == image.ndim - 2:
-        return matrix @ image
-    return (matrix @ image.flatten(axis + 1)).reshape(image.shape)
 
 
 @lru_cache(maxsize=256)

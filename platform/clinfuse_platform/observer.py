@@ -149,10 +149,10 @@ def as_in_use(case: Case, number: int, seed: int, rng: np.random.Generator) -> C
     if number % 2:
         case = with_automatic_masks(case)
     case = case if moved and first else aligned(case)
-    return other_contrast(aligned(case.slices(*_slab(case, rng))), seed=number)
+    return other_contrast(aligned(case.slices(*drawn_slab(case, rng))), seed=number)
 
 
-def _slab(case: Case, rng: np.random.Generator) -> tuple[int, int]:
+def drawn_slab(case: Case, rng: np.random.Generator) -> tuple[int, int]:
     """First slice of a slab of a case, and the one after its last; see `LESION_SHARE`."""
     count = min(LEARN_SLICES, case.shape[0])
     first, last = 0, case.shape[0] - count

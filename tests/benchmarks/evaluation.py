@@ -45,11 +45,17 @@ def unless(made: Path, *words: object) -> None:
         clinfuse(*words)
 
 
-def released(work: Path) -> str:
-    """The released model on all AANLIB patients: clinical and field metrics, differences, parameters and time."""
-    data, out = work / "released" / "aanlib.zarr", work / "released"
+def everyone(work: Path) -> Path:
+    """The dataset of all AANLIB MRI-CT patients, as test cases."""
+    data = work / "released" / "aanlib.zarr"
     prep = ["--split", "0,0,1", "--no-compare", "--workers", 0, "--resume"]
     unless(data / "manifest.parquet", "prep", default_source(), "--out", data, *prep)
+    return data
+
+
+def released(work: Path) -> str:
+    """The released model on all AANLIB patients: clinical and field metrics, differences, parameters and time."""
+    data, out = everyone(work), work / "released"
     options = ["--data", data, "--slices", SLICES, "--metrics", "all", "--out", out]
     clinfuse("evaluate", RELEASED, "refined", *options)
     patients = len(pd.read_parquet(data / "manifest.parquet"))

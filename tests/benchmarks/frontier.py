@@ -1,25 +1,24 @@
-"""What any image can reach at once: `python tests/benchmarks/frontier.py [--cases N] [--steps N] [--data D.zarr]`.
+"""What any image can reach at once: `python tests/benchmarks/frontier.py [--cases N] [--steps N] [--work DIR]`.
 
 Not a method: F itself descends on the measures, once on brain and bone SSIM alone, from MRI with the CT's bone in it,
-and once with bone PSNR and seam held at their goals, from `refined`. What no weight between brain and bone reaches
-here, no network can be asked for. The other rows are of the same slices by the same measures. Without --data: AANLIB
-MRI-CT (needs the pairs, see CLINFUSE_TEST_DATA). Writes tests/benchmarks/results/frontier.md.
+and once with bone PSNR and seam held at their goals, from `refined`. So it shows about where the edge lies that no
+method passes; a longer descent may find a little more. The other rows are of the same slices by the same measures, of
+AANLIB MRI-CT (needs the pairs, see CLINFUSE_TEST_DATA), kept in the work folder of evaluation.py. Writes
+tests/benchmarks/results/frontier.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
-import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
 import torch
-from clinfuse_platform.evaluate_recipes import default_source
 from clinfuse_platform.variants import slab
 from clinfuse_prep.store import CaseStore
+from evaluation import RELEASED, RESULTS, SLICES, WORK, everyone
 from torch import Tensor
 
 from clinfuse import RESEARCH_USE
@@ -32,12 +31,12 @@ from clinfuse.metrics.seam import GREYS, border_band
 from clinfuse.pipeline import FusionPipeline
 from clinfuse.presets import load_presets
 
-ROOT = Path(__file__).resolve().parents[2]
-RESULT = ROOT / "tests" / "benchmarks" / "results" / "frontier.md"
-SLICES, MARGIN = 8, 8
+MARGIN = 8
+"""Pixels around the head, more than the windows reach."""
 FREE, HELD = (1, 0.02), (2, 0.004)
 """Times the steps, and the rate of Adam: what is held must not be left by large steps."""
 HOLD = 3.0
+"""Weight of what lies beyond either goal, as a share of it."""
 WEIGHTS = (0.3, 1.0, 3.0)
 """Of 1 − SSIM in bone beside that in brain."""
 PSNR_DB, SEAM_GREY = 40.0, 0.30
@@ -131,7 +130,7 @@ def _mean(values: Tensor, mask: Tensor) -> Tensor:
 def rows(cases: list[Case], steps: int) -> dict[str, list[float]]:
     """The mean over cases of every row's columns."""
     preset = load_presets()["balanced"]
-    released = FusionPipeline.from_pretrained(ROOT / "clinfuse" / "released")
+    released = FusionPipeline.from_pretrained(RELEASED)
     pasted, refined = "MRI, CT in bone", "`refined`"
     found = {
         pasted: [np.where(case.bone > 0, case.companion, case.anatomy) for case in cases],
@@ -150,30 +149,15 @@ def rows(cases: list[Case], steps: int) -> dict[str, list[float]]:
     }
 
 
-def main() -> int:
+def main() -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cases", type=int, help="only the first (all)")
     parser.add_argument("--steps", type=int, default=120)
-    parser.add_argument("--data", type=Path)
+    parser.add_argument("--work", type=Path, default=WORK)
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        data = arguments.data or Path(folder) / "aanlib.zarr"
-        if arguments.data is None:
-            prep = [
-                "prep",
-                default_source(),
-                "--out",
-                data,
-                "--split",
-                "0,0,1",
-                "--no-compare",
-                "--workers",
-                0,
-            ]
-            subprocess.run([sys.executable, "-m", "clinfuse_platform.cli", *map(str, prep)], check=True)
-        store = CaseStore(data)
-        cases = [slab(store.read(one), SLICES) for one in store.case_ids()[: arguments.cases]]
+    store = CaseStore(everyone(arguments.work))
+    cases = [slab(store.read(one), SLICES) for one in store.case_ids()[: arguments.cases]]
     table = rows(cases, arguments.steps)
     page = [
         "# What any image can reach at once",
@@ -189,10 +173,10 @@ def main() -> int:
         "",
         RESEARCH_USE,
     ]
-    RESULT.write_text("\n".join(page) + "\n", encoding="utf-8")
-    sys.stdout.write(RESULT.read_text(encoding="utf-8"))
-    return 0
+    text = "\n".join(page) + "\n"
+    (RESULTS / "frontier.md").write_text(text, encoding="utf-8")
+    sys.stdout.write(text)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

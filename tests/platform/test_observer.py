@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from clinfuse_platform.observer import Observer, Setting, as_in_use, other_contrast
+from clinfuse_platform.observer import Observer, Setting, as_in_use, drawn_slab, other_contrast
 from clinfuse_prep.manifest import manifest_row
 from clinfuse_prep.store import CaseStore
 
@@ -107,26 +107,21 @@ def test_a_share_of_the_cases_lies_exactly_right(moved: Case, model: Path, tmp_p
 
 def test_most_slabs_reach_the_lesion(tiny_case: Case) -> None:
     """A lesion in one slice of a hundred is in a slab of 24 drawn anywhere one time in four, and here in 81 of 100."""
-    lesion, shape = np.zeros((100, 4, 4), np.uint8), (100, 4, 4)
+    lesion = np.zeros((100, 4, 4), np.uint8)
     lesion[20] = 1
-    image = np.linspace(0, 1, lesion.size, dtype=np.float32).reshape(shape)
-    case = replace(
-        tiny_case,
-        anatomy=image,
-        companion=image,
-        aligned_companion=image,
-        lesion=lesion,
-        brain=lesion,
-        bone=lesion,
-    )
-    slabs = [as_in_use(case, 4, 0, np.random.default_rng(seed)) for seed in range(200)]
-    assert all(slab.shape[0] == 24 for slab in slabs)
-    assert len({float(slab.anatomy.min()) for slab in slabs}) > 20, "at many places"
-    assert 0.72 < np.mean([slab.lesion.any() for slab in slabs]) < 0.9
-    bare = [
-        as_in_use(replace(case, lesion=0 * lesion), 4, 0, np.random.default_rng(seed)) for seed in range(200)
-    ]
-    assert max(float(slab.anatomy.min()) for slab in bare) > 0.7, "without a lesion anywhere"
+    image = np.linspace(0, 1, lesion.size, dtype=np.float32).reshape(lesion.shape)
+    images = dict.fromkeys(("anatomy", "companion", "aligned_companion"), image)
+    case = replace(tiny_case, **images, lesion=lesion, brain=lesion, bone=lesion)
+    rng = np.random.default_rng(0)
+    slabs = np.array([drawn_slab(case, rng) for _ in range(2000)])
+    assert (np.diff(slabs, axis=1) == 24).all() and slabs.min() >= 0 and slabs.max() <= 100
+    reached = (slabs[:, 0] <= 20) & (slabs[:, 1] > 20)
+    assert 0.78 < reached.mean() < 0.84 and len(set(slabs[reached, 0])) == 21, "at any place that reaches it"
+    bare = replace(case, lesion=0 * lesion)
+    anywhere = [drawn_slab(bare, rng)[0] for _ in range(2000)]
+    assert set(anywhere) == set(range(77)), "without a lesion"
+    seen = as_in_use(case, 4, 0, np.random.default_rng(0))
+    assert seen.shape == (24, 4, 4) and seen.lesion.any()
 
 
 def test_other_contrast_is_the_seed_s_and_changes_both_companions_alike(tiny_case: Case) -> None:

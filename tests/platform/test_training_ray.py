@@ -33,6 +33,12 @@ SMALL = ["--recipe", "cpu-debug"]
 SMALL += ["--set", "crop=[24,24]", "--set", "lesion_steps=6", "--set", "denoiser_steps=40"]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _interrupts_are_heard() -> None:
+    """Also where the tests were started in the background of a shell, which has them ignore the key."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("platform")
