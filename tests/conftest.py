@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,9 @@ import pytest
 
 from clinfuse.case import Case
 from clinfuse.lean import use_lean_imports
+from clinfuse.method.error_features import COUNT, IN_BRAIN
+from clinfuse.method.error_head import ErrorHead
+from clinfuse.method.perceptrons import Perceptrons
 
 # Read by OpenMP when torch loads: threads that wait sleep instead of spinning, which on a busy machine costs ten
 # times the work itself.
@@ -37,6 +40,27 @@ def ray_session() -> Iterator[None]:
 
     with session(cpus=4):
         yield
+
+
+def even_error_head(size: float, slope: float = 0.0) -> ErrorHead:
+    """An error head that expects the same size of error everywhere, or `slope` log units more of it from the first to
+    the last feature."""
+
+    def part(count: int) -> Perceptrons:
+        return Perceptrons(
+            mean=np.zeros(count, np.float32),
+            scale=np.ones(count, np.float32),
+            weights=(np.linspace(-slope, slope, count, dtype=np.float32)[None, None],),
+            biases=(np.full((1, 1), np.log(size), np.float32),),
+        )
+
+    return ErrorHead(brain=part(len(IN_BRAIN)), elsewhere=part(COUNT), ceiling=1.0)
+
+
+@pytest.fixture
+def error_head() -> Callable[..., ErrorHead]:
+    """Makes error heads that have learned nothing, see `even_error_head`."""
+    return even_error_head
 
 
 def oblique_affine(spacing: tuple[float, float, float]) -> np.ndarray:

@@ -34,8 +34,8 @@ COUNT = 41
 """Features of a voxel."""
 MASKS = (34, 35, 36)
 """Those of them that say whether it lies in brain, bone, lesion."""
-OWN = slice(29, 37)
-"""Those of them that say what F itself does there: gaps to both sources, variances, masks."""
+IN_BRAIN = [29, 31, 32]
+"""Those of them that count in the brain: F's gap to the anatomy image, aleatoric and epistemic variance."""
 
 BoolArray = NDArray[np.bool_]
 
@@ -46,6 +46,12 @@ def head_voxels(case: Case) -> BoolArray:
     for mask in case.masks.values():
         inside |= mask > 0
     return np.asarray(inside)
+
+
+def only_brain(rows: FloatArray) -> BoolArray:
+    """(n,) of rows of features (n, COUNT): in the brain, and neither in bone nor in a lesion."""
+    brain, bone, lesion = (rows[:, column] > 0 for column in MASKS)
+    return np.asarray(brain & ~bone & ~lesion)
 
 
 def features(

@@ -11,13 +11,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional
 
 from clinfuse.case import Case, FloatArray
 from clinfuse.errors import InputError
 from clinfuse.method.calibration import EPSILON
 from clinfuse.method.conformal import REGIONS, regions
-from clinfuse.method.error_features import COUNT, BoolArray, features
-from clinfuse.method.error_head import ErrorHead, scaled
+from clinfuse.method.error_features import COUNT, IN_BRAIN, BoolArray, features, only_brain
+from clinfuse.method.error_head import ErrorHead
+from clinfuse.method.perceptrons import Perceptrons, scaled
 from clinfuse.method.variances import Variances
 from clinfuse.training.loop import fit
 from clinfuse.training.losses import Batch
@@ -28,9 +30,8 @@ SINGLE_SLICES = 6
 """So many axial slices of a case are also seen alone, as a slice without neighbours is fused, too."""
 THICK = 3
 """Every third slice of a case is also seen as a volume of its own, as many scans have slices of 5 mm."""
-HIDDEN = (64, 64, 64)
-BATCH, LEARNING_RATE = 4096, 3e-3
-LEAST_STEPS, MOST_STEPS, EPOCHS = 200, 16_000, 25
+BATCH, ALIKE, LEARNING_RATE = 4096, 64, 3e-3
+LEAST_STEPS, EPOCHS = 200, 25
 """Of each network: every voxel is drawn 25 times, but for very few or very many."""
 NETWORKS = 3
 """What only one of them believes of images that differ from all cases weighs little in their mean (Lakshminarayanan et
@@ -38,6 +39,18 @@ al., arXiv:1612.01474)."""
 RARE = 0.999
 CONSTANT = 1e-6
 """What varied less in fitting teaches nothing, and counts for nothing later however different it is."""
+
+
+class Shape(NamedTuple):
+    """Of the networks of one part of the head: units of each layer, the share left out in fitting, the most steps."""
+
+    hidden: tuple[int, ...]
+    dropout: float
+    most_steps: int
+
+
+BRAIN, ELSEWHERE = Shape((16, 16), 0.0, 1_500), Shape((64, 64, 64), 0.1, 16_000)
+"""Elsewhere 41 features tell of each patient what holds for no other: dropout (Srivastava et al., JMLR 2014)."""
 
 
 class ErrorRows(NamedTuple):
@@ -102,33 +115,73 @@ def fit_error_head(rows: Sequence[ErrorRows], *, seed: int = 0) -> ErrorHead:
             found=f"{len(rows)} cases without a single such voxel",
             todo="look at the training cases with clinfuse inspect",
         )
-    mean, spread = looked.mean(axis=0), looked.std(axis=0)
-    scale = np.where(spread > CONSTANT, spread, np.float32(np.inf))
-    seen = torch.from_numpy(scaled(looked, mean, scale))
-    size = np.log(error + EPSILON, dtype=np.float32)
-    wanted, weight = torch.from_numpy(size), torch.from_numpy(_region_weights(size, region))
-    networks = [_fitted(seen, wanted, weight, seed * NETWORKS + number) for number in range(NETWORKS)]
-    layers = list(zip(*([part for part in n if isinstance(part, nn.Linear)] for n in networks), strict=True))
+    size, brain = np.log(error + EPSILON, dtype=np.float32), only_brain(looked)
+
+    def fitted(shape: Shape, part: BoolArray, columns: list[int] | slice) -> Perceptrons:
+        own = part if part.any() else ~part  # a part without a voxel learns from the other's
+        return _fitted(looked[:, columns][own], size[own], region[own], shape, seed)
+
     return ErrorHead(
-        mean=mean,
-        scale=scale,
-        weights=tuple(np.stack([one.weight.detach().numpy() for one in layer]) for layer in layers),
-        biases=tuple(np.stack([one.bias.detach().numpy() for one in layer]) for layer in layers),
+        brain=fitted(BRAIN, brain, IN_BRAIN),
+        elsewhere=fitted(ELSEWHERE, ~brain, slice(None)),
         ceiling=float(np.quantile(variance, RARE)),
     )
 
 
-def _fitted(seen: Tensor, wanted: Tensor, weight: Tensor, seed: int) -> nn.Sequential:
-    """One network, fitted on scaled rows (n, COUNT), their log errors (n,) and weights (n,)."""
-    network, generator = _network(seed), torch.Generator().manual_seed(seed)
+def _fitted(
+    looked: FloatArray, size: FloatArray, region: NDArray[np.uint8], shape: Shape, seed: int
+) -> Perceptrons:
+    """Networks fitted on features (n, features), log errors (n,) and labels of the regions (n,)."""
+    mean, spread = looked.mean(axis=0), looked.std(axis=0)
+    scale = np.where(spread > CONSTANT, spread, np.float32(np.inf))
+    seen, wanted = torch.from_numpy(scaled(looked, mean, scale)), torch.from_numpy(size)
+    weight = torch.from_numpy(_region_weights(size, region))
+    networks = [_network(seen, wanted, weight, shape, seed * NETWORKS + number) for number in range(NETWORKS)]
+    layers = list(zip(*([part for part in n if isinstance(part, nn.Linear)] for n in networks), strict=True))
+    return Perceptrons(
+        mean=mean,
+        scale=scale,
+        weights=tuple(np.stack([one.weight.detach().numpy() for one in layer]) for layer in layers),
+        biases=tuple(np.stack([one.bias.detach().numpy() for one in layer]) for layer in layers),
+    )
+
+
+def _network(seen: Tensor, wanted: Tensor, weight: Tensor, shape: Shape, seed: int) -> nn.Sequential:
+    """One network, fitted on scaled rows (n, features), their log errors (n,) and weights (n,)."""
+    generator = torch.Generator().manual_seed(seed)
 
     def batches(step: int) -> Batch:
         index = torch.randint(len(seen), (BATCH,), generator=generator)
         return {"features": seen[index], "size": wanted[index], "weight": weight[index]}
 
-    steps = min(max(EPOCHS * len(seen) // BATCH, LEAST_STEPS), MOST_STEPS)
-    fit(network, _loss, batches, steps=steps, learning_rate=LEARNING_RATE)
+    steps = min(max(EPOCHS * len(seen) // BATCH, LEAST_STEPS), shape.most_steps)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = _fresh(seen.shape[1], shape)
+        fit(network, _loss, batches, steps=steps, learning_rate=LEARNING_RATE)
     return network
+
+
+def _fresh(features: int, shape: Shape) -> nn.Sequential:
+    sizes = (features, *shape.hidden)
+    hidden = [(nn.Linear(a, b), nn.ReLU(), _Dropout(shape.dropout)) for a, b in pairwise(sizes)]
+    return nn.Sequential(*(part for layer in hidden for part in layer), nn.Linear(sizes[-1], 1))
+
+
+class _Dropout(nn.Module):
+    """Dropout that leaves a unit out for `ALIKE` rows of a batch at once: to draw it for each would take longer than
+    the rest of a step, and rows are in no order."""
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.share = share
+
+    def forward(self, rows: Tensor) -> Tensor:
+        if not (self.training and self.share):
+            return rows
+        groups = rows.view(-1, ALIKE, rows.shape[1])
+        kept = functional.dropout(rows.new_ones(len(groups), 1, rows.shape[1]), self.share)
+        return (groups * kept).view_as(rows)
 
 
 def _cut(case: Case, cut: slice) -> Case:
@@ -155,15 +208,6 @@ def _region_weights(size: FloatArray, region: NDArray[np.uint8]) -> FloatArray:
         here = region == label
         weight[here] = 1 / (here.sum() * (size[here].var() + 1e-6))
     return weight / weight.mean()
-
-
-def _network(seed: int) -> nn.Sequential:
-    sizes = (COUNT, *HIDDEN, 1)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        layers = [nn.Linear(a, b) for a, b in pairwise(sizes)]
-    between = [part for layer in layers for part in (layer, nn.ReLU())]
-    return nn.Sequential(*between[:-1])
 
 
 def _loss(module: nn.Module, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:

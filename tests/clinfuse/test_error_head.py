@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
+from safetensors.numpy import save
 from scipy.stats import spearmanr
 
 from clinfuse.case import Case
@@ -14,6 +17,7 @@ from clinfuse.method import error_features
 from clinfuse.method.error_features import COUNT, features, head_voxels
 from clinfuse.method.error_head import ErrorHead
 from clinfuse.method.variances import Variances
+from clinfuse.training import error_fit
 from clinfuse.training.error_fit import NETWORKS, error_rows, fit_error_head
 
 SHAPE = (14, 30, 26)
@@ -49,9 +53,20 @@ def rows_of(seeds: range) -> list[error_features.NDArray]:
     return [error_rows(*parts, everywhere, np.random.default_rng(n)) for n, parts in enumerate(made)]
 
 
+def rows_at(case: Case, fused: np.ndarray, variances: Variances, where: np.ndarray) -> np.ndarray:
+    return np.concatenate([rows for _, rows in features(case, fused, variances, where)])
+
+
 @pytest.fixture(scope="module")
 def head() -> ErrorHead:
     return fit_error_head(rows_of(range(4)))
+
+
+@pytest.fixture
+def brief(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fitting in few steps, where how well it fits does not matter."""
+    monkeypatch.setattr(error_fit, "LEAST_STEPS", 20)
+    monkeypatch.setattr(error_fit, "EPOCHS", 0)
 
 
 def test_features_do_not_depend_on_the_cut(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,38 +129,67 @@ def test_a_single_slice_is_foretold_too(head: ErrorHead) -> None:
     assert spearmanr(told[bone], error[cut][bone]).statistic > 0.6
 
 
-def test_in_the_brain_only_what_f_does_itself_counts(head: ErrorHead) -> None:
+def test_in_the_brain_neither_the_surroundings_nor_the_companion_count(head: ErrorHead) -> None:
     case, fused, variances, _ = fused_case(99)
-    regions = {"brain": (case.brain > 0) & (case.lesion == 0), "bone": case.bone > 0}
-    for name, where in regions.items():
-        rows = np.concatenate([rows for _, rows in features(case, fused, variances, where)])
-        assert (rows[:, error_features.MASKS[0]] == (name == "brain")).all()
+    for name, where in {"brain": (case.brain > 0) & (case.lesion == 0), "bone": case.bone > 0}.items():
+        rows = rows_at(case, fused, variances, where)
+        assert (error_features.only_brain(rows) == (name == "brain")).all()
         others = rows + np.float32(0.3)
-        others[:, error_features.OWN] = rows[:, error_features.OWN]
+        kept = [*error_features.IN_BRAIN, *error_features.MASKS]
+        others[:, kept] = rows[:, kept]
         assert np.allclose(head.expected(others), head.expected(rows)) == (name == "brain")
         doubted = rows.copy()
-        doubted[:, error_features.OWN.start] += 0.5
+        doubted[:, error_features.IN_BRAIN[1]] += 0.5
         assert not np.allclose(head.expected(doubted), head.expected(rows))
 
 
-def test_the_same_rows_and_seed_give_the_same_head(head: ErrorHead) -> None:
-    again = fit_error_head(rows_of(range(4)))
-    assert again.to_bytes() == head.to_bytes()
+def test_each_voxel_is_answered_by_its_own_networks(head: ErrorHead) -> None:
+    """A lesion lies in the brain and is not the brain's."""
+    case, fused, variances, _ = fused_case(99)
+    rows = rows_at(case, fused, variances, np.ones(SHAPE, bool))
+    brain = ((case.brain > 0) & (case.lesion == 0) & (case.bone == 0)).ravel()
+    np.testing.assert_array_equal(error_features.only_brain(rows), brain)
+    told = np.log(head.expected(rows))
+    np.testing.assert_allclose(told[~brain], np.minimum(head.elsewhere.answer(rows)[~brain], 0), atol=1e-4)
+    of_brain = head.brain.answer(rows[:, error_features.IN_BRAIN])
+    np.testing.assert_allclose(told[brain], np.minimum(of_brain[brain], 0), atol=1e-4)
 
 
-def test_variance_beyond_what_fitting_saw_is_added_whole_and_air_keeps_its_own() -> None:
+def test_cases_that_are_brain_alone_or_without_masks_teach_all_networks(brief: None) -> None:
+    for name in ("brain", "none"):
+        case, fused, variances, error = fused_case(0)
+        masks = {mask: np.zeros(SHAPE, np.uint8) for mask in case.masks}
+        if name == "brain":
+            masks["brain"][:] = 1
+        alike = replace(case, **masks)
+        rows = error_rows(alike, fused, variances, error, np.ones(SHAPE, bool), np.random.default_rng(0))
+        taught = fit_error_head([rows])
+        told = taught.std(case, fused, variances)
+        assert np.isfinite(told).all() and (told > 0).all()
+
+
+def test_dropout_keeps_the_mean_and_is_for_fitting_alone() -> None:
+    layer, rows = error_fit._Dropout(0.25), torch.ones(error_fit.BATCH, 50)
+    seen = layer(rows).reshape(-1, error_fit.ALIKE, 50)
+    assert (seen == seen[:, :1]).all() and seen.unique().tolist() == pytest.approx([0.0, 4 / 3])
+    assert float(seen.mean()) == pytest.approx(1, abs=0.05)
+    assert torch.equal(layer.eval()(rows), rows)
+
+
+def test_the_same_rows_and_seed_give_the_same_head(brief: None) -> None:
+    one, again, other = (fit_error_head(rows_of(range(1)), seed=seed).to_bytes() for seed in (3, 3, 4))
+    assert one == again != other
+
+
+def test_variance_beyond_what_fitting_saw_is_added_whole_and_air_keeps_its_own(
+    error_head: Callable[..., ErrorHead],
+) -> None:
     case, fused, variances, _ = fused_case(3)
     images = {"anatomy": case.anatomy.copy(), "companion": case.companion.copy()}
     for image in images.values():
         image[:, 28:] = 0.0
     case = Case(**{**vars(case), **images})
-    silent = ErrorHead(
-        mean=np.zeros(COUNT, np.float32),
-        scale=np.ones(COUNT, np.float32),
-        weights=(np.zeros((1, 1, COUNT), np.float32),),
-        biases=(np.full((1, 1), np.log(0.01), np.float32),),
-        ceiling=2e-4,
-    )
+    silent = replace(error_head(0.01), ceiling=2e-4)
     told, total, inside = silent.std(case, fused, variances), variances.total, head_voxels(case)
     assert not inside[:, 28:].any() and (total[inside] > 2e-4).any()
     wanted = np.sqrt(1e-4 + np.maximum(total - 2e-4, 0))
@@ -157,46 +201,39 @@ def test_the_file_gives_the_same_head_back_and_foreign_ones_are_refused(head: Er
     data = head.to_bytes()
     again = ErrorHead.from_bytes(data)
     assert again.to_bytes() == data and again.ceiling == head.ceiling
-    narrow = ErrorHead(
-        mean=head.mean[:5],
-        scale=head.scale[:5],
-        weights=(head.weights[0][..., :5], *head.weights[1:]),
-        biases=head.biases,
-        ceiling=0.0,
+    part = head.elsewhere
+    narrow = replace(
+        part, mean=part.mean[:5], scale=part.scale[:5], weights=(part.weights[0][..., :5], *part.weights[1:])
     )
-    uneven = replace(head, weights=(head.weights[0][1:], *head.weights[1:]))
-    of_before = replace(
-        head, weights=tuple(w[0] for w in head.weights), biases=tuple(b[0] for b in head.biases)
-    )
-    for broken in (data[:100], b"{}", narrow.to_bytes(), uneven.to_bytes(), of_before.to_bytes()):
+    uneven = replace(part, weights=(part.weights[0][1:], *part.weights[1:]))
+    foreign = [replace(head, elsewhere=other).to_bytes() for other in (narrow, uneven, head.brain)]
+    of_before = save({**part.arrays(), "ceiling": np.array([0.1])})
+    for broken in (data[:100], b"{}", of_before, *foreign):
         with pytest.raises(InputError, match="run clinfuse calibrate again"):
             ErrorHead.from_bytes(broken)
 
 
 def test_the_mean_of_all_networks_answers(head: ErrorHead) -> None:
-    case, fused, variances, _ = fused_case(99)
-    rows = np.concatenate([rows for _, rows in features(case, fused, variances, case.bone > 0)])
-    count = len(head.weights[0])
-    single = [
-        replace(
-            head,
-            weights=tuple(w[n : n + 1] for w in head.weights),
-            biases=tuple(b[n : n + 1] for b in head.biases),
-        )
-        for n in range(count)
-    ]
-    each = [ErrorHead.from_bytes(one.to_bytes()).expected(rows) for one in single]
-    assert count == NETWORKS and all(one.shape == (len(rows),) for one in each)
-    assert not any(np.allclose(each[0], other) for other in each[1:])
-    below = np.max(each, axis=0) < 1
-    told = np.exp(np.mean(np.log(each), axis=0))
-    np.testing.assert_allclose(head.expected(rows)[below], told[below], rtol=1e-5)
+    rows = rows_at(*fused_case(99)[:3], np.ones(SHAPE, bool))
+    for part, columns in ((head.elsewhere, slice(None)), (head.brain, error_features.IN_BRAIN)):
+        seen, count = rows[:, columns], len(part.weights[0])
+        each = [
+            replace(
+                part,
+                weights=tuple(w[n : n + 1] for w in part.weights),
+                biases=tuple(b[n : n + 1] for b in part.biases),
+            ).answer(seen)
+            for n in range(count)
+        ]
+        assert count == NETWORKS and all(one.shape == (len(rows),) for one in each)
+        assert not any(np.allclose(each[0], other) for other in each[1:])
+        np.testing.assert_allclose(part.answer(seen), np.mean(each, axis=0), rtol=1e-5, atol=1e-5)
 
 
 def test_what_never_varied_in_fitting_counts_for_nothing(head: ErrorHead) -> None:
     """These cases were taken as they are: what aligning found is 0 in all of them."""
     case, fused, variances, _ = fused_case(99)
-    rows = np.concatenate([rows for _, rows in features(case, fused, variances, case.bone > 0)])
+    rows = rows_at(case, fused, variances, case.bone > 0)
     others = rows.copy()
     others[:, -2:] = (2.0, 0.3)
     np.testing.assert_array_equal(head.expected(others), head.expected(rows))

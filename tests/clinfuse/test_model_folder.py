@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from small_model import ERROR_HEAD, make
+from small_model import make
 
 from clinfuse.case import Case
 from clinfuse.errors import InputError, ModelFolderError
 from clinfuse.method import calibration
+from clinfuse.method.error_head import ErrorHead
 from clinfuse.model_files import weights_hash
 from clinfuse.pipeline import FusionPipeline
 from clinfuse.presets import load_presets
@@ -40,14 +41,14 @@ def facts(folder: Path) -> dict[str, Any]:
 
 
 def test_a_version_is_told_by_all_that_changes_answers_and_its_weights_by_training_alone(
-    tmp_path: Path,
+    tmp_path: Path, error_head: Callable[..., ErrorHead]
 ) -> None:
     pipeline = make(members=1)
     made = facts(pipeline.save_pretrained(tmp_path / "made"))
     std, error = np.random.default_rng(0).random((2, 200)) / 10
     changed = {
         "calibration": replace(pipeline, calibration=calibration.fit_calibration([std], [error], [{}])),
-        "error_head": replace(pipeline, error_head=ERROR_HEAD),
+        "error_head": replace(pipeline, error_head=error_head(1.0)),
         "presets": replace(pipeline, presets={"balanced": load_presets()["balanced"].changed(eta=3.0)}),
         "student_steps": replace(pipeline, student_steps=4),
         "members": make(members=2),

@@ -1,5 +1,6 @@
 """FusionPipeline: deterministic, exact round trip through its folder, refuses what is not a model."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,11 +13,10 @@ from clinfuse import RESEARCH_USE
 from clinfuse.baselines import BASELINES
 from clinfuse.case import Case
 from clinfuse.errors import ConfigError, ModelFolderError
-from clinfuse.method.error_head import FILE
+from clinfuse.method.error_head import FILE, ErrorHead
 from clinfuse.method.prior import findings
 from clinfuse.pipeline import FusionPipeline
 from clinfuse.presets import load_presets
-from clinfuse.training.error_fit import error_rows, fit_error_head
 
 
 def test_result_has_the_case_s_shape_and_tells_its_story(tiny_case: Case) -> None:
@@ -72,14 +72,13 @@ def test_volumes_run_through_the_same_path(tiny_case: Case) -> None:
     assert result.fused.shape == tiny_case.shape
 
 
-def test_an_error_head_comes_back_tells_the_std_and_is_checked(tiny_case: Case, tmp_path: Path) -> None:
+def test_an_error_head_comes_back_tells_the_std_and_is_checked(
+    tiny_case: Case, tmp_path: Path, error_head: Callable[..., ErrorHead]
+) -> None:
     pipeline, slab = make(members=2), tiny_case.slices(4, 8)
     plain = pipeline(slab)
     np.testing.assert_allclose(plain.std, np.sqrt(plain.variances.total), rtol=1e-6)
-    rng = np.random.default_rng(0)
-    error = np.abs(plain.fused - slab.anatomy)
-    rows = error_rows(slab, plain.fused, plain.variances, error, np.ones(slab.shape, bool), rng)
-    pipeline.error_head = fit_error_head([rows])
+    pipeline.error_head = error_head(0.1, slope=0.2)
     told = pipeline(slab)
     np.testing.assert_array_equal(told.fused, plain.fused)
     np.testing.assert_array_equal(told.std, pipeline.error_head.std(slab, told.fused, told.variances))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +23,6 @@ from clinfuse_platform.verb_table import run_verb
 from clinfuse.case import Case
 from clinfuse.errors import ConfigError, InputError
 from clinfuse.method.diffusion import DiffusionConfig
-from clinfuse.method.error_features import COUNT
 from clinfuse.method.error_head import ErrorHead
 from clinfuse.pipeline import FusionPipeline
 from clinfuse.presets import load_presets
@@ -30,17 +30,6 @@ from clinfuse.training import build_denoiser, build_lesion_head, denoiser_loss, 
 from clinfuse.verbs import parse_settings
 
 BASE = Variant(label="base", model="m", model_hash="h", preset=load_presets()["balanced"].as_dict())
-
-
-def flat_error_head() -> ErrorHead:
-    """Expects an error of 0.1 everywhere."""
-    return ErrorHead(
-        mean=np.zeros(COUNT, np.float32),
-        scale=np.ones(COUNT, np.float32),
-        weights=(np.zeros((1, 1, COUNT), np.float32),),
-        biases=(np.full((1, 1), np.log(0.1), np.float32),),
-        ceiling=1.0,
-    )
 
 
 @pytest.mark.ray
@@ -86,9 +75,15 @@ def test_a_damaged_case_is_a_row_and_the_others_go_on(
 
 
 @pytest.mark.ray
-def test_all_ablations(ray_session: None, model: Path, tiny_store: Path, tmp_path: Path) -> None:
+def test_all_ablations(
+    ray_session: None,
+    model: Path,
+    tiny_store: Path,
+    tmp_path: Path,
+    error_head: Callable[..., ErrorHead],
+) -> None:
     pipeline = FusionPipeline.from_pretrained(model)
-    pipeline.error_head = flat_error_head()
+    pipeline.error_head = error_head(0.1)
     pipeline.save_pretrained(tmp_path / "model")
     words = ["--data", str(tiny_store), "--cases", "1", "--slices", "2", "--steps", "2"]
     result = run_verb("ablate", [str(tmp_path / "model"), *words, "--out", str(tmp_path / "out")])

@@ -22,7 +22,6 @@ from clinfuse_platform.session import gpus_present
 from clinfuse_platform.verb_table import run_verb
 
 from clinfuse.method.calibration import fit_calibration
-from clinfuse.method.error_features import COUNT
 from clinfuse.method.error_head import ErrorHead
 from clinfuse.model_files import weights_hash
 from clinfuse.pipeline import FusionPipeline
@@ -114,12 +113,10 @@ def test_members_train_at_once_and_go_on_after_a_kill(ray_session: None, run: Ru
     assert all(run.read_json("state.json")[job] == known[job] for job in steps), "trained again"
 
 
-def calibrate(folder: Path) -> None:
+def calibrate(folder: Path, error_head: Callable[..., ErrorHead]) -> None:
     """Give the model an error head and a calibration."""
     whole = FusionPipeline.from_pretrained(folder)
-    layers = (np.zeros((1, 1, COUNT), np.float32),), (np.zeros((1, 1), np.float32),)
-    mean, scale = np.zeros(COUNT, np.float32), np.ones(COUNT, np.float32)
-    whole.error_head = ErrorHead(mean=mean, scale=scale, weights=layers[0], biases=layers[1], ceiling=1.0)
+    whole.error_head = error_head(0.1)
     std, error = np.random.default_rng(0).random((2, 200)) / 10
     whole.calibration = fit_calibration([std], [error], [{}])
     whole.save_pretrained(folder)
@@ -127,13 +124,16 @@ def calibrate(folder: Path) -> None:
 
 @pytest.mark.ray
 def test_calibrating_the_base_trains_no_member_again_and_is_not_inherited(
-    ray_session: None, made_run: Callable[..., Run], tmp_path: Path
+    ray_session: None,
+    made_run: Callable[..., Run],
+    tmp_path: Path,
+    error_head: Callable[..., ErrorHead],
 ) -> None:
     run = made_run(tmp_path / "base", member_steps=1)
     words = [str(run.path), *ONE, "--members"]
     before = FusionPipeline.from_pretrained(run_verb("ensemble", [*words, "2"])["result"])
     known, base = run.read_json("state.json"), Path(str(run.path / "model"))
-    calibrate(base)
+    calibrate(base, error_head)
     run_verb("ensemble", [*words, "2"])
     assert run.read_json("state.json") == known, "trained again"
     after = FusionPipeline.from_pretrained(run_verb("ensemble", [*words, "3"])["result"])
