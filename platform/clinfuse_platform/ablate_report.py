@@ -16,6 +16,8 @@ from clinfuse_platform.storage import write_atomic, write_table
 from clinfuse_platform.variants import Variant
 
 COSTS = ["method", "what", "seconds per case", "fastest", "cases"]
+DOUBT = ("ece", "ause_ratio", "spearman")
+"""Of the uncertainty: levels are compared by it, too, as some change nothing else."""
 PANELS = (("ssim", "brain"), ("ssim", "bone"), ("dice", "lesion"), ("hd95", "lesion"), ("seam", "borders"))
 
 
@@ -72,7 +74,7 @@ def against_first(rows: pd.DataFrame) -> tuple[str, pd.DataFrame]:
     from clinfuse.evaluation import decided, explanation, paired_tests
     from clinfuse.evaluation.verdicts import COMPARED
 
-    chosen = rows[rows["metric"].isin(COMPARED)]
+    chosen = rows[rows["metric"].isin((*COMPARED, *DOUBT))]
     if chosen["method"].nunique() < 2:
         return "There is nothing to compare.", pd.DataFrame()
     first = str(chosen["method"].iloc[0])

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import torch
 from clinfuse_platform import ablate_parts
-from clinfuse_platform.ablate_report import jitter_area
+from clinfuse_platform.ablate_report import against_first, jitter_area
 from clinfuse_platform.ablations import ABLATIONS, chosen, labelled
 from clinfuse_platform.evaluate import failed_cases
 from clinfuse_platform.evaluate_methods import baseline_of, methods_of
@@ -220,6 +220,27 @@ def test_a_model_without_error_head_is_not_asked_what_that_adds() -> None:
     assert [a.name for a in chosen(["error_head"], error_head=True)] == ["error_head"]
     with pytest.raises(ConfigError, match="clinfuse calibrate"):
         chosen(["error_head"], error_head=False)
+
+
+def test_levels_that_differ_in_their_doubt_alone_are_told_apart() -> None:
+    rng = np.random.default_rng(0)
+    lines = [
+        {
+            "case_id": f"c{n}",
+            "method": f"error_head: {level}",
+            "metric": metric,
+            "roi": "bone",
+            "value": value,
+        }
+        for n in range(8)
+        for level, rank in (("off", 0.1), ("on", 0.6))
+        for metric, value in (("ssim", 0.9), ("spearman", rank + 0.02 * rng.normal()))
+    ]
+    sentence, tests = against_first(pd.DataFrame(lines).assign(status="ok", preset="balanced"))
+    assert sentence.startswith("What differs by more than chance from error_head: off")
+    assert tests[["metric", "better", "than"]].values.tolist() == [
+        ["spearman bone", "error_head: on", "error_head: off"]
+    ]
 
 
 def test_jitter_area_of_a_straight_line_is_half_its_fall() -> None:
