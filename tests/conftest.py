@@ -11,8 +11,7 @@ import pytest
 
 from clinfuse.case import Case
 from clinfuse.lean import use_lean_imports
-from clinfuse.method.error_features import COUNT, IN_BRAIN
-from clinfuse.method.error_head import ErrorHead
+from clinfuse.method.error_head import PARTS, ErrorHead
 from clinfuse.method.perceptrons import Perceptrons
 
 # Read by OpenMP when torch loads: threads that wait sleep instead of spinning, which on a busy machine costs ten
@@ -42,11 +41,12 @@ def ray_session() -> Iterator[None]:
         yield
 
 
-def even_error_head(size: float, slope: float = 0.0) -> ErrorHead:
-    """An error head that expects the same size of error everywhere, or `slope` log units more of it from the first to
-    the last feature."""
+@pytest.fixture
+def error_head() -> Callable[..., ErrorHead]:
+    """Makes error heads that have learned nothing: they expect an error of the same size everywhere, or, with a
+    slope, more of it where the last features are high and the first ones low."""
 
-    def part(count: int) -> Perceptrons:
+    def part(count: int, size: float, slope: float) -> Perceptrons:
         return Perceptrons(
             mean=np.zeros(count, np.float32),
             scale=np.ones(count, np.float32),
@@ -54,13 +54,10 @@ def even_error_head(size: float, slope: float = 0.0) -> ErrorHead:
             biases=(np.full((1, 1), np.log(size), np.float32),),
         )
 
-    return ErrorHead(brain=part(len(IN_BRAIN)), elsewhere=part(COUNT), ceiling=1.0)
+    def make(size: float, slope: float = 0.0) -> ErrorHead:
+        return ErrorHead(**{name: part(count, size, slope) for name, count in PARTS.items()}, ceiling=1.0)
 
-
-@pytest.fixture
-def error_head() -> Callable[..., ErrorHead]:
-    """Makes error heads that have learned nothing, see `even_error_head`."""
-    return even_error_head
+    return make
 
 
 def oblique_affine(spacing: tuple[float, float, float]) -> np.ndarray:

@@ -31,6 +31,8 @@ from clinfuse.method.variances import Variances
 
 FILE = "error_head/model.safetensors"
 """Where a model folder keeps it."""
+PARTS = {"brain": len(IN_BRAIN), "elsewhere": COUNT}
+"""Of an error head, and how many features each looks at."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +40,8 @@ class ErrorHead:
     """Networks for the brain, and for bone, lesions and the rest of the head.
 
     Attributes:
-        brain: of the features `IN_BRAIN`, for voxels in no other mask.
-        elsewhere: of all features.
+        brain: of the features `IN_BRAIN`, for voxels in the brain and in no other mask.
+        elsewhere: of all features, for all other voxels.
         ceiling: the total variance that only one voxel in a thousand exceeded in fitting, image units².
     """
 
@@ -76,7 +78,7 @@ class ErrorHead:
     def to_bytes(self) -> bytes:
         """A safetensors file's content; `from_bytes` gives the same head back, to the last bit."""
         arrays = {"ceiling": np.array([self.ceiling])}
-        for name in ("brain", "elsewhere"):
+        for name in PARTS:
             arrays |= {f"{name}.{key}": array for key, array in getattr(self, name).arrays().items()}
         return save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
 
@@ -89,15 +91,10 @@ class ErrorHead:
         """
         try:
             tensors = load(data)
-            parts = {
-                name: Perceptrons.from_arrays(
-                    {key.removeprefix(f"{name}."): a for key, a in tensors.items() if key.startswith(name)}
-                )
-                for name in ("brain", "elsewhere")
-            }
-            head = cls(**parts, ceiling=float(tensors["ceiling"][0]))
-            head.brain.answer(np.zeros((1, len(IN_BRAIN)), dtype=np.float32))
-            head.elsewhere.answer(np.zeros((1, COUNT), dtype=np.float32))
+            parts = {name: Perceptrons.from_arrays(_of_part(tensors, f"{name}.")) for name in PARTS}
+            for name, count in PARTS.items():
+                parts[name].answer(np.zeros((1, count), dtype=np.float32))
+            return cls(**parts, ceiling=float(tensors["ceiling"][0]))
         except (SafetensorError, KeyError, ValueError, IndexError) as error:
             raise InputError(
                 "this is no error head of ours",
@@ -105,4 +102,7 @@ class ErrorHead:
                 found=f"{type(error).__name__}: {error}",
                 todo="run clinfuse calibrate again",
             ) from error
-        return head
+
+
+def _of_part(tensors: dict[str, FloatArray], prefix: str) -> dict[str, FloatArray]:
+    return {name.removeprefix(prefix): array for name, array in tensors.items() if name.startswith(prefix)}
