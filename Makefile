@@ -18,7 +18,7 @@ help:
 	@echo "make test    all tests (real Ray, the demo included)"
 	@echo "make test-cluster   test-hosts: ray up of two hosts made here, over ssh (root, openssh-server, iproute2, rsync);"
 	@echo "                    then eight simulated nodes"
-	@echo "make released       train the model in clinfuse/released anew on the embedded cohort (about an hour and a half)"
+	@echo "make released       train the model in clinfuse/released anew on the embedded cohort (some four hours on 2 cores)"
 	@echo "make lint    ruff and mypy over all packages"
 	@echo "make bench   the measured ratios"
 	@echo "make venv    only the environment, $(VENV) (other interpreter: PYTHON=python3.12)"

@@ -235,7 +235,7 @@ def test_progress_is_streamed_and_the_result_is_the_same(local_service: Start, n
             client.fuse(images[0], progress=lambda *_: None)
         with pytest.raises(ServiceError, match="HTTP 503"):
             Client(client.url, retries=0).fuse(
-                case=plain.case, steps=400, deadline_s=0.1, progress=lambda *_: None
+                case=plain.case, steps=120, deadline_s=0.1, progress=lambda *_: None
             )
 
 

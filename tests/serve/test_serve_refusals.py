@@ -119,7 +119,7 @@ def test_a_full_queue_answers_429_with_a_time(local_service: Start, nifti_pair: 
 
 def test_deadline_leaves_out_latecomers(local_service: Start, nifti_pair: Pair) -> None:
     url = local_service()
-    reply = post(url, nifti_pair, {"steps": 400, "deadline_s": 0.1})
+    reply = post(url, nifti_pair, {"steps": 120, "deadline_s": 0.1})
     problem = refused(reply, 503, "no ensemble member answered")
     assert [row["member"] for row in problem["missing"]] == [0, 1, 2] and reply.headers["retry-after"]
 
