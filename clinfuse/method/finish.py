@@ -53,59 +53,52 @@ class Task(NamedTuple):
     """What the finish of a batch works on, (B, 1, *S) each.
 
     Attributes:
-        sampled: F₀. band: where borders count. limit: gradient magnitude that a source has. weight: w.
-        source: I. near: τ.
+        sampled: F₀. source: I. anatomy, companion: whose borders may be as steep as they are.
+        band: where borders count. weight: w. near: τ.
     """
 
     sampled: Tensor
-    band: Tensor
-    limit: Tensor
-    weight: Tensor
     source: Tensor
+    anatomy: Tensor
+    companion: Tensor
+    band: Tensor
+    weight: Tensor
     near: Tensor
 
 
 def finished(sampled: Tensor, inputs: Inputs, sources: Sources, steps: int = STEPS) -> Tensor:
     """F (B, 1, *S) in [0, 1] for F₀ of that shape and range; 0 steps change nothing.
 
-    `sources` are those that F₀ was mixed from: the companion brought to the anatomy image, findings painted in.
+    `sources` are those that F₀ was mixed from: the companion is shown in bone, in the brain the MRI with its findings.
     """
     if steps == 0:
         return sampled
-    task = task_of(sampled, inputs, sources)
-    parts = zip(*(each.split(AT_ONCE) for each in task), strict=True)
-    return torch.cat([_finish(Task(*part), steps) for part in parts])
+    source = torch.where(inputs.rois[1] > 0, sources.companion, sources.painted)
+    parts = zip(*(whole.split(AT_ONCE) for whole in (sampled, source, *inputs)), strict=True)
+    return torch.cat([_finish(one, shown, Inputs(*rest), steps) for one, shown, *rest in parts])
 
 
-def task_of(sampled: Tensor, inputs: Inputs, sources: Sources) -> Task:
-    """What is asked of a batch: near a lesion nothing, elsewhere in bone the companion, in the brain the MRI with its
-    findings."""
+def _finish(sampled: Tensor, source: Tensor, inputs: Inputs, steps: int) -> Tensor:
     brain, bone, lesion = inputs.rois
     free = 1 - largest_within(lesion, LESION_REACH)
-    return Task(
-        sampled=sampled,
-        band=torch.maximum(border(brain), border(bone)) * free,
-        limit=torch.maximum(gradient_magnitude(inputs.anatomy), gradient_magnitude(inputs.companion)),
-        weight=torch.where(bone > 0, BONE_WEIGHT, 1.0),
-        source=torch.where(bone > 0, sources.companion, sources.painted),
-        near=NEAR * torch.maximum(brain, bone) * free,
-    )
-
-
-def _finish(whole: Task, steps: int) -> Tensor:
-    box = _box(torch.maximum(whole.band, whole.near))
-    image = whole.sampled.clone()
+    band = torch.maximum(border(brain), border(bone)) * free
+    near = NEAR * torch.maximum(brain, bone) * free
+    box = _box(torch.maximum(band, near))
+    weight = torch.where(bone > 0, BONE_WEIGHT, 1.0)
+    whole = Task(sampled, source, inputs.anatomy, inputs.companion, band, weight, near)
+    image = sampled.clone()
     image[box] = _descended(Task(*(each[box] for each in whole)), steps)
     return image
 
 
 def _descended(task: Task, steps: int) -> Tensor:
+    limit = torch.maximum(gradient_magnitude(task.anatomy), gradient_magnitude(task.companion))
     steepest = 2 * (BONE_WEIGHT + SEAM_WEIGHT * STEEPEST)
     root = math.sqrt(2 / steepest)
     momentum = (1 - root) / (1 + root)
     image = ahead = _nearer(task.sampled, task.source, task.near)
     for _ in range(steps):
-        slope = _seam_slope(ahead, task) + 2 * task.weight * (ahead - task.sampled)
+        slope = _seam_slope(ahead, limit, task.band) + 2 * task.weight * (ahead - task.sampled)
         moved = ahead - slope / steepest
         moved = _nearer(moved, task.source, 2 * task.weight * task.near / steepest).clamp(0, 1)
         image, ahead = moved, moved + momentum * (moved - image)
@@ -130,10 +123,10 @@ def _box(changed: Tensor) -> tuple[slice, ...]:
     return tuple(box)
 
 
-def _seam_slope(image: Tensor, task: Task) -> Tensor:
+def _seam_slope(image: Tensor, limit: Tensor, band: Tensor) -> Tensor:
     """∇ of the seam term by F."""
     with torch.enable_grad():
         point = image.detach().requires_grad_()
-        beyond = (gradient_magnitude(point) - task.limit).clamp_min(0)
-        (slope,) = torch.autograd.grad(SEAM_WEIGHT * (task.band * beyond.square()).sum(), point)
+        beyond = (gradient_magnitude(point) - limit).clamp_min(0)
+        (slope,) = torch.autograd.grad(SEAM_WEIGHT * (band * beyond.square()).sum(), point)
     return slope
