@@ -51,8 +51,7 @@ released: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not ray" tests
-	$(BIN)/python -m pytest -m ray tests/data_prep tests/sweeps tests/serve
-	$(BIN)/python -m pytest -m ray tests/platform
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m ray tests/data_prep tests/sweeps tests/serve tests/platform
 
 test-cluster: test-hosts
 	CLINFUSE_TEST_CLUSTER=1 $(BIN)/python -m pytest tests/platform/test_many_nodes.py

@@ -143,7 +143,7 @@ def draw_part(
         [denoiser], [encoded], diffusion=diffusion, steps=steps, generators=generators, guide=guide
     )
     sources = part.seen.sources
-    fused = finished(done.fused, part.inputs._replace(vector=vectors), sources, finish)
+    fused = finished(done.fused, part.inputs._replace(vector=vectors), finish)
     fused = within_sources(fused, part.inputs.anatomy, sources)
     maps = [*(volume[part.undo] for volume in (fused, done.variance, done.residual)), registration]
     outer = (0, 1) if denoiser.config.spatial_dims == 3 else (1,)
