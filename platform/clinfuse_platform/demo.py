@@ -69,7 +69,7 @@ class Size:
 
 
 SIZES = {
-    "cpu-debug": Size(patients=6, spacing_mm=4.0, trials=3, slices=2),
+    "cpu-debug": Size(patients=6, spacing_mm=4.0, trials=2, slices=2),
     "cpu-small": Size(patients=8, spacing_mm=2.0, trials=6, slices=2),
 }
 
