@@ -60,14 +60,29 @@ def band_matrix(
 def blurred(image: FloatArray, sigmas: Sequence[float]) -> FloatArray:
     """An image (D, H, W) blurred along every axis, its border voxels repeated beyond it.
 
+    A slab with enough slices about it gives what the whole volume does, to the last bit: within a slice lines are
+    multiplied, slices are added one by one. A product along D would sum in another order for every depth.
+
     Args:
         image: float32.
         sigmas: standard deviations in voxels along D, H and W; 0 leaves an axis as it is.
     """
-    for axis, sigma in enumerate(sigmas):
+    depth, *in_plane = sigmas
+    if depth > 0:
+        image = _blurred_depth(image, depth)
+    for axis, sigma in enumerate(in_plane, start=1):
         if sigma > 0:
             image = along(image, axis, _blur_matrix(image.shape[axis], float(sigma)))
     return image
+
+
+def _blurred_depth(image: FloatArray, sigma: float) -> FloatArray:
+    radius, depth = reach(sigma), image.shape[0]
+    padded = np.pad(image, ((radius, radius), (0, 0), (0, 0)), mode="edge")
+    blurred = np.zeros_like(image)
+    for start, weight in enumerate(gaussian_window(sigma, radius).astype(np.float32)):
+        blurred += weight * padded[start : start + depth]
+    return blurred
 
 
 def along(image: Array, axis: int, matrix: Array) -> Array:

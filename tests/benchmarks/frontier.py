@@ -12,8 +12,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +25,7 @@ from torch import Tensor
 from clinfuse import RESEARCH_USE
 from clinfuse.baselines import BASELINES
 from clinfuse.case import Case, FloatArray
+from clinfuse.evaluation.goals import GOALS
 from clinfuse.method.seam_loss import gradient_magnitude
 from clinfuse.method.ssim import ssim_map
 from clinfuse.metrics import edges, field_metrics, roi_psnr, roi_ssim, seam_index
@@ -43,15 +43,24 @@ HOLD = 3.0
 """Weight of what lies beyond either goal, as a share of it."""
 WEIGHTS = (0.3, 1.0, 3.0)
 """Of 1 − SSIM in bone beside that in brain."""
-PSNR_DB, SEAM_GREY = 40.0, 0.30
 FIELD_WEIGHTS = (0.2, 1.0)
 """Of a measure of the fusion field beside the clinical ones."""
-COLUMNS = ("ssim brain", "ssim bone", "psnr bone (dB)", "seam (grey)", "SCD", "Qabf", "SSIM sum")
-GOALS = ".960", ".985", "40.0", ".30", "1.50", ".70", "1.38"
+COLUMNS = {
+    ("ssim", "brain"): 3,
+    ("ssim", "bone"): 3,
+    ("psnr", "bone"): 1,
+    ("seam", "borders"): 2,
+    ("SCD", "whole"): 2,
+    ("Qabf", "whole"): 3,
+    ("SSIM_sum", "whole"): 3,
+}
+"""Digits after the point of each measure; units as of the goals."""
+GOAL = {(goal.metric, goal.roi): goal for goal in GOALS}
+PSNR_DB, SEAM_GREY = GOAL["psnr", "bone"].least, GOAL["seam", "borders"].most
 
 
 def measures(case: Case, fused: FloatArray) -> list[float]:
-    """The columns."""
+    """One value for each of `COLUMNS`."""
     brain, bone = case.brain > 0, case.bone > 0
     pair = (case.anatomy, case.companion)
     return [
@@ -100,12 +109,12 @@ class Pair:
         return -10 * torch.log10(_mean((self.fused - self.companion).square(), self.bone) + 1e-10)
 
     def scd(self) -> Tensor:
-        """Mean over slices; beyond the head all is black."""
+        """SCD, mean over slices; beyond the head all is black."""
         pairs = ((self.anatomy, self.fused - self.companion), (self.companion, self.fused - self.anatomy))
         return torch.stack([self._correlation(*pair) for pair in pairs]).sum(dim=0).mean()
 
     def qabf(self) -> Tensor:
-        """Mean over slices."""
+        """Qabf, mean over slices; see clinfuse.metrics.edges, which has no gradient."""
         fused = _edges(self.fused)
         kept = [_preservation(source, fused) * source[0] for source in self.edges]
         there = [source[0] for source in self.edges]
@@ -125,11 +134,12 @@ def descended(
     *,
     held: bool,
     beside: Callable[[Pair], Tensor] | None = None,
+    share: float = 0.0,
 ) -> list[FloatArray]:
     """F (D, H, W) of every patient after that many steps of Adam, its rate falling as a cosine.
 
-    Where bone PSNR and seam are held, their means over the patients are, as the goals are meant. `beside` is what else
-    shall be large.
+    Where bone PSNR and seam are held, their means over the patients are, as the goals are meant. `beside` is a measure
+    that shall be large, too, and counts with its `share`.
     """
     pairs = [Pair(case, start) for case, start in zip(cases, starts, strict=True)]
     times, rate = HELD if held else FREE
@@ -142,7 +152,7 @@ def descended(
             psnr = torch.stack([pair.psnr() for pair in pairs]).mean()
             loss = loss + HOLD * ((seam / SEAM_GREY - 1).clamp_min(0) + (1 - psnr / PSNR_DB).clamp_min(0))
         if beside is not None:
-            loss = loss - torch.stack([beside(pair) for pair in pairs]).mean()
+            loss = loss - share * torch.stack([beside(pair) for pair in pairs]).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -204,8 +214,7 @@ def rows(cases: list[Case], steps: int) -> dict[str, list[float]]:
     for label, measure in (("SCD", Pair.scd), ("Qabf", Pair.qabf)):
         for share in FIELD_WEIGHTS:
             name = f"descent, bone × 1, bone PSNR and seam held, and {label} × {share:g}"
-            beside = partial(_times, share, measure)
-            found[name] = descended(cases, found[refined], 1.0, steps, held=True, beside=beside)
+            found[name] = descended(cases, found[refined], 1.0, steps, held=True, beside=measure, share=share)
             sys.stderr.write(f"  {name}\n")
     return {
         name: [float(v) for v in np.mean([measures(*one) for one in zip(cases, images, strict=True)], axis=0)]
@@ -213,13 +222,12 @@ def rows(cases: list[Case], steps: int) -> dict[str, list[float]]:
     }
 
 
-def _line(name: str, values: list[float]) -> str:
-    shown = (f"{value:.{digits}f}" for value, digits in zip(values, (3, 3, 1, 2, 2, 3, 3), strict=True))
-    return f"| {name} | {' | '.join(shown)} |"
+def _line(name: str, cells: Iterable[str]) -> str:
+    return f"| {name} | {' | '.join(cells)} |"
 
 
-def _times(share: float, measure: Callable[[Pair], Tensor], pair: Pair) -> Tensor:
-    return share * measure(pair)
+def _shown(values: list[float]) -> list[str]:
+    return [f"{value:.{digits}f}" for value, digits in zip(values, COLUMNS.values(), strict=True)]
 
 
 def main() -> None:
@@ -240,10 +248,10 @@ def main() -> None:
         f"{arguments.steps} steps of Adam; below, in twice as many, held at {PSNR_DB:g} dB in bone and a seam of "
         f"{SEAM_GREY:g} grey, and so again with SCD or Qabf to raise beside them.",
         "",
-        f"| | {' | '.join(COLUMNS)} |",
-        f"| --- |{' ---: |' * len(COLUMNS)}",
-        f"| *goal* | {' | '.join(GOALS)} |",
-        *(_line(name, values) for name, values in table.items()),
+        _line("", (" ".join(column) for column in COLUMNS)),
+        _line("---", ["---:"] * len(COLUMNS)),
+        _line("*goal*", (GOAL[column].text for column in COLUMNS)),
+        *(_line(name, _shown(values)) for name, values in table.items()),
         "",
         RESEARCH_USE,
     ]
