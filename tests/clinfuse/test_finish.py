@@ -1,7 +1,8 @@
-"""The finish: near what was sampled, with less seam, the convex sum's own minimum, and no last bit that grows."""
+"""The finish: near what was sampled, its bone the CT, with less seam; the convex sum's minimum; no last bit grows."""
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from scipy.optimize import minimize
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from clinfuse.method import finish
 from clinfuse.method.filters import largest_within
-from clinfuse.method.finish import LESION_REACH, finished
+from clinfuse.method.finish import LESION_REACH, NEAR, STEPS, finished
 from clinfuse.method.inputs import Inputs
 from clinfuse.method.refine import border
 from clinfuse.method.seam_loss import gradient_magnitude
@@ -35,11 +36,12 @@ def excess(image: Tensor, inputs: Inputs) -> Tensor:
     return band * (gradient_magnitude(image) - limit).clamp_min(0)
 
 
-def cost(image: Tensor, inputs: Inputs, sampled: Tensor) -> Tensor:
+def cost(image: Tensor, inputs: Inputs, sampled: Tensor, distance: Tensor) -> Tensor:
+    """The finish's sum, told how far the image is from the companion."""
     bone = inputs.rois[1]
     weight = finish.BONE_WEIGHT * bone + 1 - bone
-    near = (weight * (image - sampled).square()).sum()
-    return near + finish.SEAM_WEIGHT * excess(image, inputs).square().sum()
+    near = (image - sampled).square() + 2 * NEAR * bone * distance
+    return (weight * near).sum() + finish.SEAM_WEIGHT * excess(image, inputs).square().sum()
 
 
 @pytest.mark.parametrize("dims", [2, 3])
@@ -66,27 +68,52 @@ def test_what_the_borders_do_not_reach_is_left_out_of_the_work_alone(
     torch.testing.assert_close(done, finished(sampled, inputs), atol=1e-6, rtol=0)
 
 
-def test_where_no_border_is_steeper_nothing_changes() -> None:
+@pytest.mark.parametrize("dims", [2, 3])
+def test_bone_that_nearly_is_the_companion_becomes_it_and_the_rest_comes_nearer(dims: int) -> None:
+    inputs, _ = pasted(16, dims)
+    companion, bone = inputs.companion, inputs.rois[1] > 0
+    gap = 3 * NEAR * (2 * torch.rand(companion.shape, generator=torch.Generator().manual_seed(4)) - 1)
+    sampled = torch.where(bone, companion + gap, inputs.anatomy).clamp(0, 1)
+    done = finished(sampled, inputs)
+    bone[..., :14] = False
+    gap = (sampled - companion)[bone]
+    left = (done - companion)[bone]
+    torch.testing.assert_close(left, gap.sign() * (gap.abs() - NEAR).clamp_min(0), atol=1e-6, rtol=0)
+    assert float((left == 0).float().mean()) > 0.25, "exactly: a flat companion's one grey level"
+    assert torch.equal(done[..., :3], sampled[..., :3]), "the brain stays as it was sampled"
+
+
+def test_where_no_border_is_steeper_and_bone_is_the_companion_nothing_changes() -> None:
     inputs, _ = pasted()
-    for source in (inputs.anatomy, inputs.companion):
-        torch.testing.assert_close(finished(source, inputs), source, atol=1e-6, rtol=0)
+    torch.testing.assert_close(finished(inputs.companion, inputs), inputs.companion, atol=1e-6, rtol=0)
+    brain = torch.cat([inputs.rois[0], torch.zeros_like(inputs.masks[:, 1:])], dim=1)
+    boneless = inputs._replace(masks=brain)
+    torch.testing.assert_close(finished(inputs.anatomy, boneless), inputs.anatomy, atol=1e-6, rtol=0)
 
 
 def test_its_end_is_the_minimum_that_another_method_finds() -> None:
-    inputs, sampled = pasted(12)
+    inputs, pair = pasted(12)
+    sampled = (pair + 0.03 * torch.sin(7 * torch.arange(12))).clamp(0, 1)
+    companion = inputs.companion
 
-    def function(flat: object) -> tuple[float, object]:
-        image = torch.tensor(flat, dtype=torch.float32).reshape(sampled.shape).requires_grad_()
-        value = cost(image, inputs, sampled)
-        (slope,) = torch.autograd.grad(value, image)
-        return float(value), slope.double().flatten().numpy()
+    def function(flat: np.ndarray) -> tuple[float, np.ndarray]:
+        """Of how far F is above the companion and how far below, so that the sum is smooth."""
+        parts = torch.tensor(flat, dtype=torch.float32).reshape(2, *sampled.shape).requires_grad_()
+        value = cost(companion + parts[0] - parts[1], inputs, sampled, parts.sum(dim=0))
+        (slope,) = torch.autograd.grad(value, parts)
+        return float(value.detach()), slope.double().flatten().numpy()
 
-    bounds = [(0, 1)] * sampled.numel()
-    other = minimize(function, sampled.flatten().numpy(), jac=True, method="L-BFGS-B", bounds=bounds)
-    start, end = (float(cost(finished(sampled, inputs, steps), inputs, sampled)) for steps in (0, 200))
-    assert abs(end - other.fun) < 0.02 * (start - other.fun)
-    soon = float(cost(finished(sampled, inputs), inputs, sampled))
-    assert soon - other.fun < 0.1 * (start - other.fun), "so few steps are near it"
+    room = [(0, float(most)) for part in (1 - companion, companion) for most in part.flatten()]
+    gap = sampled - companion
+    start = torch.stack([gap.clamp_min(0), (-gap).clamp_min(0)]).flatten().numpy()
+    other = minimize(function, start, jac=True, method="L-BFGS-B", bounds=room)
+
+    def after(steps: int) -> float:
+        done = finished(sampled, inputs, steps)
+        return float(cost(done, inputs, sampled, (done - companion).abs()))
+
+    assert abs(after(200) - other.fun) < 0.02 * (after(0) - other.fun)
+    assert after(STEPS) - other.fun < 0.1 * (after(0) - other.fun), "so few steps are near it"
 
 
 @pytest.mark.parametrize("dims", [2, 3])
