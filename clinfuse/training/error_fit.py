@@ -107,25 +107,39 @@ def fit_error_head(rows: Sequence[ErrorRows], *, seed: int = 0) -> ErrorHead:
     Raises:
         InputError: no voxel at all.
     """
-    looked, error, region, variance = (np.concatenate(column) for column in zip(*rows, strict=True))
-    if not len(looked):
+    if not any(len(one.error) for one in rows):
         raise InputError(
             "the error head has nothing to learn from",
             expected="training cases with a head in them: grey values above air, or a mask",
             found=f"{len(rows)} cases without a single such voxel",
             todo="look at the training cases with clinfuse inspect",
         )
-    size, brain = np.log(error + EPSILON, dtype=np.float32), only_brain(looked)
+    brain = [only_brain(one.features) for one in rows]
+    elsewhere = [~part for part in brain]
 
-    def fitted(shape: Shape, part: BoolArray, columns: list[int] | slice) -> Perceptrons:
-        own = part if part.any() else ~part  # a part without a voxel learns from the other's
-        return _fitted(looked[:, columns][own], size[own], region[own], shape, seed)
+    def fitted(
+        shape: Shape, own: list[BoolArray], others: list[BoolArray], columns: list[int] | slice
+    ) -> Perceptrons:
+        """A part without a voxel learns from the other's."""
+        part = own if any(each.any() for each in own) else others
+        return _fitted(*_of_part(rows, part, columns), shape, seed)
 
     return ErrorHead(
-        brain=fitted(BRAIN, brain, IN_BRAIN),
-        elsewhere=fitted(ELSEWHERE, ~brain, slice(None)),
-        ceiling=float(np.quantile(variance, RARE)),
+        brain=fitted(BRAIN, brain, elsewhere, IN_BRAIN),
+        elsewhere=fitted(ELSEWHERE, elsewhere, brain, slice(None)),
+        ceiling=float(np.quantile(np.concatenate([one.variance for one in rows]), RARE)),
     )
+
+
+def _of_part(
+    rows: Sequence[ErrorRows], part: Sequence[BoolArray], columns: list[int] | slice
+) -> tuple[FloatArray, FloatArray, NDArray[np.uint8]]:
+    """Features, log errors and regions of those voxels of all cases; picked case by case, to hold all but once."""
+    picked = list(zip(rows, part, strict=True))
+    looked = np.concatenate([one.features[:, columns][own] for one, own in picked])
+    error = np.concatenate([one.error[own] for one, own in picked])
+    region = np.concatenate([one.region[own] for one, own in picked])
+    return looked, np.log(error + EPSILON, dtype=np.float32), region
 
 
 def _fitted(

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 LEARN_CASES = 144
 """At most so many training cases teach the error head."""
+LOOKS = 2
+"""How often each does, each time by another slab, warp, contrast and kind of masks."""
 
 
 def check_asked(arguments: argparse.Namespace) -> None:
@@ -90,18 +92,18 @@ def calibrate_model(
     from clinfuse_platform.runs import local_copy, model_folder, put_model
 
     folder, store = model_folder(model, storage), CaseStore(data)
-    to_learn, to_calibrate = _learning_cases(_cases(store, "train")), _cases(store, "val")
+    teachers, to_calibrate = _learning_cases(_cases(store, "train")), _cases(store, "val")
     pipeline = FusionPipeline.from_pretrained(local_copy(folder), calibrated=False)
     pipeline.resolve_preset(preset)
     setting = Setting(model=str(folder), data=data, preset=preset, slices=slices, steps=steps, seed=seed)
-    with closing(Observers(setting, max(len(to_learn), len(to_calibrate)))) as observers:
-        error_head = pipeline.error_head = fit_error_head(observers.learn(to_learn), seed=seed)
+    with closing(Observers(setting, max(len(teachers), len(to_calibrate)))) as observers:
+        error_head = pipeline.error_head = fit_error_head(observers.learn(looks(teachers)), seed=seed)
         calibration = pipeline.calibration = fit(observers.observe(to_calibrate, error_head), seed)
     put_model(pipeline.save_pretrained, folder)
     return {
         "result": folder,
         "calibration": folder / "calibration.json",
-        "error_head_cases": len(to_learn),
+        "error_head_cases": len(teachers),
         "cases": len(to_calibrate),
         "coverage": calibration.coverage,
         "tolerance": calibration.tolerance,
@@ -142,3 +144,8 @@ def _learning_cases(case_ids: Sequence[str]) -> list[str]:
     """At most `LEARN_CASES`, spread over all."""
     places = np.unique(np.linspace(0, len(case_ids) - 1, min(LEARN_CASES, len(case_ids))).round().astype(int))
     return [case_ids[place] for place in places]
+
+
+def looks(case_ids: Sequence[str]) -> list[str]:
+    """Every case `LOOKS` times, each time one place earlier among the others: its place says how it is seen."""
+    return [case_id for turn in range(LOOKS) for case_id in (*case_ids[turn:], *case_ids[:turn])]

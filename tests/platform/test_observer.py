@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from clinfuse_platform.observer import Observer, Setting, as_in_use, drawn_slab, other_contrast
+from clinfuse_platform.calibrate import LOOKS, looks
+from clinfuse_platform.observer import CYCLE, Observer, Setting, as_in_use, drawn_slab, other_contrast
 from clinfuse_prep.manifest import manifest_row
 from clinfuse_prep.store import CaseStore
 
@@ -68,6 +69,15 @@ def test_a_real_pair_is_judged_as_it_was_aligned(
     one, other = before.observe("1", head), after.observe("1", head)
     np.testing.assert_allclose(one.error, other.error, atol=1e-3)
     np.testing.assert_allclose(one.std, other.std, rtol=0.02, atol=1e-3)
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 140, 144])
+def test_each_look_at_a_training_case_is_of_another_kind(count: int) -> None:
+    asked = looks([str(number) for number in range(count)])
+    for case_id in set(asked):
+        kinds = {number % CYCLE for number, one in enumerate(asked) if one == case_id}
+        assert len(kinds) == LOOKS == 2
+    assert asked[:count] == [str(number) for number in range(count)]
 
 
 def test_a_pair_of_unknown_alignment_teaches_misregistration(
