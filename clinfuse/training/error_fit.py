@@ -31,8 +31,8 @@ SINGLE_SLICES = 6
 THICK = 3
 """Every third slice of a case is also seen as a volume of its own, as many scans have slices of 5 mm."""
 BATCH, ALIKE, LEARNING_RATE = 4096, 64, 3e-3
-LEAST_STEPS, EPOCHS = 200, 25
-"""Of each network: every voxel is drawn 25 times, but for very few or very many."""
+LEAST_STEPS, EPOCHS = 200, 12
+"""Of each network: every voxel is drawn 12 times, but for very few or very many."""
 NETWORKS = 3
 """What only one of them believes of images that differ from all cases weighs little in their mean (Lakshminarayanan et
 al., arXiv:1612.01474)."""
