@@ -77,6 +77,14 @@ def test_ties_count_as_random_not_as_lucky() -> None:
     )
 
 
+@pytest.mark.parametrize("share", [0.3, 0.95])
+def test_equal_errors_bound_the_rank_correlation_and_not_the_sparsification(share: float) -> None:
+    doubt = np.arange(10_000.0)
+    error = np.maximum(doubt - share * doubt.size, 0)
+    assert rank_correlation(error, doubt) == pytest.approx(np.sqrt(1 - share**3), abs=1e-3)
+    assert sparsification(error, doubt).ratio == pytest.approx(0, abs=1e-9)
+
+
 def test_bad_input_is_refused() -> None:
     with pytest.raises(InputError, match=r"\[0, 1\].*1\.5"):
         ece(np.array([1.5]), np.array([1]))
