@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 LEARN_CASES = 144
 """At most so many training cases teach the error head."""
-LOOKS = 2
-"""How often each does, each time by another slab, warp, contrast and kind of masks."""
 
 
 def check_asked(arguments: argparse.Namespace) -> None:
@@ -88,7 +86,7 @@ def calibrate_model(
 
     from clinfuse.pipeline import FusionPipeline
     from clinfuse.training.error_fit import fit_error_head
-    from clinfuse_platform.observer import Observers, Setting
+    from clinfuse_platform.observer import Observers, Setting, looks
     from clinfuse_platform.runs import local_copy, model_folder, put_model
 
     folder, store = model_folder(model, storage), CaseStore(data)
@@ -144,8 +142,3 @@ def _learning_cases(case_ids: Sequence[str]) -> list[str]:
     """At most `LEARN_CASES`, spread over all."""
     places = np.unique(np.linspace(0, len(case_ids) - 1, min(LEARN_CASES, len(case_ids))).round().astype(int))
     return [case_ids[place] for place in places]
-
-
-def looks(case_ids: Sequence[str]) -> list[str]:
-    """Every case `LOOKS` times, each time one place earlier among the others: its place says how it is seen."""
-    return [case_id for turn in range(LOOKS) for case_id in (*case_ids[turn:], *case_ids[:turn])]

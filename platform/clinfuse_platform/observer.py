@@ -27,6 +27,8 @@ SMALL_MM = 1.0
 """The same of those that are aligned whole: many of these are too little off to be moved back, as in use."""
 CYCLE = 8
 """So many training cases in a row differ: as stored or exactly right, moved, with automatic masks (see `as_in_use`)."""
+LOOKS = 2
+"""How often the error head learns from a training case, each time one of another kind."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +118,17 @@ class Observer:
         masks = (mask[where] for mask in (case.brain, case.bone, case.lesion))
         patient = str(case.attrs.get("patient", case.case_id))
         return Observed(patient, case.modalities[1], result.std[where], error[where], *masks)
+
+
+def looks(case_ids: Sequence[str]) -> list[str]:
+    """Training cases in the order in which they are seen, each `LOOKS` times; a place there is `as_in_use`'s number.
+
+    Every look comes a place earlier among the others than the one before, or three places where one would be of the
+    same kind again.
+    """
+    step = 3 if len(case_ids) % CYCLE == 1 else 1
+    moves = [turn * step for turn in range(LOOKS)]
+    return [case_id for move in moves for case_id in (*case_ids[move:], *case_ids[:move])]
 
 
 def as_in_use(case: Case, number: int, seed: int, rng: np.random.Generator) -> Case:

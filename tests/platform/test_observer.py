@@ -9,8 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from clinfuse_platform.calibrate import LOOKS, looks
-from clinfuse_platform.observer import CYCLE, Observer, Setting, as_in_use, drawn_slab, other_contrast
+from clinfuse_platform.observer import (
+    CYCLE,
+    LOOKS,
+    Observer,
+    Setting,
+    as_in_use,
+    drawn_slab,
+    looks,
+    other_contrast,
+)
 from clinfuse_prep.manifest import manifest_row
 from clinfuse_prep.store import CaseStore
 
@@ -71,7 +79,7 @@ def test_a_real_pair_is_judged_as_it_was_aligned(
     np.testing.assert_allclose(one.std, other.std, rtol=0.02, atol=1e-3)
 
 
-@pytest.mark.parametrize("count", [1, 2, 5, 140, 144])
+@pytest.mark.parametrize("count", [1, 2, 5, 9, 12, 17, 140, 144])
 def test_each_look_at_a_training_case_is_of_another_kind(count: int) -> None:
     asked = looks([str(number) for number in range(count)])
     for case_id in set(asked):
