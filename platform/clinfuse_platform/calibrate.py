@@ -30,7 +30,7 @@ def check_asked(arguments: argparse.Namespace) -> None:
         arguments: of `clinfuse calibrate`.
 
     Raises:
-        ConfigError: no such preset, impossible steps, slices or seed, or the model folder cannot be written.
+        ConfigError: no such preset, impossible looks, slices, steps or seed, or the model folder cannot be written.
         InputError: no such model or dataset, or no training or no validation case.
     """
     from clinfuse_prep.store import CaseStore
@@ -40,7 +40,7 @@ def check_asked(arguments: argparse.Namespace) -> None:
     from clinfuse.pipeline import FusionPipeline
     from clinfuse_platform.runs import local_copy, model_folder
 
-    for name, least in (("slices", 1), ("seed", 0)):
+    for name, least in (("looks", 1), ("slices", 1), ("seed", 0)):
         value = getattr(arguments, name)
         if value is not None and value < least:
             raise ConfigError(f"--{name} is too small", expected=f"{least} or more", found=str(value))
@@ -60,6 +60,7 @@ def calibrate_model(
     data: str,
     preset: str = "balanced",
     *,
+    looks: int,
     storage: str = "runs",
     slices: int | None = None,
     steps: int | None = None,
@@ -71,6 +72,7 @@ def calibrate_model(
         model: model folder or run, see clinfuse_platform.runs.model_folder.
         data: the dataset; cases of split "test" are never read.
         preset: used for all of them.
+        looks: how often the error head learns from each training case; what that takes grows with it.
         storage: where runs are kept.
         slices: axial slab of each validation case, or None for the whole.
         steps: reverse steps, see FusionPipeline.__call__.
@@ -86,7 +88,7 @@ def calibrate_model(
 
     from clinfuse.pipeline import FusionPipeline
     from clinfuse.training.error_fit import fit_error_head
-    from clinfuse_platform.observer import Observers, Setting, looks
+    from clinfuse_platform.observer import Observers, Setting, seen
     from clinfuse_platform.runs import local_copy, model_folder, put_model
 
     folder, store = model_folder(model, storage), CaseStore(data)
@@ -95,7 +97,7 @@ def calibrate_model(
     pipeline.resolve_preset(preset)
     setting = Setting(model=str(folder), data=data, preset=preset, slices=slices, steps=steps, seed=seed)
     with closing(Observers(setting, max(len(teachers), len(to_calibrate)))) as observers:
-        error_head = pipeline.error_head = fit_error_head(observers.learn(looks(teachers)), seed=seed)
+        error_head = pipeline.error_head = fit_error_head(observers.learn(seen(teachers, looks)), seed=seed)
         calibration = pipeline.calibration = fit(observers.observe(to_calibrate, error_head), seed)
     put_model(pipeline.save_pretrained, folder)
     return {

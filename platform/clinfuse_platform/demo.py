@@ -12,7 +12,7 @@ import shlex
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -43,7 +43,7 @@ COMMANDS = {
     "train": "clinfuse train {store} --recipe {recipe} --run demo --storage {runs} --workers 2",
     "distill": "clinfuse distill {run} --steps 4 --workers 2",
     "ensemble": "clinfuse ensemble {run} --members {members} --workers 2",
-    "calibrate": "clinfuse calibrate {ensemble} --data {store}",
+    "calibrate": "clinfuse calibrate {ensemble} --data {store} --looks {looks}",
     "evaluate": "clinfuse evaluate {ensemble} {baselines} --data {store} --out {table}",
     "sweep": "clinfuse sweep {run} --data {store} --presets {presets} --trials {trials} --steps 6 --slices 6 "
     "--out {sweep}",
@@ -58,19 +58,21 @@ class Size:
     Attributes:
         patients: of the embedded cohort; each is one case.
         spacing_mm: isotropic voxel spacing.
+        looks: of the error head at each training patient.
         trials: of the sweep, per preset.
         slices: axial slices of the slab on which teacher and student are timed.
     """
 
     patients: int
     spacing_mm: float
+    looks: int
     trials: int
     slices: int
 
 
 SIZES = {
-    "cpu-debug": Size(patients=6, spacing_mm=4.0, trials=2, slices=2),
-    "cpu-small": Size(patients=8, spacing_mm=2.0, trials=6, slices=2),
+    "cpu-debug": Size(patients=6, spacing_mm=4.0, looks=1, trials=2, slices=2),
+    "cpu-small": Size(patients=8, spacing_mm=2.0, looks=2, trials=6, slices=2),
 }
 
 
@@ -115,11 +117,11 @@ def chosen_size(arguments: argparse.Namespace) -> Size:
         ConfigError: fewer than 6 patients, a spacing outside 1 to 6 mm, or no trial.
     """
     default = SIZES[arguments.recipe]
-    size = Size(
+    size = replace(
+        default,
         patients=default.patients if arguments.patients is None else arguments.patients,
         spacing_mm=default.spacing_mm if arguments.spacing is None else arguments.spacing,
         trials=default.trials if arguments.trials is None else arguments.trials,
-        slices=default.slices,
     )
     if size.patients < 6 or not 1.0 <= size.spacing_mm <= 6.0 or size.trials < 1:
         raise ConfigError(
@@ -161,7 +163,11 @@ class _Job:
         from clinfuse.baselines import TRIVIAL
 
         quoted = {name: quote(str(self.out / path)) for name, path in PATHS.items()}
-        size = {"patients": self.size.patients, "spacing": f"{self.size.spacing_mm:g}"}
+        size = {
+            "patients": self.size.patients,
+            "spacing": f"{self.size.spacing_mm:g}",
+            "looks": self.size.looks,
+        }
         fixed = {"presets": ",".join(PRESETS), "baselines": " ".join(TRIVIAL), "members": MEMBERS}
         words = {**quoted, **size, **fixed, "recipe": self.recipe, "trials": self.size.trials}
         return {title: line.format(**words) for title, line in COMMANDS.items()}

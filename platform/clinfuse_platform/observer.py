@@ -28,7 +28,7 @@ SMALL_MM = 1.0
 CYCLE = 8
 """So many training cases in a row differ: as stored or exactly right, moved, with automatic masks (see `as_in_use`)."""
 LOOKS = 2
-"""How often the error head learns from a training case, each time one of another kind."""
+"""How often the error head learns from a training case by default, each time one of another kind."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,14 +120,14 @@ class Observer:
         return Observed(patient, case.modalities[1], result.std[where], error[where], *masks)
 
 
-def looks(case_ids: Sequence[str]) -> list[str]:
-    """Training cases in the order in which they are seen, each `LOOKS` times; a place there is `as_in_use`'s number.
+def seen(case_ids: Sequence[str], count: int) -> list[str]:
+    """Training cases in the order in which they are seen, each `count` times; a place there is `as_in_use`'s number.
 
-    Every look comes a place earlier among the others than the one before, or three places where one would be of the
-    same kind again.
+    Every look comes a place earlier among the others than the one before, or three places where it would be of the
+    same kind as that one.
     """
     step = 3 if len(case_ids) % CYCLE == 1 else 1
-    moves = [turn * step for turn in range(LOOKS)]
+    moves = [turn * step % len(case_ids) for turn in range(count)]
     return [case_id for move in moves for case_id in (*case_ids[move:], *case_ids[:move])]
 
 

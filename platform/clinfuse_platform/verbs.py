@@ -119,12 +119,21 @@ def run_ensemble(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def add_calibrate_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `clinfuse calibrate`."""
+    from clinfuse_platform.observer import LOOKS
+
     parser.add_argument("model", metavar="MODEL", help="model folder, or RUN, RUN/student, RUN/ensemble")
     parser.add_argument(
         "--data", required=True, metavar="D.zarr", help="dataset with training and validation cases"
     )
     parser.add_argument("--preset", default="balanced", help="preset used on them (%(default)s)")
     parser.add_argument("--storage", default="runs", metavar="DIR", help="where runs are kept (%(default)s)")
+    parser.add_argument(
+        "--looks",
+        type=int,
+        default=LOOKS,
+        metavar="N",
+        help="how often the error head learns from each training case: more is better and takes longer (%(default)s)",
+    )
     parser.add_argument("--slices", type=int, metavar="N", help="only N axial slices of each validation case")
     parser.add_argument(
         "--steps", type=int, metavar="N", help="reverse steps (default: as the model is used)"
@@ -147,6 +156,7 @@ def run_calibrate(arguments: argparse.Namespace) -> dict[str, Any]:
         arguments.model,
         arguments.data,
         arguments.preset,
+        looks=arguments.looks,
         storage=arguments.storage,
         slices=arguments.slices,
         steps=arguments.steps,

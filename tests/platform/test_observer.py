@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from importlib import resources
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 from clinfuse_platform.observer import (
     CYCLE,
-    LOOKS,
     Observer,
     Setting,
     as_in_use,
     drawn_slab,
-    looks,
     other_contrast,
+    seen,
 )
 from clinfuse_prep.manifest import manifest_row
 from clinfuse_prep.store import CaseStore
@@ -28,7 +28,7 @@ from clinfuse.method.conformal import REGIONS
 from clinfuse.method.error_features import COUNT
 from clinfuse.method.error_head import ErrorHead
 
-SHAPE, SPACING = (16, 72, 64), (2.5, 1.5, 1.75)
+SHAPE, SPACING = (15, 54, 48), (2.7, 2.0, 2.3)
 RELEASED = Path(str(resources.files("clinfuse") / "released"))
 THETA = np.array([0.8, -1.6, 1.4, 1.0, 0.0, 1.5])
 
@@ -79,13 +79,15 @@ def test_a_real_pair_is_judged_as_it_was_aligned(
     np.testing.assert_allclose(one.std, other.std, rtol=0.02, atol=1e-3)
 
 
+@pytest.mark.parametrize("looks", [1, 2, 3])
 @pytest.mark.parametrize("count", [1, 2, 5, 9, 12, 17, 140, 144])
-def test_each_look_at_a_training_case_is_of_another_kind(count: int) -> None:
-    asked = looks([str(number) for number in range(count)])
-    for case_id in set(asked):
-        kinds = {number % CYCLE for number, one in enumerate(asked) if one == case_id}
-        assert len(kinds) == LOOKS == 2
-    assert asked[:count] == [str(number) for number in range(count)]
+def test_each_look_at_a_training_case_is_of_another_kind_than_the_one_before(count: int, looks: int) -> None:
+    case_ids = [str(number) for number in range(count)]
+    asked = seen(case_ids, looks)
+    assert asked[:count] == case_ids and len(asked) == looks * count
+    for case_id in case_ids:
+        kinds = [number % CYCLE for number, one in enumerate(asked) if one == case_id]
+        assert len(kinds) == looks and all(a != b for a, b in pairwise(kinds))
 
 
 def test_a_pair_of_unknown_alignment_teaches_misregistration(

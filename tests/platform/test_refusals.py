@@ -71,6 +71,7 @@ def test_a_card_that_cannot_be_put_into_the_model_is_refused_first(
     ("words", "told", "code"),
     [
         (["--preset", "nosuch"], "nosuch", cli.WRONG_USE),
+        (["--looks", "0"], "--looks is too small", cli.WRONG_USE),
         (["--slices", "0"], "--slices is too small", cli.WRONG_USE),
         (["--seed", "-1"], "--seed is too small", cli.WRONG_USE),
         (["--steps", "0"], "steps out of range", cli.WRONG_USE),
