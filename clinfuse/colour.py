@@ -13,7 +13,7 @@ KG = 1 - KR - KB
 
 
 def is_colour(rgb: NDArray[np.uint8], tolerance: int = 8) -> bool:
-    """Whether any pixel of (…, 3) differs between channels by more than the tolerance."""
+    """Whether more than one pixel in a thousand of (…, 3) differs between channels by more than the tolerance."""
     r, g, b = (rgb[..., i].astype(np.int16) for i in range(3))
     return bool(((np.abs(r - g) > tolerance) | (np.abs(g - b) > tolerance)).mean() > 1e-3)
 

@@ -176,6 +176,7 @@ def _info(
         "widened": float(_widening(samples, asked)),
         "residual_energy": float(np.mean([s.residual_energy for s in samples])),
         **({"alignment": case.attrs["alignment"]} if "alignment" in case.attrs else {}),
+        "findings": list(case.attrs.get("findings", [])),
         "lesion_reference": "present" if case.has_lesion else "absent",
         **_meaning(model, case, jittered=_jittered(samples)),
         "modalities": list(case.modalities),

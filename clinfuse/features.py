@@ -192,7 +192,9 @@ def seed_of(*parts: int) -> int:
 
 
 def as_tensor(array: NDArray[Any]) -> Tensor:
-    """The array's memory as a tensor; a copy if it may not be written to (an array in Ray's object store)."""
+    """The array's memory as a tensor; a copy if it may not be written to (an array in Ray's object store), or is a
+    view that torch cannot take (flipped)."""
+    array = np.ascontiguousarray(array)
     return torch.from_numpy(array if array.flags.writeable else array.copy())
 
 

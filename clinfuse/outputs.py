@@ -87,7 +87,8 @@ def encode_fused(
 
     Args:
         result: maps (D, H, W) in [0, 1] and `info`.
-        case: the case that was fused; gives names, geometry and, if asked, the inputs.
+        case: the case that was fused, aligned if it was aligned for that (`clinfuse.alignment.aligned`); gives names,
+            geometry and, if asked, the inputs.
         geometry: maps a volume (D, H, W) to the array in the anatomy file's own voxel order and its (4, 4)
             affine in mm (`clinfuse_prep.to_source_grid`); default is the case's own RAS+ grid.
         image_format: "nifti", "dicom" (one Parametric Map per map), or "png" for a single slice: 8 bit for images,

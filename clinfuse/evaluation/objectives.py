@@ -1,4 +1,4 @@
-"""What a sweep optimises: four numbers per case, cheap enough to compute in every trial."""
+"""What a sweep optimises: six numbers per case, cheap enough to compute in every trial."""
 
 from __future__ import annotations
 

@@ -7,13 +7,14 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.stats import wilcoxon
+from scipy.stats import rankdata, wilcoxon
 
 from clinfuse.errors import InputError
 from clinfuse.evaluation.rows import GAP, OK, compared
 from clinfuse.evaluation.summary import bootstrap_interval
 
 FEWEST_PAIRS = 6
+CONTRADICTION = "the mean and the ranks differ in direction: a few cases outweigh the others"
 COLUMNS = (
     "metric",
     "roi",
@@ -44,8 +45,8 @@ def paired_tests(
     Returns:
         metric, roi, method, other, n (cases measured for both), difference (mean of method − other; of their distances
         to nominal for a metric of TWO_SIDED) with its 95 % bootstrap interval low, high; p (two-sided; NaN below 6
-        pairs, where no result can be significant), p_holm, better (the better method's name, or "" if undecided), note
-        (why nothing could be decided, if so).
+        pairs, where no result can be significant), p_holm, better (the better method's name, or "" if
+        undecided or if the mean contradicts the ranks), note (why nothing could be decided, if so).
 
     Raises:
         InputError: no such reference, or a method has two values for one case.
@@ -74,10 +75,10 @@ def paired_tests(
     result = pd.DataFrame(lines, columns=list(COLUMNS))
     for _, family in result.groupby(["metric", "roi"], sort=False):
         result.loc[family.index, "p_holm"] = holm(family["p"].to_numpy(dtype=np.float64))
-        least = len(family) * 2.0 ** (1 - family["n"])
-        hopeless = (family["note"] == "") & (least >= level)
-        result.loc[family.index[hopeless], "note"] = f"too few cases for {len(family)} comparisons"
-    for index in result.index[result["p_holm"] < level]:
+        tested = int(family["p"].notna().sum())
+        hopeless = (family["note"] == "") & (tested * 2.0 ** (1 - family["n"]) >= level)
+        result.loc[family.index[hopeless], "note"] = f"too few cases for {tested} comparisons"
+    for index in result.index[(result["p_holm"] < level) & (result["note"] != CONTRADICTION)]:
         line = result.loc[index]
         first = (float(line["difference"]) < 0) == falls[line["metric"]]
         result.loc[index, "better"] = line["method"] if first else line["other"]
@@ -120,15 +121,17 @@ def _compare(
     both = table[[method, other]].dropna()
     difference = both[method].to_numpy() - both[other].to_numpy()
     low, high = bootstrap_interval(difference, seed=seed)
-    p, note = _signed_rank(difference)
     mean = float(difference.mean()) if difference.size else np.nan
+    p, note = _signed_rank(difference, mean)
     values = (metric, roi, method, other, len(both), mean, low, high, p, np.nan, "", note)
     return dict(zip(COLUMNS, values, strict=True))
 
 
-def _signed_rank(difference: NDArray[np.float64]) -> tuple[float, str]:
+def _signed_rank(difference: NDArray[np.float64], mean: float) -> tuple[float, str]:
+    """p and a note; a few large differences may outweigh, in the mean, the many small ones that decide by ranks."""
     if difference.size < FEWEST_PAIRS:
         return float("nan"), f"fewer than {FEWEST_PAIRS} cases"
     if not difference.any():
         return 1.0, "identical"
-    return float(wilcoxon(difference, zero_method="zsplit").pvalue), ""
+    ranks = float(np.sum(np.sign(difference) * rankdata(np.abs(difference))))
+    return float(wilcoxon(difference, zero_method="zsplit").pvalue), CONTRADICTION if ranks * mean < 0 else ""

@@ -156,7 +156,7 @@ class Calibration:
             rest[key] = Knots.from_dict(rest[key])
             name = f"{key}_by_region"
             rest[name] = {k: None if v is None else Knots.from_dict(v) for k, v in rest[name].items()}
-        by_region = ("factors", "guaranteed_factors", "voxels")
+        by_region = ("event_by_region", "magnitude_by_region", "factors", "guaranteed_factors", "voxels")
         if any(set(rest[name]) != set(REGIONS) for name in by_region):
             raise InputError("calibration lacks a region", expected=", ".join(REGIONS))
         return cls(**{**rest, "companions": tuple(rest["companions"]), "notes": tuple(rest["notes"])})

@@ -63,8 +63,7 @@ def isotonic(x: NDArray[Any], y: NDArray[Any], weight: NDArray[Any]) -> Knots:
     References: Zadrozny and Elkan 2002 (isotonic calibration); Oron and Flournoy, Centered isotonic regression,
     Statistics in Biopharmaceutical Research 9(3), 2017.
     """
-    order = np.argsort(x, kind="stable")
-    groups = np.array_split(order, min(BINS, len(order)))
+    groups = _bins(x)
     total = np.array([weight[g].sum() for g in groups])
     means = np.array([[np.average(v[g], weights=weight[g]) for g in groups] for v in (x, y)])
     from sklearn.isotonic import IsotonicRegression
@@ -74,3 +73,12 @@ def isotonic(x: NDArray[Any], y: NDArray[Any], weight: NDArray[Any]) -> Knots:
     centres = np.bincount(pool, total * means[0]) / np.bincount(pool, total)
     first = 1 if centres[0] <= 0 else 0
     return Knots((0.0, *centres.tolist())[first:], (0.0, *levels.tolist())[first:])
+
+
+def _bins(x: NDArray[Any]) -> list[NDArray[np.intp]]:
+    """Indices in at most BINS groups of about equal count, x ascending from group to group; equal x share one."""
+    order = np.argsort(x, kind="stable")
+    ranked = x[order]
+    ends = np.cumsum([len(group) for group in np.array_split(order, min(BINS, len(order)))])[:-1]
+    cuts = np.unique(np.searchsorted(ranked, ranked[ends]))
+    return np.split(order, cuts[cuts > 0])

@@ -165,8 +165,8 @@ def sparsification(
 def rank_correlation(error: NDArray[Any], uncertainty: NDArray[Any]) -> float:
     """Spearman's ρ of doubt and error, in [−1, 1]; NaN for fewer than two values or a constant map.
 
-    Where a share s of the errors is one and the same (0, where F is its source), no order of doubt has more than
-    √(1 − s³); a sparsification error has no such bound.
+    Where a share s of the errors is one and the same (0, where F is its source), no doubt without ties has
+    more than √(1 − s³); a sparsification error has no such bound.
     """
     same_shape(error=error, uncertainty=uncertainty)
     x = rankdata(np.asarray(error).ravel())

@@ -6,6 +6,8 @@ place stay; grey values of a share of the crops change, of the companion and its
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -14,6 +16,7 @@ GAMMA_SPREAD = 0.3
 INVERTED_SHARE = 0.3
 LOWEST_TOP = 0.1
 BRAIN_MARGIN = 1.3
+MOST_VOXELS = 100_000
 
 
 def vary_contrast(batch: Batch, share: float, seed: int) -> Batch:
@@ -55,7 +58,14 @@ def _reweighted(image: Tensor, inside: Tensor, draws: Tensor) -> Tensor:
     """Another gamma, sometimes with the brain's contrast inverted as between T1 and T2: (1, *S) in [0, 1]."""
     image = image.clamp(0, 1)
     if float(draws[0]) < INVERTED_SHARE and inside.any():
-        low, high = torch.quantile(image[0][inside][:100_000], torch.tensor([0.02, 0.98]))
+        low, high = quantiles_within(image[0], inside, [0.02, 0.98])
         image = torch.where(inside, (low + high - image).clamp(0, 1), image)
     gamma = torch.exp(GAMMA_SPREAD * torch.erfinv(2 * draws[1].clamp(0.01, 0.99) - 1) * 2**0.5)
     return image.clamp_min(1e-4) ** gamma
+
+
+def quantiles_within(image: Tensor, inside: Tensor, shares: list[float]) -> Tensor:
+    """Quantiles (len(shares),) of an image (*S) where `inside` (*S) holds, of every so many of its voxels if there are
+    more than `MOST_VOXELS`."""
+    values = image[inside]
+    return torch.quantile(values[:: math.ceil(len(values) / MOST_VOXELS)], torch.tensor(shares))

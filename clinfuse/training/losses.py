@@ -47,7 +47,7 @@ def lesion_head_loss(config: TrainConfig) -> LossFn:
     """
 
     def loss(module: nn.Module, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        vector = draw_vectors(len(batch["anatomy"]), generator)
+        vector = draw_vectors(len(batch["anatomy"]), generator).to(batch["anatomy"].device)
         companion = jittered_companion(batch, config, generator)
         fused = fusion_prior(inputs_of(batch, companion, vector), config.denoiser.finding_grey)
         choice = torch.rand((len(fused), 1, *[1] * (fused.ndim - 2)), generator=generator).to(fused.device)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from clinfuse.case import HEAD_LEVEL
 from clinfuse.method.filters import gaussian_blur
+from clinfuse.training.contrast import quantiles_within
 
 Batch = dict[str, Tensor]
 FWHM_MM = (4.0, 16.0)
@@ -57,9 +58,7 @@ def with_tracers(batch: Batch, share: float, seed: int) -> Batch:
             continue
         crop = {name: batch[name][item] for name in ("anatomy", "lesion", "spacing")}
         image = tracer_image(crop, inside, drawn[1:6].tolist(), own)
-        uptake = image > torch.quantile(
-            image[0][inside][:100_000], 1 - _within(UPTAKE_SHARE, float(drawn[6]))
-        )
+        uptake = image > quantiles_within(image[0], inside, [1 - _within(UPTAKE_SHARE, float(drawn[6]))])
         changed["companion"][item] = changed["aligned"][item] = image
         changed["bone"][item] = uptake
         changed["brain"][item] = inside & ~uptake
@@ -78,7 +77,7 @@ def tracer_image(crop: Batch, inside: Tensor, draws: list[float], seed: int) -> 
     """
     anatomy, lesion, spacing = crop["anatomy"], crop["lesion"], crop["spacing"]
     tissue, width, hot, outside, resolution = draws
-    low, high = torch.quantile(anatomy[0][inside][:100_000], torch.tensor([0.02, 0.98]))
+    low, high = quantiles_within(anatomy[0], inside, [0.02, 0.98])
     grey = ((anatomy - low) / (high - low).clamp_min(1e-3)).clamp(0, 1)
     taken_up = torch.exp(-0.5 * ((grey - tissue) / _within(TISSUE_WIDTH, width)) ** 2)
     activity = (LEAST_ACTIVITY + (1 - LEAST_ACTIVITY) * taken_up) * _uneven(anatomy, spacing, seed)
@@ -87,7 +86,7 @@ def tracer_image(crop: Batch, inside: Tensor, draws: list[float], seed: int) -> 
     around = OUTSIDE * outside * (anatomy > HEAD_LEVEL)
     sigma = round(_within(FWHM_MM, resolution)) / FWHM_PER_SIGMA
     image = _blurred(torch.where(inside, activity, around), sigma, spacing)
-    return (image / torch.quantile(image[0][inside][:100_000], 0.999)).clamp(0, 1)
+    return (image / quantiles_within(image[0], inside, [0.999])).clamp(0, 1)
 
 
 def _uneven(like: Tensor, spacing: Tensor, seed: int) -> Tensor:

@@ -181,6 +181,18 @@ def test_what_one_pool_could_not_tell_apart_keeps_its_order() -> None:
     assert isotonic(np.zeros(3), np.array([1.0, 2.0, 3.0]), np.ones(3))(np.array([0.0])) == 2
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_equal_spreads_are_told_the_same(seed: int) -> None:
+    """Greys of 8 bit: few values, many voxels each, and weights that differ from voxel to voxel."""
+    rng = np.random.default_rng(seed)
+    x = np.round(rng.gamma(2, 5, 4000)) / 255
+    y = np.abs(rng.normal(0, x + 0.01))
+    weight = rng.uniform(0.1, 1, 4000)
+    fit = isotonic(x, y, weight)
+    assert len(fit.x) <= 1 + len(np.unique(x))
+    assert float(np.average(fit(x), weights=weight)) == pytest.approx(np.average(y, weights=weight), rel=0.05)
+
+
 def test_impossible_input_is_refused(calibration: Calibration) -> None:
     std, error, rois = volume(0)
     with pytest.raises(ConfigError, match="coverage"):
@@ -196,5 +208,8 @@ def test_impossible_input_is_refused(calibration: Calibration) -> None:
     stored = calibration.to_dict()
     with pytest.raises(InputError, match="no calibration of ours"):
         Calibration.from_dict({**stored, "format": "other"})
+    lacking = {name: stored["event_by_region"][name] for name in ("brain", "bone")}
+    with pytest.raises(InputError, match="lacks a region"):
+        Calibration.from_dict({**stored, "event_by_region": lacking})
     with pytest.raises(InputError, match="monotone"):
         Calibration.from_dict({**stored, "event": {"x": [0.0, 1.0], "y": [1.0, 0.0]}})

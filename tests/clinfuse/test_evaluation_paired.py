@@ -53,6 +53,16 @@ def test_clear_difference_is_found_and_named_by_direction() -> None:
     assert len(paired_tests(table(values))) == 3
 
 
+def test_the_mean_of_a_few_misses_does_not_name_the_loser() -> None:
+    """`ours` is nearer in 15 of 16 cases and misses one lesion altogether: by ranks better, in the mean worse."""
+    theirs = 10 + np.random.default_rng(1).normal(0, 1, 16)
+    ours = theirs - np.linspace(0.5, 1.5, 16)
+    ours[3] += 200
+    line = paired_tests(table({"ours": ours, "theirs": theirs}, "hd95", "lesion")).iloc[0]
+    assert line["difference"] > 0 and line["p_holm"] < 0.05
+    assert line["better"] == "" and "differ in direction" in line["note"]
+
+
 def test_the_coverage_nearest_nominal_is_best_not_the_largest() -> None:
     """`erratic` is as far above 0.90 as below it in turn: its mean is perfect, none of its cases is."""
     rng = np.random.default_rng(2)
@@ -108,6 +118,13 @@ def test_few_cases_for_many_comparisons_are_said() -> None:
     many = paired_tests(table(values))
     assert (many["p"] == 2 / 2**7).all() and (many["better"] == "").all()
     assert many["note"].str.contains("too few cases for 6").all()
+    untested = {name: np.where(np.arange(7) < 3, rng.normal(0, 1, 7), np.nan) for name in "cdefg"}
+    some = paired_tests(table({"a": values["a"], "b": values["b"], **untested}), reference="a").set_index(
+        "method"
+    )
+    assert some.loc["b", "better"] == "b" and some.loc["b", "note"] == "", (
+        "what cannot be tested costs nothing"
+    )
     one = paired_tests(table({k: values[k] for k in "ab"})).iloc[0]
     assert one["better"] == "b" and one["note"] == ""
 

@@ -38,6 +38,21 @@ def test_result_has_the_case_s_shape_and_tells_its_story(tiny_case: Case) -> Non
     assert "uncalibrated" in info["units"]["uncertainty"]
 
 
+def test_what_was_found_of_the_pair_goes_with_the_result(tiny_case: Case) -> None:
+    slab, finding = tiny_case.slices(4, 7), {"severity": "warning", "problem": "as it came"}
+    told = replace(slab, attrs={**slab.attrs, "findings": [finding]})
+    assert make(members=1)(told).info["findings"][0] == finding
+    assert make(members=1)(slab).info["findings"] == []
+
+
+def test_a_view_that_runs_backwards_is_fused_like_its_copy(tiny_case: Case) -> None:
+    slab, pipeline = tiny_case.slices(4, 7), make(members=1)
+    arrays = {name: getattr(slab, name)[:, ::-1] for name in ("anatomy", "companion", *slab.masks)}
+    copies = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    one, other = (pipeline(replace(slab, **given)).fused for given in (arrays, copies))
+    np.testing.assert_array_equal(one, other)
+
+
 def test_same_seed_same_image_and_slab_equals_whole(tiny_case: Case) -> None:
     pipeline = make(members=1)
     whole = pipeline(tiny_case, seed=1).fused

@@ -6,6 +6,7 @@ import pytest
 import torch
 from clinfuse_prep.masks.uptake import uptake_from
 
+from clinfuse.training.contrast import quantiles_within
 from clinfuse.training.losses import Batch
 from clinfuse.training.tracer import FWHM_PER_SIGMA, UPTAKE_SHARE, tracer_image, with_tracers
 
@@ -96,6 +97,16 @@ def test_a_lesion_s_activity_is_its_own() -> None:
         image = tracer_image(crop, inside, [0.5, 0.5, hot, 0.0, 0.0], 1)[0]
         means.append(float(image[lesion].mean() / image[inside & ~lesion].mean()))
     assert means[0] < 0.6 < means[1] < 1.6 < means[2]
+
+
+def test_in_a_large_crop_the_whole_brain_says_what_is_hot() -> None:
+    """Greys that rise along the first axis: quantiles of the first hundred thousand voxels are not the brain's."""
+    size = 64
+    ramp = torch.linspace(0.2, 0.8, size)[:, None, None].expand(size, size, size).contiguous()
+    inside = torch.ones(size, size, size, dtype=torch.bool)
+    low, middle, high = quantiles_within(ramp, inside, [0.02, 0.5, 0.98]).tolist()
+    assert low == pytest.approx(0.212, abs=0.01) and high == pytest.approx(0.788, abs=0.01)
+    assert middle == pytest.approx(0.5, abs=0.01)
 
 
 def test_its_uptake_is_about_what_prep_would_find() -> None:

@@ -70,6 +70,14 @@ def test_losses_fall(config: TrainConfig, batch: Batch) -> None:
     assert {"brain", "bone", "dice", "nsd", "hd", "seam", "loss"} <= set(logs[-1])
 
 
+def test_the_lesion_heads_loss_is_on_the_batch_s_device_alone(config: TrainConfig, batch: Batch) -> None:
+    """Tensors without memory stand for those of a GPU: mixing them with others fails; to read the loss must."""
+    loss, head = lesion_head_loss(config), build_lesion_head(config).to("meta")
+    away = {name: value if name == "spacing" else value.to("meta") for name, value in batch.items()}
+    with pytest.raises(RuntimeError, match=r"item\(\) cannot be called on meta"):
+        loss(head, away, torch.Generator().manual_seed(0))
+
+
 def test_student_learns_from_the_guided_teacher(config: TrainConfig, batch: Batch) -> None:
     teacher = build_denoiser(config).requires_grad_(False)
     for parameter in teacher.parameters():
