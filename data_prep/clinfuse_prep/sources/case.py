@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 ROLES = ("anatomy", "companion", "aligned_companion", "brain", "bone", "lesion")
+Note = tuple[str, str, str, str, str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +23,8 @@ class SourceCase:
         modalities: of anatomy and companion.
         simulated: whether the companion is simulated.
         facts: JSON-able facts to keep in the case's attributes (no names).
-        notes: problems seen while finding the files, as (severity, problem, expected, found, todo).
+        notes: problems seen while finding the files, as (severity, problem, expected, found, todo); a case with an
+            "error" is lost.
     """
 
     patient: str
@@ -30,4 +33,29 @@ class SourceCase:
     modalities: tuple[str, str] = ("MR", "CT")
     simulated: bool = False
     facts: Mapping[str, Any] = field(default_factory=dict)
-    notes: tuple[tuple[str, str, str, str, str], ...] = ()
+    notes: tuple[Note, ...] = ()
+
+
+def told_apart(found: Sequence[tuple[SourceCase, str]]) -> list[SourceCase]:
+    """Cases of which no two share their names: folders of one name are other patients, each named by its path.
+
+    Args:
+        found: cases and the paths of their folders below the source.
+    """
+    counts = Counter((case.patient, case.name) for case, _ in found)
+    return [
+        case if (count := counts[case.patient, case.name]) == 1 else _by_path(case, path, count)
+        for case, path in found
+    ]
+
+
+def _by_path(case: SourceCase, path: str, count: int) -> SourceCase:
+    note = (
+        "warning",
+        "several folders have the name of the case's; each is a patient of its own, named by its path",
+        "another name for each patient's folder",
+        f"{count} of one name",
+        "name them by their path below the source in --masks and --split; if they are one patient's, "
+        "give a table with patient and case (--layout table)",
+    )
+    return replace(case, patient=path, name=path, notes=(*case.notes, note))

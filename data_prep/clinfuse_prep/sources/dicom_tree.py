@@ -1,37 +1,64 @@
-"""Layout `dicom`: `<patient>/…` with series in folders of their own or mixed; a series' modality says its role."""
+"""Layout `dicom`: `<patient>/…` with series in folders of their own or mixed; a series' modality says its role.
+
+Images of two patients are never paired. A folder stands for one patient as long as no PatientID contradicts it; several
+PatientIDs in it are as many cases. Images that lie directly in the source are told apart by PatientID alone.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pydicom
 from pydicom.errors import InvalidDicomError
 
 from clinfuse_prep.dicom import quiet
-from clinfuse_prep.sources.case import SourceCase
+from clinfuse_prep.sources.case import Note, SourceCase, told_apart
 
 ROLE_OF = {"MR": "anatomy", "CT": "companion", "PT": "companion", "NM": "companion"}
 NAME_OF = {"CT": "CT", "PT": "PET", "NM": "SPECT"}
+TAGS = ("PatientID", "StudyInstanceUID", "Modality", "SeriesInstanceUID")
 SUFFIXES = ("", ".dcm", ".ima")
 LEVELS = 4
-Series = tuple[str, tuple[Path, ...]]
+
+
+@dataclass(frozen=True)
+class Image:
+    """An image file and what its header says of it; nothing of that is ever shown."""
+
+    path: Path
+    patient: str
+    study: str
+    modality: str
+    series: str
+
+    @property
+    def owner(self) -> str:
+        """Whose it is: the PatientID, without one the study (else the series), which no two patients share."""
+        return self.patient or f"study {self.study or self.series}"
 
 
 def matches(source: Path) -> bool:
     """Whether any folder below the source holds a DICOM image."""
-    return any(_key(path) for folder in _folders(source) for path in _candidates(folder))
+    return any(next(_images(folder), None) for folder in _folders(source))
 
 
 def find(source: Path) -> list[SourceCase]:
-    """One case per patient folder: its largest MR series beside its largest CT (else PET, SPECT) series.
+    """One case per patient: the largest MR series beside the largest CT (else PET, SPECT) series.
 
-    A source whose images lie directly in it is one patient.
+    A patient is a folder of the source, or a PatientID where a folder holds several and for images that lie directly
+    in the source.
     """
-    if any(_key(path) for path in _candidates(source)):
-        return [_case(source, _series(source))]
-    patients = sorted(path for path in source.iterdir() if path.is_dir() and not path.is_symlink())
-    return [_case(patient, series) for patient in patients if (series := _series(patient))]
+    folders = sorted(path for path in source.iterdir() if path.is_dir() and not path.is_symlink())
+    below = [(folder, [image for sub in _folders(folder) for image in _images(sub)]) for folder in folders]
+    direct = list(_images(source))
+    notes = [_beside()] if direct and any(images for _, images in below) else []
+    found = _cases(source.name, ".", _by_owner(direct), notes)
+    for folder, images in below:
+        named = any(image.patient for image in images)
+        found += _cases(folder.name, folder.name, _by_owner(images) if named else {"": images}, [])
+    return told_apart(found)
 
 
 def _folders(source: Path) -> Iterator[Path]:
@@ -44,49 +71,60 @@ def _folders(source: Path) -> Iterator[Path]:
         )
 
 
-def _candidates(folder: Path) -> Iterator[Path]:
-    return (path for path in sorted(folder.iterdir()) if path.is_file() and path.suffix.lower() in SUFFIXES)
+def _images(folder: Path) -> Iterator[Image]:
+    """The images that lie in a folder, not below it."""
+    for path in sorted(folder.iterdir()):
+        if path.is_file() and path.suffix.lower() in SUFFIXES and (image := _image(path)):
+            yield image
 
 
-def _series(patient: Path) -> list[Series]:
-    """All series of a patient: modality and files, whichever folders they lie in."""
-    groups: dict[tuple[str, str], list[Path]] = {}
-    for folder in _folders(patient):
-        for path in _candidates(folder):
-            if key := _key(path):
-                groups.setdefault(key, []).append(path)
-    return [(modality, tuple(files)) for (modality, _), files in groups.items()]
-
-
-def _key(path: Path) -> tuple[str, str] | None:
-    """Modality and series of an image file, or None for other files and modalities."""
+def _image(path: Path) -> Image | None:
+    """What the header says of an image file, or None for other files and modalities."""
     try:
         with quiet():
-            data = pydicom.dcmread(
-                path, stop_before_pixels=True, specific_tags=["Modality", "SeriesInstanceUID"]
-            )
-            modality, series = str(data.get("Modality", "")), str(data.get("SeriesInstanceUID", ""))
+            data = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(TAGS))
+            patient, study, modality, series = (str(data.get(tag) or "").strip() for tag in TAGS)
     except (InvalidDicomError, OSError, ValueError, KeyError, EOFError, AttributeError, TypeError):
         return None
-    return (modality, series) if modality in ROLE_OF else None
+    return Image(path, patient, study, modality, series) if modality in ROLE_OF else None
 
 
-def _case(patient: Path, series: list[Series]) -> SourceCase:
+def _by_owner(images: Iterable[Image]) -> dict[str, list[Image]]:
+    groups: dict[str, list[Image]] = {}
+    for image in sorted(images, key=lambda image: image.owner):
+        groups.setdefault(image.owner, []).append(image)
+    return groups
+
+
+def _cases(
+    name: str, place: str, groups: dict[str, list[Image]], notes: list[Note]
+) -> list[tuple[SourceCase, str]]:
+    """A folder's cases, each with its path below the source; of several patients the owner is part of the name."""
+    if len(groups) > 1:
+        notes = [*notes, _patients(len(groups))]
+    tails = {owner: f"/{owner}" if len(groups) > 1 else "" for owner in groups}
+    return [
+        (_case(name + tails[owner], images, notes), place + tails[owner])
+        for owner, images in groups.items()
+        if images
+    ]
+
+
+def _case(name: str, images: list[Image], notes: list[Note]) -> SourceCase:
     files: dict[str, tuple[Path, ...]] = {}
     kind = "CT"
-    notes = []
     for role, modalities in (("anatomy", ("MR",)), ("companion", ("CT", "PT", "NM"))):
         for modality in modalities:
-            held = [paths for name, paths in series if name == modality]
+            held = _series(images, modality)
             if held:
                 files[role] = max(held, key=len)
                 kind = NAME_OF.get(modality, kind)
                 if len(held) > 1:
-                    notes.append(_several(modality, len(held)))
+                    notes = [*notes, _several(modality, len(held))]
                 break
     return SourceCase(
-        patient=patient.name,
-        name=patient.name,
+        patient=name,
+        name=name,
         files=files,
         modalities=("MR", kind),
         facts={"registration_advised": True},
@@ -94,11 +132,40 @@ def _case(patient: Path, series: list[Series]) -> SourceCase:
     )
 
 
-def _several(modality: str, count: int) -> tuple[str, str, str, str, str]:
+def _series(images: list[Image], modality: str) -> list[tuple[Path, ...]]:
+    """The files of each series of a modality, whichever folders they lie in."""
+    groups: dict[str, list[Path]] = {}
+    for image in images:
+        if image.modality == modality:
+            groups.setdefault(image.series, []).append(image.path)
+    return [tuple(files) for files in groups.values()]
+
+
+def _several(modality: str, count: int) -> Note:
     return (
         "warning",
         f"several {modality} series; the largest was taken",
         "one series per role",
         f"{count}",
         "use --layout table to choose another",
+    )
+
+
+def _patients(count: int) -> Note:
+    return (
+        "warning",
+        "the case's folder holds images of several patients; each is a case of its own",
+        "one PatientID (without PatientID, one study) in a folder",
+        f"{count}",
+        "if they are one patient's, correct the PatientID, or pair the series in a table (--layout table)",
+    )
+
+
+def _beside() -> Note:
+    return (
+        "warning",
+        "the case's images lie directly in the source, beside patients' folders",
+        "each patient's images in a folder of the source",
+        "both",
+        "move them into the folder of their patient",
     )

@@ -1,0 +1,101 @@
+"""Images of two patients are never paired, and no case replaces another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pydicom
+import pytest
+from clinfuse_prep.sources import SourceCase, find_cases
+from clinfuse_prep.store import CaseStore
+from make_sources import head, write_series
+
+Prep = Callable[..., dict[str, Any]]
+
+
+def series(folder: Path, kind: str, patient: str, slices: int = 12, study: str = "") -> Path:
+    """A series in a folder that may hold others, named by none of them."""
+    volume = head()[0 if kind == "MR" else 1][:slices]
+    made = write_series(folder / f"{kind}{patient}{slices}.aside", volume, kind, patient=patient)
+    for path in made.iterdir():
+        data = pydicom.dcmread(path)
+        data.StudyInstanceUID = study or "1.2.3"
+        data.save_as(folder / f"{made.stem}{study}{path.name}")
+        path.unlink()
+    made.rmdir()
+    return folder
+
+
+def owners(case: SourceCase) -> set[str]:
+    return {pydicom.dcmread(path).PatientID for files in case.files.values() for path in files}
+
+
+def two_patients(folder: Path) -> Path:
+    """The MR of one and the CT of the other are larger, so that the largest of each kind are of two patients."""
+    for kind, patient, slices in (
+        ("MR", "ALICE", 12),
+        ("CT", "ALICE", 8),
+        ("MR", "BOB", 8),
+        ("CT", "BOB", 12),
+    ):
+        series(folder, kind, patient, slices)
+    return folder
+
+
+@pytest.mark.parametrize("place", ["", "shared"])
+def test_two_patients_in_one_folder_are_two_cases(
+    place: str, tmp_path: Path, prep: Prep, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "source"
+    two_patients(source / place)
+    _, cases, _ = find_cases(source)
+    assert [owners(case) for case in cases] == [{"ALICE"}, {"BOB"}]
+    assert all({"anatomy", "companion"} <= case.files.keys() for case in cases)
+    result = prep(source, "--out", tmp_path / "d.zarr")
+    assert (result["cases"], result["lost"]) == (2, 0)
+    assert CaseStore(tmp_path / "d.zarr").manifest()["patient"].nunique() == 2
+    told = [p for p in result["problems"] if "several patients" in p["problem"]]
+    assert len(told) == 2 and {p["found"] for p in told} == {"2"}
+    printed = capsys.readouterr()
+    assert not any(name in printed.out + printed.err + str(result) for name in ("ALICE", "BOB"))
+    links = pd.read_csv(tmp_path / "d.zarr.key" / "links.csv")
+    folder = place or "source"
+    assert sorted(links["source_patient"]) == [f"{folder}/ALICE", f"{folder}/BOB"]
+
+
+def test_a_stray_image_in_the_source_leaves_the_patients_folders_alone(tmp_path: Path, prep: Prep) -> None:
+    source = tmp_path / "source"
+    for folder, patient in (("anna", "ALICE"), ("berta", "BOB")):
+        series(series(source / folder, "MR", patient), "CT", patient)
+    before = find_cases(source)[1]
+    series(source, "CT", "ALICE", 1)
+    stray, *after = find_cases(source)[1]
+    assert after == before and [case.name for case in after] == ["anna", "berta"]
+    assert [len(files) for files in stray.files.values()] == [1]
+    result = prep(source, "--out", tmp_path / "d.zarr")
+    assert (result["cases"], result["lost"]) == (2, 1)
+    assert any("directly in the source" in p["problem"] for p in result["problems"])
+
+
+def test_halves_of_two_patients_are_both_lost(tmp_path: Path, prep: Prep) -> None:
+    source = tmp_path / "source"
+    series(series(source / "shared", "MR", "ALICE"), "CT", "BOB")
+    series(series(source / "whole", "MR", "CAROL"), "CT", "CAROL")
+    result = prep(source, "--out", tmp_path / "d.zarr")
+    assert (result["cases"], result["lost"]) == (1, 2)
+    assert sum("image is missing" in p["problem"] for p in result["problems"]) == 2
+
+
+def test_without_any_patient_id_a_folder_is_one_patient_and_the_source_goes_by_study(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    for kind, study in (("MR", "1.1"), ("CT", "1.2")):
+        series(source / "anna", kind, "", study=study)
+    (case,) = find_cases(source)[1]
+    assert (case.name, set(case.files)) == ("anna", {"anatomy", "companion"})
+    direct = find_cases(source / "anna")[1]
+    assert [set(case.files) for case in direct] == [{"anatomy"}, {"companion"}]
+    series(source / "anna", "CT", "ALICE")
+    assert len(find_cases(source)[1]) == 3, "images without an ID may be another's than the one that has one"
