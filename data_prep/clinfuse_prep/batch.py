@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from clinfuse.errors import ConfigError
 from clinfuse_prep.config import PrepConfig
 from clinfuse_prep.findings import Finding
 from clinfuse_prep.manifest import manifest_row
@@ -39,6 +41,23 @@ class Outcome:
     row: dict[str, Any] | None
     findings: list[Finding] = field(default_factory=list)
     seconds: float = 0.0
+
+
+def check_distinct(jobs: Sequence[Job]) -> None:
+    """Refuse jobs of which one would write over another's case.
+
+    Raises:
+        ConfigError: several have one case id.
+    """
+    counts = Counter(job.case_id for job in jobs)
+    shared = sum(count for count in counts.values() if count > 1)
+    if shared:
+        raise ConfigError(
+            "several cases have one case id, so that one would replace the other",
+            expected="a name of its own for each case of a patient",
+            found=f"{shared} of {len(jobs)} cases that share theirs",
+            todo="rename their folders, or give patient and case in a table; if the names differ, use another --key",
+        )
 
 
 def run_job(job: Job) -> Outcome:

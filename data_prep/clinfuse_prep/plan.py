@@ -73,9 +73,9 @@ def plan_source(cases: Sequence[SourceCase], config: PrepConfig, at_a_time: int)
     Raises:
         InputError: the case could not be prepared.
     """
-    sized = sorted((file_bytes(case), case.name, case) for case in cases)
-    middle_bytes, _, middle = sized[len(sized) // 2]
-    average = sum(size for size, _, _ in sized) / len(sized)
+    sized = sorted(((file_bytes(case), case) for case in cases), key=lambda pair: (pair[0], pair[1].name))
+    middle_bytes, middle = sized[len(sized) // 2]
+    average = sum(size for size, _ in sized) / len(sized)
     with tempfile.TemporaryDirectory(prefix="clinfuse-plan-") as folder:
         store = Path(folder) / "plan.zarr"
         job = Job(

@@ -20,7 +20,7 @@ from clinfuse import RESEARCH_USE
 from clinfuse.console import counted, progress, say
 from clinfuse.errors import ConfigError
 from clinfuse.folders import check_writable
-from clinfuse_prep.batch import Job, Outcome, ray_ready, run_jobs, store_path
+from clinfuse_prep.batch import Job, Outcome, check_distinct, ray_ready, run_jobs, store_path
 from clinfuse_prep.config import PrepConfig
 from clinfuse_prep.findings import Finding
 from clinfuse_prep.masks.deepbet import deepbet_installed
@@ -161,6 +161,7 @@ def _jobs(
         )
         for case in cases
     ]
+    check_distinct(jobs)
     write_links(folder, ((j.case_id, j.patient, j.source.patient, j.source.name) for j in jobs))
     return jobs
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,14 @@ from typing import Any
 import pandas as pd
 import pydicom
 import pytest
+from clinfuse_prep.batch import Job, check_distinct
+from clinfuse_prep.config import PrepConfig
+from clinfuse_prep.pseudonym import open_key
 from clinfuse_prep.sources import SourceCase, find_cases
 from clinfuse_prep.store import CaseStore
-from make_sources import head, write_series
+from make_sources import head, synthrad, write_pair, write_series
+
+from clinfuse.errors import ConfigError, InputError
 
 Prep = Callable[..., dict[str, Any]]
 
@@ -99,3 +105,63 @@ def test_without_any_patient_id_a_folder_is_one_patient_and_the_source_goes_by_s
     assert [set(case.files) for case in direct] == [{"anatomy"}, {"companion"}]
     series(source / "anna", "CT", "ALICE")
     assert len(find_cases(source)[1]) == 3, "images without an ID may be another's than the one that has one"
+
+
+def test_patients_of_one_name_at_two_sites_are_two(tmp_path: Path, prep: Prep) -> None:
+    source = tmp_path / "source"
+    for seed, place in enumerate(("siteA/P01", "siteB/P01", "siteB/P02")):
+        write_pair(source / place, seed)
+    result = prep(source, "--out", tmp_path / "d.zarr", "--layout", "synthrad")
+    store = CaseStore(tmp_path / "d.zarr")
+    rows = store.manifest()
+    assert (result["cases"], result["lost"], len(store.case_ids())) == (3, 0, 3)
+    assert rows["case_id"].is_unique and rows["patient"].nunique() == 3
+    assert sum("several folders have the name" in p["problem"] for p in result["problems"]) == 2
+    key = open_key(tmp_path / "d.zarr.key")
+    assert key.case("P02", "P02") in store.case_ids(), "the others are named as ever"
+    assert not any(word in str(result) for word in ("siteA", "P01"))
+
+
+def test_a_source_named_as_a_folder_in_it_and_links_to_a_folder(tmp_path: Path) -> None:
+    source = write_pair(tmp_path / "P01", names=("t1", "ct_hu"))
+    write_pair(source / "P01", 1, names=("t1", "ct_hu"))
+    assert [case.name for case in find_cases(source)[1]] == [".", "P01"]
+    linked = synthrad(tmp_path / "linked", 1)
+    (linked / "Task1" / "all").mkdir()
+    os.symlink(linked / "Task1" / "brain" / "1BA001", linked / "Task1" / "all" / "1BA001")
+    assert [case.name for case in find_cases(linked, "synthrad")[1]] == ["1BA001"]
+
+
+def test_a_table_that_names_a_case_twice_is_refused_before_any_work(tmp_path: Path, prep: Prep) -> None:
+    for name in ("a", "b", "c"):
+        write_pair(tmp_path / name)
+    rows = [
+        {"patient": "ALICE", "case": "first", "anatomy": f"{n}/mr.nii.gz", "companion": f"{n}/ct.nii.gz"}
+        for n in "abc"
+    ]
+    rows[1]["case"] = "second"
+    pd.DataFrame(rows).to_csv(tmp_path / "t.csv", index=False)
+    with pytest.raises(InputError, match=r"twice.*rows 1 and 3") as caught:
+        prep(tmp_path / "t.csv", "--out", tmp_path / "d.zarr")
+    assert "ALICE" not in str(caught.value) and not (tmp_path / "d.zarr.key").exists()
+
+
+def test_two_jobs_never_have_one_case_id() -> None:
+    case = SourceCase(patient="p", name="n", files={})
+    jobs = [
+        Job(source=case, case_id=name, patient="p1", split="train", store="d", config=PrepConfig())
+        for name in ("c1", "c2", "c1")
+    ]
+    check_distinct(jobs[:2])
+    with pytest.raises(ConfigError, match=r"one case id.*found 2 of 3 cases"):
+        check_distinct(jobs)
+
+
+def test_a_plan_of_cases_of_one_name_and_size(tmp_path: Path, prep: Prep) -> None:
+    write_pair(tmp_path / "a")
+    rows = [
+        {"patient": patient, "case": "first", "anatomy": "a/mr.nii.gz", "companion": "a/ct.nii.gz"}
+        for patient in ("one", "two")
+    ]
+    pd.DataFrame(rows).to_csv(tmp_path / "t.csv", index=False)
+    assert prep(tmp_path / "t.csv", "--out", tmp_path / "d.zarr", "--plan")["cases"] == 2

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from clinfuse_prep.sources.case import SourceCase
+from clinfuse_prep.sources.case import SourceCase, told_apart
 
 VOLUMES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
 COHORT_ROLES = {
@@ -59,15 +59,19 @@ def is_synthrad(source: Path) -> bool:
 
 def find_synthrad(source: Path) -> list[SourceCase]:
     """One case per folder with `mr` or `ct`, best both; one without its partner is reported by `prepare_case`."""
-    cases = []
-    for folder in _synthrad_folders(source):
-        roles = {"anatomy": "mr", "companion": "ct", "brain": "brain", "bone": "bone", "lesion": "lesion"}
-        files = {role: (path,) for role, stem in roles.items() if (path := volume_named(folder, stem))}
-        region = folder.parent.name if folder.parent != source.parent else ""
-        cases.append(
-            SourceCase(patient=folder.name, name=folder.name, files=files, facts={"region": _region(region)})
-        )
-    return cases
+    return told_apart(
+        [
+            (_synthrad(source, folder), folder.relative_to(source).as_posix())
+            for folder in _synthrad_folders(source)
+        ]
+    )
+
+
+def _synthrad(source: Path, folder: Path) -> SourceCase:
+    roles = {"anatomy": "mr", "companion": "ct", "brain": "brain", "bone": "bone", "lesion": "lesion"}
+    files = {role: (path,) for role, stem in roles.items() if (path := volume_named(folder, stem))}
+    region = folder.parent.name if folder.parent != source.parent else ""
+    return SourceCase(patient=folder.name, name=folder.name, files=files, facts={"region": _region(region)})
 
 
 def _region(name: str) -> str:
@@ -77,12 +81,13 @@ def _region(name: str) -> str:
 
 
 def _synthrad_folders(source: Path) -> list[Path]:
-    found = []
+    """Folders of volumes, each once, also where links lead to it again."""
+    found: dict[Path, Path] = {}
     for depth in ("*", "*/*", "*/*/*"):
         for folder in sorted(source.glob(depth)):
             if folder.is_dir() and any(volume_named(folder, stem) for stem in ("mr", "ct")):
-                found.append(folder)
-    return found
+                found.setdefault(folder.resolve(), folder)
+    return list(found.values())
 
 
 def find_nifti_pair(source: Path) -> list[SourceCase]:
@@ -91,7 +96,8 @@ def find_nifti_pair(source: Path) -> list[SourceCase]:
     One without its partner is a case, too, and reported by `prepare_case`.
     """
     folders = [source, *sorted(path for path in source.iterdir() if path.is_dir())]
-    return [case for folder in folders if (case := _loose(folder)) is not None]
+    found = [(case, folder.relative_to(source).as_posix()) for folder in folders if (case := _loose(folder))]
+    return told_apart(found)
 
 
 def is_nifti_pair(source: Path) -> bool:

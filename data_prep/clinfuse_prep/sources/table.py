@@ -6,7 +6,7 @@ Columns: `anatomy`, `companion`; optional `patient`, `case`, `aligned_companion`
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from clinfuse.errors import InputError
 from clinfuse_prep.sources.case import ROLES, SourceCase
 
 MODALITIES = ("CT", "SPECT", "PET", "NM")
+MOST_SHOWN = 5
 
 
 def matches(source: Path) -> bool:
@@ -27,7 +28,7 @@ def find(source: Path) -> list[SourceCase]:
     """One case per row.
 
     Raises:
-        InputError: unreadable table or a missing column.
+        InputError: unreadable table, a missing column, or a case of a patient that is named twice.
     """
     if not matches(source):
         return []
@@ -40,9 +41,25 @@ def find(source: Path) -> list[SourceCase]:
             found=f"no {' and no '.join(missing)}",
             todo="name the columns so; see `clinfuse prep --help`",
         )
-    return [
+    cases = [
         _case(source.parent, number, row) for number, row in enumerate(table.to_dict(orient="records"), 1)
     ]
+    _check_named_once(cases)
+    return cases
+
+
+def _check_named_once(cases: Sequence[SourceCase]) -> None:
+    rows: dict[tuple[str, str], list[int]] = {}
+    for number, case in enumerate(cases, 1):
+        rows.setdefault((case.patient, case.name), []).append(number)
+    twice = [numbers for numbers in rows.values() if len(numbers) > 1]
+    if twice:
+        raise InputError(
+            "the table names a case of one patient twice",
+            expected="another `case` in each row of a patient",
+            found="; ".join(f"rows {' and '.join(map(str, numbers))}" for numbers in twice[:MOST_SHOWN]),
+            todo="give each examination its own `case`, leave the column away, or remove the repeated row",
+        )
 
 
 def _read(source: Path) -> pd.DataFrame:
