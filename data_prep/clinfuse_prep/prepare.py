@@ -29,6 +29,9 @@ def prepare_case(
     Raises:
         InputError, GeometryError: the case cannot be used; the message names the pseudonym only.
     """
+    for severity, problem, expected, found, todo in source.notes:
+        if severity == "error":
+            raise InputError(problem, expected=expected, found=found, case=case_id, todo=todo)
     for role in ("anatomy", "companion"):
         if not source.files.get(role):
             raise InputError(
@@ -59,10 +62,11 @@ def prepare_case(
 
 
 def source_notes(source: SourceCase, case_id: str) -> list[Finding]:
-    """What was noticed while the case's files were found, as findings."""
+    """What was noticed while the case's files were found, as findings; errors are raised by `prepare_case`."""
     return [
         Finding(case=case_id, severity=s, problem=p, expected=e, found=f, todo=t)
         for s, p, e, f, t in source.notes
+        if s != "error"
     ]
 
 

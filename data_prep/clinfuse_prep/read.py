@@ -9,19 +9,24 @@ from clinfuse.errors import InputError
 from clinfuse_prep.config import PrepConfig
 from clinfuse_prep.nifti import read_nifti
 from clinfuse_prep.raw import RawImage
-from clinfuse_prep.slices import SUFFIXES, read_slices, slice_number
+from clinfuse_prep.slice_numbers import slice_numbers
+from clinfuse_prep.slices import SUFFIXES, read_slices
 
 Files = Path | str | Sequence[Path | str] | RawImage
 
 
 def expand(files: Files) -> list[Path]:
-    """The files meant by a path or a list: a folder stands for its pictures (by slice number) or all its files."""
+    """The files meant by a path or a list: a folder stands for its pictures (by slice number) or all its files.
+
+    Raises:
+        InputError: the pictures' names do not number them.
+    """
     assert not isinstance(files, RawImage)
     paths = [Path(files)] if isinstance(files, str | Path) else [Path(path) for path in files]
     if len(paths) == 1 and paths[0].is_dir():
         inside = sorted(path for path in paths[0].iterdir() if path.is_file())
         pictures = [path for path in inside if path.suffix.lower() in SUFFIXES]
-        return sorted(pictures, key=slice_number) if pictures else inside
+        return [path for _, path in sorted(slice_numbers(pictures)[0].items())] if pictures else inside
     return paths
 
 
@@ -35,7 +40,7 @@ def read_image(
         role: what it is for, for messages.
 
     Raises:
-        InputError: missing, damaged, or of a format that is not known here.
+        InputError: missing, damaged, of a format that is not known here, or pictures without clear numbers.
     """
     if isinstance(files, RawImage):
         return files

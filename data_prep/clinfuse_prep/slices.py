@@ -6,7 +6,6 @@ top is anterior, numbers rise from inferior to superior.
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,12 +35,6 @@ DEEP = (
     "",
     "this range was brought to 0 to 255; give NIfTI or DICOM if the values are Hounsfield units",
 )
-
-
-def slice_number(path: Path) -> int:
-    """The slice number: the last three digits of the last run of digits in the name, or -1 without digits."""
-    runs = re.findall(r"\d+", path.stem)
-    return int(runs[-1][-3:]) if runs else -1
 
 
 def read_slices(

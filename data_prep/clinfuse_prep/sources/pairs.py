@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from clinfuse_prep.slices import SUFFIXES, slice_number
-from clinfuse_prep.sources.case import SourceCase
+from clinfuse.errors import InputError
+from clinfuse_prep.slice_numbers import slice_numbers
+from clinfuse_prep.slices import SUFFIXES
+from clinfuse_prep.sources.case import Note, SourceCase
 
 ANATOMY = {"mri": "MR", "mr": "MR", "t1": "MR", "t2": "MR"}
 COMPANION = {"ct": "CT", "spect": "SPECT", "pet": "PET"}
@@ -26,11 +28,8 @@ def _subfolders(source: Path) -> list[Path]:
     return sorted(path for path in source.iterdir() if path.is_dir())
 
 
-def _pictures(folder: Path | None) -> dict[int, Path]:
-    if folder is None:
-        return {}
-    files = [path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file()]
-    return {slice_number(path): path for path in sorted(files)}
+def _pictures(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
 
 
 def _folders(folder: Path) -> dict[str, Path]:
@@ -48,22 +47,33 @@ def _case(folder: Path) -> SourceCase:
     anatomy = next((name for name in ANATOMY if name in found), None)
     companion = next((name for name in COMPANION if name in found), None)
     roles = {"anatomy": anatomy, "companion": companion, **{m: m if m in found else None for m in MASKS}}
-    slices = {role: _pictures(found[name]) for role, name in roles.items() if name}
-    pair = [set(slices.get(role, {})) for role in ("anatomy", "companion")]
-    numbers = sorted(pair[0] & pair[1]) if all(pair) else sorted(pair[0] | pair[1])
-    files = {role: tuple(paths[n] for n in numbers if n in paths) for role, paths in slices.items()}
+    files, numbers, notes = _paired({role: _pictures(found[name]) for role, name in roles.items() if name})
     return SourceCase(
         patient=folder.name,
         name=folder.name,
         files=files,
         modalities=(ANATOMY.get(anatomy or "", "MR"), COMPANION.get(companion or "", "CT")),
         facts={"slice_numbers": numbers},
-        notes=tuple(_notes(pair, numbers)),
+        notes=tuple(notes),
     )
 
 
-def _notes(pair: list[set[int]], numbers: list[int]) -> list[tuple[str, str, str, str, str]]:
-    notes = []
+def _paired(pictures: dict[str, list[Path]]) -> tuple[dict[str, tuple[Path, ...]], list[int], list[Note]]:
+    """Each role's pictures of the slices that both images have, these slices' numbers, and what was noticed."""
+    try:
+        slices = dict(zip(pictures, slice_numbers(*pictures.values()), strict=True))
+    except InputError as error:
+        note = ("error", error.problem, error.expected, error.found, error.todo)
+        return {role: tuple(paths) for role, paths in pictures.items()}, [], [note]
+    pair = [set(slices.get(role, {})) for role in ("anatomy", "companion")]
+    numbers = sorted(pair[0] & pair[1]) if all(pair) else sorted(pair[0] | pair[1])
+    files = {role: tuple(paths[n] for n in numbers if n in paths) for role, paths in slices.items()}
+    unmatched = [_unmatched(role) for role in MASKS if role in files and numbers and not files[role]]
+    return files, numbers, [*_notes(pair, numbers), *unmatched]
+
+
+def _notes(pair: list[set[int]], numbers: list[int]) -> list[Note]:
+    notes: list[Note] = []
     alone = pair[0] ^ pair[1]
     if all(pair) and alone:
         notes.append(
@@ -87,6 +97,16 @@ def _notes(pair: list[set[int]], numbers: list[int]) -> list[tuple[str, str, str
             )
         )
     return notes
+
+
+def _unmatched(role: str) -> Note:
+    return (
+        "error",
+        f"the {role} mask's slices are not the images'",
+        "a picture of the mask for each slice, with the number of the images' pictures",
+        "no number in common",
+        "rename the mask's pictures as the images', or take them away",
+    )
 
 
 def _ranges(numbers: list[int]) -> str:
