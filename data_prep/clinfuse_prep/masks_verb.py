@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 from clinfuse import RESEARCH_USE
 from clinfuse.case import ROIS, Case
 from clinfuse.console import counted, progress, say
-from clinfuse.errors import ClinfuseError, InputError
+from clinfuse.errors import ClinfuseError, GeometryError, InputError
 from clinfuse.folders import check_writable
 from clinfuse_prep.checks import check_brain
 from clinfuse_prep.deface import face_mask
 from clinfuse_prep.findings import Finding
-from clinfuse_prep.geometry import Grid, resample_mask
+from clinfuse_prep.geometry import Grid
 from clinfuse_prep.manifest import manifest_row
+from clinfuse_prep.masks.given import LEAST_KEPT, placed
 from clinfuse_prep.nifti import read_nifti
 from clinfuse_prep.raw import SIMULATED_MARK
 from clinfuse_prep.store import CaseStore
@@ -121,6 +122,7 @@ def import_case(store: CaseStore, case_id: str, folder: Path) -> list[str]:
 
     Raises:
         InputError: a mask is damaged, not binary, empty (brain), or no file of the case is there.
+        GeometryError: a mask shows another place than the case.
     """
     place = folder / case_id
     files = {roi: path for roi in ROIS if (path := place / f"{roi}.nii.gz").is_file()}
@@ -143,7 +145,15 @@ def import_case(store: CaseStore, case_id: str, folder: Path) -> list[str]:
                 found="other values",
                 case=case_id,
             )
-        mask = resample_mask(image.volume, image.grid, grid)
+        mask, kept = placed(image.volume, image.grid, grid, roi, case_id)
+        if kept < LEAST_KEPT:
+            raise GeometryError(
+                f"most of the corrected {roi} mask is not on the case's grid",
+                expected=f"at least {LEAST_KEPT:.0%} of its volume",
+                found=f"{kept:.0%}",
+                case=case_id,
+                todo="correct the exported mask, and save it on its own grid",
+            )
         if not np.array_equal(mask, case.masks[roi]):
             changed[roi] = mask
     if "brain" in changed:

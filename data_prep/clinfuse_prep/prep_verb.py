@@ -10,7 +10,6 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from clinfuse_prep.masks.deepbet import deepbet_installed
 from clinfuse_prep.plan import estimate, plan_source, slots, tree_bytes
 from clinfuse_prep.pseudonym import Pseudonyms, open_key, write_links
 from clinfuse_prep.sources import SourceCase, find_cases
+from clinfuse_prep.sources.mask_folder import with_masks
 from clinfuse_prep.split import SPLITS, Fractions, asked_split, split_patients
 from clinfuse_prep.store import CaseStore
 
@@ -48,7 +48,9 @@ def prep(arguments: argparse.Namespace) -> dict[str, Any]:
     if "://" not in out:
         check_writable(out)
     layout, cases, findings = find_cases(source, arguments.layout)
-    cases = _with_masks(cases, arguments.masks)
+    if arguments.masks != "auto":
+        cases, unmatched = with_masks(cases, Path(arguments.masks))
+        findings += unmatched
     patients = len({case.patient for case in cases})
     say(f"layout {layout}: {counted(len(cases), 'case')} of {counted(patients, 'patient')}")
     if arguments.plan:
@@ -97,24 +99,6 @@ def _numbers(text: str, count: int, option: str) -> Any:
     if len(values) != count or not np.isfinite(values).all():
         raise ConfigError(f"{option} is not usable", expected=f"{count} numbers with commas", found=text)
     return values
-
-
-def _with_masks(cases: list[SourceCase], masks: str) -> list[SourceCase]:
-    """Mask files of a separate folder, by the case's name at the source; they win over all others."""
-    if masks == "auto":
-        return cases
-    folder = Path(masks)
-    if not folder.is_dir():
-        raise ConfigError("--masks is not usable", expected="auto, or a folder of masks", found="neither")
-    done = []
-    for case in cases:
-        found = {
-            roi: (path,)
-            for roi in ("brain", "bone", "lesion")
-            if (path := folder / case.name / f"{roi}.nii.gz").is_file()
-        }
-        done.append(replace(case, files={**case.files, **found}))
-    return done
 
 
 def _existing(store: CaseStore, arguments: argparse.Namespace) -> bool:

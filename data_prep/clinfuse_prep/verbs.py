@@ -38,7 +38,8 @@ def _prep_arguments(parser: argparse.ArgumentParser) -> None:
         "--masks",
         default="auto",
         metavar="auto|DIR",
-        help="auto, or a folder <case name>/{brain,bone,lesion}.nii.gz whose masks win over automatic ones",
+        help="auto, or a folder <case's name at the source>/{brain,bone,lesion}.nii.gz whose masks win over "
+        "automatic ones",
     )
     parser.add_argument("--brain", default="auto", help="auto, ct, mr, deepbet, totalsegmentator or none")
     parser.add_argument(

@@ -8,19 +8,16 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from clinfuse.case import ROIS, FloatArray, MaskArray
-from clinfuse.errors import GeometryError
 from clinfuse_prep.checks import check_bone, check_brain
 from clinfuse_prep.config import PrepConfig
 from clinfuse_prep.findings import Finding
-from clinfuse_prep.geometry import Grid, overlap, resample_mask
+from clinfuse_prep.geometry import Grid
 from clinfuse_prep.masks.auto import BrainInputs, brain_mask
 from clinfuse_prep.masks.bone import bone_from_ct
-from clinfuse_prep.masks.given import inside
+from clinfuse_prep.masks.given import LEAST_KEPT, inside, placed
 from clinfuse_prep.masks.head import head_ct
 from clinfuse_prep.masks.uptake import uptake_from
 from clinfuse_prep.raw import RawImage
-
-LEAST_OVERLAP = 0.3
 
 
 @dataclass(kw_only=True)
@@ -51,13 +48,12 @@ def roi_masks(
 
     Raises:
         InputError: a mask file that holds no mask, or an empty brain mask.
-        GeometryError: a mask file that shows another place.
+        GeometryError: a mask file that shows another place, or of which nothing is left on `grid`.
     """
     made = RoiMasks()
     for roi in ROIS:
         if roi in images:
-            made.arrays[roi] = curated(images[roi], roi, grid, case)
-            made.provenance[roi] = "curated"
+            _curated(made, images[roi], roi, grid, case)
     _automatic(made, images, raw, grid, config, ct=ct, case=case)
     if ct:
         _apart(made, case)
@@ -145,19 +141,18 @@ def _apart(made: RoiMasks, case: str) -> None:
     made.arrays[yields] = np.where(both, np.uint8(0), made.arrays[yields])
 
 
-def curated(image: RawImage, roi: str, grid: Grid, case: str) -> MaskArray:
-    """A mask from a file on the case's grid, see `clinfuse_prep.masks.given`.
-
-    Raises:
-        InputError: the file holds no mask. GeometryError: the mask shows another place.
-    """
-    within = inside(image, roi, case)
-    if roi != "lesion" and overlap(image.grid, grid) < LEAST_OVERLAP:
-        raise GeometryError(
-            f"the {roi} mask shows another place than the images",
-            expected="a mask drawn on one of the images",
-            found=f"{overlap(image.grid, grid):.0%} of the grid covered",
-            case=case,
-            todo="export the mask again on the anatomy image's grid",
+def _curated(made: RoiMasks, image: RawImage, roi: str, grid: Grid, case: str) -> None:
+    """Add a mask from a file, see `clinfuse_prep.masks.given`; one that is cut off is told of."""
+    made.arrays[roi], kept = placed(inside(image, roi, case), image.grid, grid, roi, case)
+    made.provenance[roi] = "curated"
+    if kept < LEAST_KEPT:
+        made.findings.append(
+            Finding(
+                case=case,
+                severity="warning",
+                problem=f"most of the {roi} mask is not on the case's grid",
+                expected=f"at least {LEAST_KEPT:.0%} of its volume",
+                found=f"{kept:.0%}",
+                todo="check that the mask belongs to the images, and that they show all of it",
+            )
         )
-    return resample_mask(within, image.grid, grid)
