@@ -81,6 +81,23 @@ def check_modalities(anatomy: RawImage, companion: RawImage, kind: str, case: st
     return []
 
 
+def check_subjects(anatomy: RawImage, companion: RawImage, case: str) -> list[Finding]:
+    """Whether the files name one patient, where both name one; not refused, as ids given on export may differ."""
+    named = {anatomy.subject, companion.subject}
+    if "" in named or len(named) == 1:
+        return []
+    return [
+        Finding(
+            case=case,
+            severity="warning",
+            problem="the files of the two images name different patients",
+            expected="both images of one patient",
+            found="two patient ids",
+            todo="make sure that they are one patient's before anything is read from the fused image",
+        )
+    ]
+
+
 def check_overlap(companion: Grid, grid: Grid, case: str) -> None:
     """Refuse a pair whose headers say that they show different places.
 

@@ -1,4 +1,5 @@
-"""DICOM series with an allow-list: geometry and pixels are read, every other tag stays in the files.
+"""DICOM series with an allow-list: geometry and pixels are read, every other tag stays in the files. Of the PatientID a
+digest alone, in memory, so that images of two patients are told from each other.
 
 Gantry tilt is undone by shifting each slice in its own plane to a common origin; slices at unequal distances are
 interpolated to the smallest distance that is common among them. Both are reported.
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 from clinfuse.errors import GeometryError, InputError
 from clinfuse_prep.dicom_grid import Note, SliceHead, even, untilted
 from clinfuse_prep.itk import LPS
-from clinfuse_prep.raw import RawImage, digest_of, from_source_array
+from clinfuse_prep.raw import RawImage, digest_of, digest_of_text, from_source_array
 
 GEOMETRY_TAGS = (
     "Rows",
@@ -33,6 +34,7 @@ GEOMETRY_TAGS = (
     "SamplesPerPixel",
     "NumberOfFrames",
     "SeriesInstanceUID",
+    "PatientID",
     "Modality",
 )
 PIXEL_TAGS = (
@@ -98,7 +100,7 @@ def read_series(
     affine[:3, 3] = origin
     digest = digest_of([head.path for head in series])
     image = from_source_array(slices.transpose(2, 1, 0), LPS @ affine, kind="dicom", digest=digest)
-    return replace(image, notes=(*notes, *tilt, *mixed))
+    return replace(image, subject=first.subject, notes=(*notes, *tilt, *mixed))
 
 
 @contextmanager
@@ -124,6 +126,7 @@ def slice_head(path: Path) -> SliceHead | None:
             position = np.array([float(v) for v in data.ImagePositionPatient])
             rows, columns = int(data.Rows), int(data.Columns)
             series, modality = str(data.get("SeriesInstanceUID", "")), str(data.get("Modality", ""))
+            patient = str(data.get("PatientID", "") or "").strip()
             plain = (
                 int(data.get("SamplesPerPixel", 1) or 1) == 1 and int(data.get("NumberOfFrames", 1) or 1) == 1
             )
@@ -137,6 +140,7 @@ def slice_head(path: Path) -> SliceHead | None:
         path=path,
         series=series,
         modality=modality,
+        subject=digest_of_text(patient) if patient else "",
         rows=rows,
         columns=columns,
         spacing=(spacing[0], spacing[1]),

@@ -20,11 +20,12 @@ Note = tuple[str, str, str, str, str]
 
 @dataclass(frozen=True, kw_only=True)
 class SliceHead:
-    """Geometry of one slice: where it lies, in LPS+ mm, and which file holds it."""
+    """Geometry of one slice: where it lies, in LPS+ mm, which file holds it, and whose it is (see RawImage.subject)."""
 
     path: Path
     series: str
     modality: str
+    subject: str
     rows: int
     columns: int
     spacing: tuple[float, float]

@@ -28,6 +28,7 @@ class RawImage:
         grey8: values are 8-bit display greys of unknown window, not a physical unit.
         chroma: (2, D, H, W) float32 in [-0.5, 0.5], Cb and Cr of a pseudo-colour image; None when grey.
         digest: SHA-256 of the files' bytes, hexadecimal.
+        subject: digest of the patient's id where the file holds one, else empty; to compare, never to keep.
         simulated: the file says that no person was imaged (the embedded cohort's mark in its header).
         notes: what was noticed while reading, as (severity, problem, expected, found, todo).
     """
@@ -40,6 +41,7 @@ class RawImage:
     grey8: bool = False
     chroma: NDArray[np.float32] | None = None
     digest: str = ""
+    subject: str = ""
     simulated: bool = False
     notes: tuple[tuple[str, str, str, str, str], ...] = field(default_factory=tuple)
 
@@ -78,6 +80,11 @@ def digest_of(paths: list[Path]) -> str:
             while piece := stream.read(1 << 20):
                 total.update(piece)
     return total.hexdigest()
+
+
+def digest_of_text(text: str) -> str:
+    """SHA-256 of a text, hexadecimal."""
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def check_voxels(volume: NDArray[np.float32], role: str, case: str | None = None) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clinfuse.case import Case, FloatArray, MaskArray
-from clinfuse_prep.checks import check_modalities, check_overlap, check_pictures
+from clinfuse_prep.checks import check_modalities, check_overlap, check_pictures, check_subjects
 from clinfuse_prep.config import PrepConfig
 from clinfuse_prep.findings import Finding
 from clinfuse_prep.geometry import Grid, resample, with_spacing
@@ -105,7 +105,7 @@ def _check(task: Task) -> list[Finding]:
     findings = check_modalities(anatomy, companion, task.modalities[1], task.case)
     if task.config.register == "none":
         check_overlap(companion.grid, task.grid, task.case)
-    return [*_reading_notes(task), *findings]
+    return [*_reading_notes(task), *findings, *check_subjects(anatomy, companion, task.case)]
 
 
 def _reading_notes(task: Task) -> list[Finding]:

@@ -12,6 +12,7 @@ import pydicom
 import pytest
 from clinfuse_prep.batch import Job, check_distinct
 from clinfuse_prep.config import PrepConfig
+from clinfuse_prep.prepare import prepare_pair
 from clinfuse_prep.pseudonym import open_key
 from clinfuse_prep.sources import SourceCase, find_cases
 from clinfuse_prep.store import CaseStore
@@ -165,3 +166,16 @@ def test_a_plan_of_cases_of_one_name_and_size(tmp_path: Path, prep: Prep) -> Non
     ]
     pd.DataFrame(rows).to_csv(tmp_path / "t.csv", index=False)
     assert prep(tmp_path / "t.csv", "--out", tmp_path / "d.zarr", "--plan")["cases"] == 2
+
+
+@pytest.mark.parametrize(("other", "told"), [("ALICE", False), ("BOB", True), ("", False)])
+def test_a_pair_whose_files_name_two_patients_is_told_of(other: str, told: bool, tmp_path: Path) -> None:
+    mr, ct = head()[:2]
+    made = [
+        write_series(tmp_path / "a", mr, "MR", patient="ALICE"),
+        write_series(tmp_path / "b", ct, "CT", patient=other),
+    ]
+    case = prepare_pair(*made)
+    found = [f for f in case.attrs["findings"] if "different patients" in f["problem"]]
+    assert bool(found) == told
+    assert "ALICE" not in repr(case.attrs) and "BOB" not in repr(case.attrs)
