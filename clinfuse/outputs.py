@@ -1,6 +1,6 @@
 """Fused output as files: BIDS-derivative names, the anatomy image's geometry, a JSON sidecar, no half files.
 
-Volumes become gzipped NIfTI (float32) or DICOM Parametric Maps; single slices may become PNG of the size that came in.
+Volumes become gzipped NIfTI (float32) or DICOM Parametric Maps; single slices may become PNG (`clinfuse.picture`).
 Everything is first made as bytes (`encode_fused`), so a service answers with what a folder would hold.
 """
 
@@ -25,6 +25,7 @@ from clinfuse import RESEARCH_USE, __version__
 from clinfuse.case import Case, FloatArray
 from clinfuse.colour import join_colour
 from clinfuse.errors import InputError
+from clinfuse.picture import ORIENTATION, picture_png
 
 ImageFormat = Literal["nifti", "png", "dicom"]
 Geometry = Callable[[FloatArray, Case], tuple[NDArray[Any], NDArray[np.float64]]]
@@ -91,8 +92,8 @@ def encode_fused(
             geometry and, if asked, the inputs.
         geometry: maps a volume (D, H, W) to the array in the anatomy file's own voxel order and its (4, 4)
             affine in mm (`clinfuse_prep.to_source_grid`); default is the case's own RAS+ grid.
-        image_format: "nifti", "dicom" (one Parametric Map per map), or "png" for a single slice: 8 bit for images,
-            16 for the other maps.
+        image_format: "nifti", "dicom" (one Parametric Map per map), or "png" for a single axial slice, which lies as
+            radiologists look at it whatever the geometry's voxel order: 8 bit for images, 16 for the other maps.
         inputs: also the two images as the model saw them.
         compress: NIfTI as .nii.gz (else .nii).
 
@@ -101,7 +102,8 @@ def encode_fused(
         "colour" where the companion came in pseudo-colour, as PNG or as RGB NIfTI (a Parametric Map has no colours).
 
     Raises:
-        InputError: a map does not lie on the case's grid, PNG was asked for a volume, or DICOM for skewed axes.
+        InputError: a map does not lie on the case's grid, PNG was asked for more than one axial slice, or DICOM for
+            skewed axes.
     """
     volumes = {"fused": result.fused, "uncertainty": result.uncertainty}
     if result.interval is not None:
@@ -119,7 +121,8 @@ def encode_fused(
     for key, (array, affine) in arrays.items():
         stem = output_stem(case, key)
         if image_format == "png":
-            files[key] = (f"{stem}.png", _png(array, case, key))
+            data = picture_png(array, affine, key=key, case_id=case.case_id, most=_most(key))
+            files[key] = (f"{stem}.png", data)
         elif image_format == "dicom":
             files[key] = (f"{stem}.dcm", _dicom(array, affine, case, key))
         else:
@@ -201,7 +204,7 @@ def _sidecar(result: FusedMaps, case: Case, names: dict[str, str], image_format:
     meant = result.info.get("units", {})
     units = {key: meant.get(key) or UNITS[key] for key in names}
     if image_format == "png":
-        units = {k: f"{v}; stored as 0 to {65535 if k in MAPS[1:] else 255}" for k, v in units.items()}
+        units = {k: f"{v}; stored as 0 to {_most(k)}" for k, v in units.items()}
     facts = {
         "Description": "Fused image of two co-registered head images with its uncertainty",
         "IntendedUse": RESEARCH_USE,
@@ -212,6 +215,8 @@ def _sidecar(result: FusedMaps, case: Case, names: dict[str, str], image_format:
         "mask_provenance": case.attrs.get("provenance"),
         "findings": case.attrs.get("findings", []),
     }
+    if image_format == "png":
+        facts["orientation"] = ORIENTATION
     if facts["Simulated"]:
         facts["SimulatedNote"] = "simulated CT: made from an MR template, not measured"
     return jsonable({**facts, **result.info, "units": units})
@@ -249,25 +254,6 @@ def _dicom(array: NDArray[Any], affine: NDArray[np.float64], case: Case, key: st
     )
 
 
-def _png(array: NDArray[Any], case: Case, key: str) -> bytes:
-    from PIL import Image
-    from PIL.PngImagePlugin import PngInfo
-
-    if array.shape[2] != 1:
-        raise InputError(
-            "PNG can hold one slice only",
-            expected="a case of one slice",
-            found=f"{case.shape[0]} slices",
-            case=case.case_id,
-            todo="ask for NIfTI",
-        )
-    picture = array[:, :, 0].swapaxes(0, 1)
-    if array.ndim == 3:
-        top, kind = (65535, np.uint16) if key in MAPS[1:] else (255, np.uint8)
-        picture = np.round(np.clip(picture, 0, 1) * top).astype(kind)
-    pixels = np.ascontiguousarray(picture)
-    buffer = io.BytesIO()
-    about = PngInfo()
-    about.add_text("Description", f"clinfuse {key} image. {RESEARCH_USE}")
-    Image.fromarray(pixels).save(buffer, "PNG", pnginfo=about)
-    return buffer.getvalue()
+def _most(key: str) -> int:
+    """What PNG stores for 1: images have 8 bits, the other maps 16."""
+    return 65535 if key in MAPS[1:] else 255

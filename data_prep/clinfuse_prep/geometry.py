@@ -1,4 +1,4 @@
-"""Where voxels lie: reorientation to the RAS+ grid, resampling by affine, and the way back to the source.
+"""Where voxels lie: resampling by affine, and the way back to the source (`clinfuse.orientation` turns axes).
 
 Legend: a *source* array is in its file's own voxel order (i, j, k) with affine (i, j, k, 1) → RAS+ mm. A
 *grid* array is (D, H, W) = (z, y, x) with affine (x, y, z, 1) → RAS+ mm, axes nearest to R, A and S.
@@ -9,13 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
 from clinfuse.case import Case
 from clinfuse.errors import GeometryError
+from clinfuse.orientation import from_ras, to_ras
 
 Array = NDArray[Any]
 Affine = NDArray[np.float64]
@@ -42,36 +42,6 @@ class Grid:
         corners[:, :3] *= np.array(self.shape[::-1]) - 1
         gap = corners @ (self.affine - other.affine).T
         return bool(np.abs(gap[:, :3]).max() <= tolerance_mm)
-
-
-def to_ras(array: Array, affine: Affine) -> tuple[Array, Affine]:
-    """Reorient without interpolation.
-
-    Args:
-        array: (I, J, K) in source order.
-        affine: (i, j, k, 1) → RAS+ mm.
-
-    Returns:
-        The (D, H, W) array (a view where possible) and its affine (x, y, z, 1) → RAS+ mm.
-    """
-    orientation = nib.io_orientation(affine)
-    turned = nib.apply_orientation(array, orientation)
-    back = nib.orientations.inv_ornt_aff(orientation, array.shape)
-    return np.transpose(turned, (2, 1, 0)), affine @ back
-
-
-def from_ras(volume: Array, source_shape: tuple[int, int, int], source_affine: Affine) -> Array:
-    """Inverse of `to_ras`: a (D, H, W) array in the order (I, J, K) of the source."""
-    orientation = nib.io_orientation(source_affine)
-    inverse = nib.orientations.ornt_transform(nib.io_orientation(np.eye(4)), orientation)
-    back = nib.apply_orientation(np.transpose(volume, (2, 1, 0)), inverse)
-    if back.shape != tuple(source_shape):
-        raise GeometryError(
-            "the volume does not belong to this source",
-            expected=f"shape {source_shape}",
-            found=str(back.shape),
-        )
-    return back
 
 
 def resample(

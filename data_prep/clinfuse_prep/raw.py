@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clinfuse.errors import InputError
-from clinfuse_prep.geometry import Grid, from_ras, to_ras
+from clinfuse.orientation import from_ras, to_ras
+from clinfuse_prep.geometry import Grid
 
 SIMULATED_MARK = "SIMULATED head; research use only"
 

@@ -16,7 +16,7 @@ from PIL import Image, UnidentifiedImageError
 
 from clinfuse.colour import is_colour, split_colour
 from clinfuse.errors import GeometryError, InputError
-from clinfuse_prep.geometry import to_ras
+from clinfuse.orientation import to_ras
 from clinfuse_prep.raw import RawImage, digest_of, from_source_array
 
 SUFFIXES = (".png", ".jpg", ".jpeg")

@@ -9,11 +9,9 @@ import numpy as np
 import pytest
 from clinfuse_prep.geometry import (
     Grid,
-    from_ras,
     overlap,
     resample,
     resample_mask,
-    to_ras,
     to_source_grid,
     with_spacing,
 )
@@ -21,6 +19,7 @@ from make_sources import AFFINE
 
 from clinfuse.case import Case
 from clinfuse.errors import GeometryError
+from clinfuse.orientation import from_ras, to_ras
 
 
 def oblique(order: tuple[int, ...], signs: tuple[int, ...]) -> np.ndarray:

@@ -96,8 +96,8 @@ def test_slice_becomes_png_of_same_size_and_a_volume_does_not(tiny_case: Case, t
     paths = write_fused(maps, single, tmp_path, image_format="png")
     fused, doubt = (np.asarray(Image.open(paths[key])) for key in ("fused", "uncertainty"))
     assert fused.shape == single.shape[1:] and fused.dtype == np.uint8
-    np.testing.assert_allclose(fused / 255, maps.fused[0], atol=0.5 / 255 + 1e-6)
-    np.testing.assert_allclose(doubt / 65535, maps.uncertainty[0], atol=1 / 65535)
+    np.testing.assert_allclose(fused / 255, maps.fused[0, ::-1, ::-1], atol=0.5 / 255 + 1e-6)
+    np.testing.assert_allclose(doubt / 65535, maps.uncertainty[0, ::-1, ::-1], atol=1 / 65535)
     assert (
         Image.open(paths["uncertainty"]).text["Description"] == f"clinfuse uncertainty image. {RESEARCH_USE}"
     )
