@@ -13,13 +13,12 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from clinfuse.errors import ConfigError, InputError
+from clinfuse_sweeps.alike import differences, question
 from clinfuse_sweeps.fronts import common_reference, coverage, hypervolume, hypervolume_interval
 from clinfuse_sweeps.goals import Goal, Limit, LossArray, feasible, losses
 from clinfuse_sweeps.plan import Plan, load_plan
+from clinfuse_sweeps.space import Space
 from clinfuse_sweeps.trials import front_of, mark_fronts, read_trials
-
-# facts that must agree if two sweeps' values are to be laid side by side
-COMMON_FACTS = ("cases", "slices", "steps", "model_hash")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,9 +35,9 @@ class Entry:
     """One preset in the comparison.
 
     Attributes:
-        label: its name, with the sweep's name where two sweeps on different models or data hold the preset.
+        label: its name, with the sweeps' names where sweeps that differ in more than the seed hold the preset.
         preset: the preset's name.
-        description: a sentence for a clinician.
+        space: what was searched around it.
         table: its trials of all runs, with the pooled front and knee marked; column `folder` says whence.
         runs: the same trials run by run (a run is one sweep folder).
         limits: the constraints its sweeps were given.
@@ -46,10 +45,15 @@ class Entry:
 
     label: str
     preset: str
-    description: str
+    space: Space
     table: pd.DataFrame
     runs: tuple[pd.DataFrame, ...]
     limits: tuple[Limit, ...] = ()
+
+    @property
+    def description(self) -> str:
+        """The preset in a sentence for a clinician."""
+        return self.space.base.description
 
     def values(self, goals: Sequence[Goal], *, front: bool = False) -> LossArray:
         """(trials, goals) losses of the feasible trials, or of the front alone."""
@@ -60,10 +64,8 @@ class Entry:
         """The trial's id, after its run's name (or path, where names are alike) if several runs are pooled."""
         if len(self.runs) < 2:
             return str(row["trial_id"])
-        folders = [str(run["folder"].iloc[0]) for run in self.runs if len(run)]
-        name = Path(row["folder"]).name
-        alike = [Path(folder).name for folder in folders].count(name) > 1
-        return f"{row['folder'] if alike else name}/{row['trial_id']}"
+        names = _short_names([str(run["folder"].iloc[0]) for run in self.runs if len(run)])
+        return f"{names[row['folder']]}/{row['trial_id']}"
 
     @property
     def knee(self) -> pd.Series | None:
@@ -98,6 +100,11 @@ class Comparison:
     coverage: NDArray[np.float64]
     warnings: tuple[str, ...] = ()
 
+    @property
+    def params(self) -> tuple[str, ...]:
+        """Names of the values searched by any entry; the others' trials have none of them."""
+        return tuple(dict.fromkeys(name for entry in self.entries for name in entry.space.names))
+
 
 def open_sweep(folder: Path) -> Sweep:
     """Read a sweep folder.
@@ -121,16 +128,20 @@ def compare(
     Raises:
         ConfigError: a preset that no sweep holds (those there are, are named), or no feasible trial at all
             (with the constraint that excludes most).
+        InputError: a sweep did not measure one of the goals.
     """
     chosen = tuple(goals or sweeps[0].plan.goals)
+    _check_measured(sweeps, chosen)
     known = list(dict.fromkeys(name for sweep in sweeps for name in sweep.plan.spaces))
     for name in presets or ():
         if name not in known:
             raise ConfigError("no sweep holds this preset", expected=f"one of {', '.join(known)}", found=name)
-    entries = [entry for name in presets or known for entry in _entries(sweeps, name, chosen)]
+    names = list(presets or known)
+    entries = [entry for name in names for entry in _entries(sweeps, name, chosen)]
     feasible_sets = [entry.values(chosen) for entry in entries]
     if not any(len(values) for values in feasible_sets):
         raise ConfigError("no trial can be compared", found=_why_none(entries), todo="loosen the constraint")
+    plans = [sweep.plan for sweep in sweeps if set(names) & set(sweep.plan.spaces)]
     reference = common_reference(feasible_sets)
     cover = [[coverage(a.values(chosen), b.values(chosen, front=True)) for b in entries] for a in entries]
     return Comparison(
@@ -139,34 +150,46 @@ def compare(
         reference=reference,
         numbers=_numbers(entries, chosen, reference),
         coverage=np.asarray(cover, dtype=np.float64),
-        warnings=tuple(_warnings(sweeps, chosen)),
+        warnings=tuple(differences(plans, names)),
     )
 
 
+def _check_measured(sweeps: Sequence[Sweep], goals: Sequence[Goal]) -> None:
+    missing = [goal.name for goal in goals if any(goal.name not in sweep.table for sweep in sweeps)]
+    if missing:
+        raise InputError("a sweep did not measure this", expected=", ".join(missing), found="no such column")
+
+
 def _entries(sweeps: Sequence[Sweep], preset: str, goals: Sequence[Goal]) -> list[Entry]:
-    """One entry per model and data: runs that differ only in seed are pooled."""
+    """One entry per question: runs that differ in the seed alone are pooled."""
     holding = [sweep for sweep in sweeps if preset in sweep.plan.spaces]
     groups: dict[str, list[Sweep]] = {}
     for sweep in holding:
-        groups.setdefault(repr([sweep.plan.facts.get(key) for key in COMMON_FACTS]), []).append(sweep)
+        asked = sorted(question(sweep.plan, preset).items())
+        groups.setdefault(repr(asked), []).append(sweep)
+    names = _short_names([str(sweep.folder) for sweep in holding])
     entries = []
     for group in groups.values():
         runs = [mark_fronts(_judged(s, preset), goals).assign(folder=str(s.folder)) for s in group]
         table = mark_fronts(pd.concat(runs, ignore_index=True), goals)
-        where = f" ({', '.join(sweep.folder.name for sweep in group)})" if len(groups) > 1 else ""
-        base = group[0].plan.spaces[preset].base
-        limits = tuple(dict.fromkeys(limit for sweep in group for limit in sweep.plan.limits))
+        where = f" ({', '.join(names[str(sweep.folder)] for sweep in group)})" if len(groups) > 1 else ""
         entries.append(
             Entry(
                 label=preset + where,
                 preset=preset,
-                description=base.description,
+                space=group[0].plan.spaces[preset],
                 table=table,
                 runs=tuple(runs),
-                limits=limits,
+                limits=group[0].plan.limits,
             )
         )
     return entries
+
+
+def _short_names(folders: Sequence[str]) -> dict[str, str]:
+    """Each folder's name, or its path where names are alike."""
+    names = [Path(folder).name for folder in folders]
+    return {f: name if names.count(name) == 1 else f for f, name in zip(folders, names, strict=True)}
 
 
 def _judged(sweep: Sweep, preset: str) -> pd.DataFrame:
@@ -225,23 +248,6 @@ def _why_none(entries: Sequence[Entry]) -> str:
         return "no trial was completed"
     worst = max(broken, key=lambda name: broken[name]) if broken else "an objective without finite values"
     return f"{complete} completed trials, of which {broken.get(worst, complete)} break {worst}"
-
-
-def _warnings(sweeps: Sequence[Sweep], goals: Sequence[Goal]) -> list[str]:
-    words = {
-        "cases": "on different validation cases",
-        "slices": "on slabs of different thickness",
-        "steps": "with different numbers of sampling steps",
-        "model_hash": "with different models",
-    }
-    found = []
-    for key, text in words.items():
-        if len({repr(sweep.plan.facts.get(key)) for sweep in sweeps}) > 1:
-            found.append(f"The sweeps were run {text}: compare their values with care.")
-    missing = [g.name for g in goals if any(g.name not in sweep.table for sweep in sweeps)]
-    if missing:
-        raise InputError("a sweep did not measure this", expected=", ".join(missing), found="no such column")
-    return found
 
 
 def trade(entry: Entry, goals: Sequence[Goal]) -> pd.DataFrame:

@@ -36,7 +36,7 @@ def export_preset(
     Args:
         comparison: holds the preset.
         sweeps: the folders it came from.
-        preset: whose trial.
+        preset: whose trial; the entry's label where several entries hold the preset.
         folder: where to write.
         trial: trial id; default the knee.
         name: of the new preset; default the preset's own, which it then replaces when loaded.
@@ -45,15 +45,12 @@ def export_preset(
         Path of the YAML file.
 
     Raises:
-        ConfigError: the comparison does not hold the preset, or it has no such (completed) trial.
+        ConfigError: no entry, or more than one, holds the preset, or it has no such (completed) trial.
     """
-    entry = next((e for e in comparison.entries if e.preset == preset), None)
-    if entry is None:
-        held = ", ".join(e.preset for e in comparison.entries)
-        raise ConfigError("the comparison does not hold this preset", expected=f"one of {held}", found=preset)
+    entry = _held(comparison, preset)
     row = _chosen(entry, trial)
     sweep = next(s for s in sweeps if str(s.folder) == row["folder"])
-    space = sweep.plan.spaces[preset]
+    space = entry.space
     if not set(space.names) & set(RANGES):
         raise ConfigError(
             "these trials trained models; they hold no preset",
@@ -62,7 +59,7 @@ def export_preset(
             todo="use the trial's run in the sweep folder's runs",
         )
     values = {axis.name: axis.clip(float(f"{float(row[axis.name]):.{DIGITS}g}")) for axis in space.axes}
-    chosen = replace(space.preset(values), name=name or preset, description=_description(entry, row))
+    chosen = replace(space.preset(values), name=name or entry.preset, description=_description(entry, row))
     path = folder / f"{chosen.name}.yaml"
     head = f"# {RESEARCH_USE}\n# Found by clinfuse sweep, trial {row['trial_id']}; see {path.stem}.provenance.json\n"
     write_atomic(path, head + dump_presets({chosen.name: chosen}))
@@ -71,6 +68,18 @@ def export_preset(
     provenance = _provenance(chosen, comparison, sweep, row, space)
     write_atomic(path.with_suffix(".provenance.json"), json.dumps(provenance, indent=1))
     return path
+
+
+def _held(comparison: Comparison, name: str) -> Entry:
+    """The entry of that label, or the only one of that preset."""
+    found = [entry for entry in comparison.entries if name in (entry.label, entry.preset)]
+    if len(found) == 1:
+        return found[0]
+    raise ConfigError(
+        "several entries hold this preset" if found else "the comparison does not hold this preset",
+        expected=f"one of {', '.join(entry.label for entry in found or comparison.entries)}",
+        found=name,
+    )
 
 
 def _chosen(entry: Entry, trial: str | None) -> pd.Series:

@@ -18,7 +18,11 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=shared_folder, metavar="DIR", help="where to write (default SWEEP/pareto)"
     )
-    parser.add_argument("--export", metavar="PRESET", help="write this preset's knee as a presets file")
+    parser.add_argument(
+        "--export",
+        metavar="PRESET",
+        help="write this preset's knee as a presets file; a label, as 'stroke (night)', where sweeps stand apart",
+    )
     parser.add_argument("--trial", metavar="ID", help="with --export: this trial instead of the knee")
     parser.add_argument("--name", metavar="NAME", help="with --export: name of the new preset")
 
@@ -43,9 +47,15 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
     fronts = [entry.table[entry.table["on_front"]].assign(entry=entry.label) for entry in comparison.entries]
     write_table(out / "fronts.parquet", pd.concat(fronts).drop(columns="folder"))
     write_table(out / "numbers.parquet", comparison.numbers)
-    found: dict[str, Any] = {"result": str(path), "numbers": comparison.numbers.to_dict("records")}
+    found: dict[str, Any] = {
+        "result": str(path),
+        "numbers": comparison.numbers.to_dict("records"),
+        "warnings": list(comparison.warnings),
+    }
     for row in found["numbers"]:
         say(f"  {row['preset']}: hypervolume {row['hypervolume']:.4f}, {row['front']} trials on the front")
+    for text in comparison.warnings:
+        say(f"  {text}")
     if args.export:
         exported = export_preset(comparison, sweeps, args.export, out, trial=args.trial, name=args.name)
         found["preset"] = str(exported)

@@ -17,6 +17,7 @@ from clinfuse_sweeps.samplers import SAMPLERS
 from clinfuse_sweeps.space import Space, space_from_json
 
 FORMAT = 1
+QUESTION = ("objectives", "limits", "sampler", "halving", "rungs")  # how a sweep searches, besides its spaces
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +108,7 @@ def check_continues(old: Plan, new: Plan) -> None:
     """
     different: dict[str, tuple[object, object]] = {
         name: (getattr(old, name), getattr(new, name))
-        for name in ("objectives", "limits", "sampler", "seed", "halving", "rungs")
+        for name in (*QUESTION, "seed")
         if getattr(old, name) != getattr(new, name)
     }
     for key in sorted({*old.facts, *new.facts}):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from clinfuse_sweeps.importance import importance
 from clinfuse_sweeps.plan import Plan, check_continues, load_plan
 from clinfuse_sweeps.report import report
 from clinfuse_sweeps.scatter_matrix import scatter_matrix, shown_goals
-from clinfuse_sweeps.space import space_around
+from clinfuse_sweeps.space import Axis, space_around
 from clinfuse_sweeps.trials import trials_table, write_fronts
 
 from clinfuse.errors import ConfigError, InputError
@@ -40,10 +40,11 @@ def make_sweep(
     limits: Sequence[str] = (),
     seed: int = 0,
     shift: float = 0.0,
+    overrides: Mapping[str, Axis | None] | None = None,
     **facts: object,
 ) -> Sweep:
     """Write a sweep folder by hand; the second preset leans from brain to bone by 0.05."""
-    spaces = {name: space_around(PRESETS[name]) for name in presets}
+    spaces = {name: space_around(PRESETS[name], overrides) for name in presets}
     plan = Plan(
         spaces=spaces,
         trials=len(points),
