@@ -137,8 +137,7 @@ def write_report(
     comparison = compare(sweeps, presets=presets, goals=goals)
     path = out / f"{name}.html"
     write_atomic(path, report(comparison, sweeps, title=title))
-    params = tuple(dict.fromkeys(value for sweep in sweeps for value in sweep.plan.params))
     write_atomic(out / f"{name}.png", png(fronts_figure, comparison))
     write_atomic(out / f"{name}-matrix.png", png(scatter_matrix, comparison))
-    write_atomic(out / f"{name}-parallel.png", png(parallel_coordinates, comparison, params))
+    write_atomic(out / f"{name}-parallel.png", png(parallel_coordinates, comparison))
     return comparison, path

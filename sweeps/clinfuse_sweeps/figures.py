@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import matplotlib
@@ -169,12 +169,13 @@ def preset_colour(number: int) -> str:
     return COLOURS[number % len(COLOURS)]
 
 
-def parallel_coordinates(comparison: Comparison, params: Sequence[str]) -> Figure:
+def parallel_coordinates(comparison: Comparison) -> Figure:
     """Searched values and goals of every feasible trial, an axis each; the front in colour, the knee bold.
 
-    Values run from the smallest to the largest seen (logarithmically if they span more than a decade).
+    Values run from the smallest to the largest seen (logarithmically if they span more than a decade). A trial's
+    line has a gap where its preset's search did not have the value.
     """
-    names = [*params, *(goal.name for goal in comparison.goals)]
+    names = [*comparison.params, *(goal.name for goal in comparison.goals)]
     tables = [entry.table[entry.table["feasible"]] for entry in comparison.entries]
     everything = pd.concat(tables)
     names = [name for name in names if everything[name].nunique() > 1]
@@ -185,11 +186,12 @@ def parallel_coordinates(comparison: Comparison, params: Sequence[str]) -> Figur
         colour = preset_colour(number)
         shade = float(np.clip(25 / max(int(table["on_front"].sum()), 1), 0.12, 0.7))
         for row in table.sort_values(["knee", "on_front"]).to_dict("records"):
-            heights = [scaled[name](row[name]) for name in names]
+            heights = [scaled[name](row.get(name, np.nan)) for name in names]
+            marker = "." if np.isnan(heights).any() else None  # a value between two gaps has no line
             width, alpha = (
                 (2.8, 1.0) if row["knee"] else (1.3, shade) if row["on_front"] else (0.6, 0.5 * shade)
             )
-            axes.plot(heights, color=colour, linewidth=width, alpha=alpha)
+            axes.plot(heights, color=colour, linewidth=width, alpha=alpha, marker=marker)
         axes.plot([], [], color=colour, linewidth=2, label=entry.label)
     for place, name in enumerate(names):
         axes.axvline(place, color=INK, linewidth=0.7, alpha=0.5)

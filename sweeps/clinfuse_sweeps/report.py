@@ -38,19 +38,18 @@ def report(
     """
     from clinfuse.report.html import command
 
-    params = tuple(dict.fromkeys(name for sweep in sweeps for name in sweep.plan.params))
     simulated = any(sweep.plan.facts.get("simulated") for sweep in sweeps)
     notice = RESEARCH_USE + (" Companion images: simulated CT." if simulated else "")
     parts = [
         Section("In short", _summary(comparison)),
         Section("Fronts", _fronts(comparison)),
         Section("What you give up", _trades(comparison)),
-        Section("Images", _images(comparison, params)),
-        Section("Trials on the fronts", _front_tables(comparison, params)),
+        Section("Images", _images(comparison)),
+        Section("Trials on the fronts", _front_tables(comparison)),
         Section("Every metric against every other", _matrix(comparison)),
-        Section("How the values go together", _parallel(comparison, params)),
+        Section("How the values go together", _parallel(comparison)),
         Section("Numbers", _numbers(comparison)),
-        Section("What matters", _importance(comparison, sweeps)),
+        Section("What matters", _importance(comparison)),
         Section("How this came to be", _provenance(sweeps, comparison) + "".join(map(command, commands))),
     ]
     subtitle = "Choose a preset by looking at what it costs. " + _objective_words(comparison.goals)
@@ -125,13 +124,13 @@ def _trades(comparison: Comparison) -> str:
     return html
 
 
-def _images(comparison: Comparison, params: Sequence[str]) -> str:
+def _images(comparison: Comparison) -> str:
     trials: dict[str, dict[str, Any]] = {}
     starts: list[str] = []
     for entry in comparison.entries:
         shown = entry.table[entry.table["on_front"] | (entry.table["origin"] == "preset")]
         for row in shown.to_dict("records"):
-            trials[f"{entry.label}:{entry.trial_name(row)}"] = _choice(entry, row, comparison.goals, params)
+            trials[f"{entry.label}:{entry.trial_name(row)}"] = _choice(entry, row, comparison.goals)
         if entry.knee is not None:
             starts.append(f"{entry.label}:{entry.trial_name(entry.knee)}")
     if not any(trial["picture"] for trial in trials.values()) or not starts:
@@ -157,14 +156,12 @@ def _images(comparison: Comparison, params: Sequence[str]) -> str:
     )
 
 
-def _choice(
-    entry: Entry, row: Mapping[Any, Any], goals: Sequence[Goal], params: Sequence[str]
-) -> dict[str, Any]:
+def _choice(entry: Entry, row: Mapping[Any, Any], goals: Sequence[Goal]) -> dict[str, Any]:
     what = "knee" if row["knee"] else "as it is" if row["origin"] == "preset" else "on the front"
     picture = Path(row["folder"]) / PICTURES / f"{row['trial_id']}.png"
     measured = [goal.name for goal in goals]
     measured += [name for name in ("lesion_dice", "seam") if name not in measured]
-    pairs = [(name, row.get(name)) for name in (*measured, *params)]
+    pairs = [(name, row.get(name)) for name in (*measured, *entry.space.names)]
     return {
         "trial": entry.trial_name(row),
         "name": f"{entry.label} · {entry.trial_name(row)} · {what}",
@@ -188,7 +185,7 @@ def _asset(name: str) -> str:
     return resources.files("clinfuse_sweeps").joinpath(name).read_text(encoding="utf-8")
 
 
-def _front_tables(comparison: Comparison, params: Sequence[str]) -> str:
+def _front_tables(comparison: Comparison) -> str:
     html = ""
     for entry in comparison.entries:
         front = front_of(entry.table, entry.preset, comparison.goals)
@@ -196,7 +193,8 @@ def _front_tables(comparison: Comparison, params: Sequence[str]) -> str:
             html += f"<p>{escape(entry.label)}: no trial keeps the constraints.</p>"
             continue
         extra = [n for n in ("lesion_dice", "seam") if front[n].notna().any()]
-        columns = list(dict.fromkeys(["trial_id", *(g.name for g in comparison.goals), *extra, *params]))
+        measured = [goal.name for goal in comparison.goals]
+        columns = list(dict.fromkeys(["trial_id", *measured, *extra, *entry.space.names]))
         rows = front[columns].rename(columns={"trial_id": "trial"})
         rows["trial"] = [
             f"{_short_name(entry, row)}{' ★ knee' if row['knee'] else ''}" for row in front.to_dict("records")
@@ -221,12 +219,12 @@ def _matrix(comparison: Comparison) -> str:
     )
 
 
-def _parallel(comparison: Comparison, params: Sequence[str]) -> str:
-    drawn = figures.svg(figures.parallel_coordinates, comparison, params)
+def _parallel(comparison: Comparison) -> str:
+    drawn = figures.svg(figures.parallel_coordinates, comparison)
     return figure(
         drawn,
         "Each line is a trial: left the values tried, right what came of them. Coloured: on the front; bold: knee; "
-        "pale: the rest. Axes run from the smallest to the largest value seen.",
+        "pale: the rest. Axes run from the smallest to the largest value seen; a gap is a value that was not searched.",
     )
 
 
@@ -250,11 +248,10 @@ def _numbers(comparison: Comparison) -> str:
     return html + figure(figures.svg(figures.progress_figure, comparison), caption)
 
 
-def _importance(comparison: Comparison, sweeps: Sequence[Sweep]) -> str:
+def _importance(comparison: Comparison) -> str:
     found: dict[str, dict[str, dict[str, float]]] = {}
     for entry in comparison.entries:
-        space = next(s.plan.spaces[entry.preset] for s in sweeps if entry.preset in s.plan.spaces)
-        shares = {goal.label: importance(entry.table, space, goal) for goal in comparison.goals}
+        shares = {goal.label: importance(entry.table, entry.space, goal) for goal in comparison.goals}
         if any(shares.values()):
             found[entry.label] = {label: share for label, share in shares.items() if share}
     if not found:

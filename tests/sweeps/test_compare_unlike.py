@@ -7,15 +7,56 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
+from clinfuse_platform.verb_table import build_parser
 from clinfuse_sweeps.compare import compare
 from clinfuse_sweeps.export import export_preset
+from clinfuse_sweeps.figures import parallel_coordinates
 from clinfuse_sweeps.goals import parse_limit
+from clinfuse_sweeps.pareto_verb import PARETO
 from clinfuse_sweeps.space import Axis, space_around
 from test_compare import POINTS, make_sweep
 
 from clinfuse.errors import ConfigError
 from clinfuse.presets import load_presets
+
+GUIDANCE: dict[str, Axis | None] = {"eta": None, "eta_u": None, "kappa": None}
+MANY = [(0.5 + 0.02 * n, 0.9 - 0.015 * n) for n in range(16)]  # enough for importance
+
+
+@pytest.mark.parametrize("student_first", [False, True])
+def test_a_teacher_and_its_student_are_compared(tmp_path: Path, student_first: bool) -> None:
+    """A student's trials have no eta, eta_u, kappa: whole report, fronts and numbers all the same."""
+    make_sweep(tmp_path / "teacher", MANY, model_hash="t")
+    make_sweep(tmp_path / "student", MANY, overrides=GUIDANCE, model_hash="s")
+    folders = [str(tmp_path / name) for name in ("teacher", "student")][:: -1 if student_first else 1]
+    arguments = build_parser(PARETO).parse_args([*folders, "--out", str(tmp_path / "out")])
+    done = PARETO.run(arguments)
+    html = Path(done["result"]).read_text()
+    assert "What matters" in html and "too few to say" not in html
+    of_student = html.split("<caption>balanced (student)</caption>")[2]
+    assert "<th>alpha</th>" in of_student.split("</table>")[0]
+    assert "kappa" not in of_student.split("</table>")[0]
+    assert any("different models" in text for text in done["warnings"])
+    fronts = pd.read_parquet(tmp_path / "out" / "fronts.parquet")
+    missing = fronts.groupby("entry")["kappa"].apply(lambda values: values.isna().all())
+    assert missing.to_dict() == {"balanced (teacher)": False, "balanced (student)": True}
+
+
+def test_values_not_searched_are_gaps_and_those_between_gaps_are_marked(tmp_path: Path) -> None:
+    teacher = make_sweep(tmp_path / "a", MANY)
+    student = make_sweep(tmp_path / "b", MANY, overrides={"beta": None, "eta": None})
+    axes = parallel_coordinates(compare([teacher, student])).axes[0]
+    names = [tick.get_text() for tick in axes.get_xticklabels()]
+    lines = [line for line in axes.lines if len(line.get_ydata()) == len(names)]
+    shown = [line.get_ydata() for line in lines]
+    whole, gapped = (np.isnan(np.array(lines, float)) for lines in (shown[: len(MANY)], shown[len(MANY) :]))
+    assert not whole.any()
+    assert [name for name, gap in zip(names, gapped.T, strict=True) if gap.all()] == ["beta", "eta"]
+    assert gapped.sum() == 2 * len(MANY)
+    assert [line.get_marker() == "." for line in lines] == len(MANY) * [False] + len(MANY) * [True]
 
 
 @pytest.mark.parametrize("overrides", [{"kappa": None}, {"tau_mm": Axis(name="tau_mm", low=0.5, high=3.0)}])
