@@ -10,6 +10,7 @@ Whole-number files of 8 bits are divided by 255; all others must lie in [0, 1].
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -97,7 +98,7 @@ def _read_nifti(path: Path, case: Case) -> NDArray[Any]:
 
 
 def _read_pictures(path: Path, case: Case) -> NDArray[Any]:
-    files = sorted(path.glob("*.png")) if path.is_dir() else [path]
+    files = sorted(path.glob("*.png"), key=_numbers) if path.is_dir() else [path]
     slices = []
     for file in files:
         with Image.open(file) as picture:
@@ -110,6 +111,11 @@ def _read_pictures(path: Path, case: Case) -> NDArray[Any]:
             case=case.case_id,
         )
     return np.stack(slices)
+
+
+def _numbers(path: Path) -> tuple[list[int], str]:
+    """A picture's place among others: by the numbers in its name, 2 before 10, and by the name among equals."""
+    return [int(run) for run in re.findall(r"\d+", path.stem)], path.name
 
 
 def _checked(values: NDArray[Any], case: Case) -> FloatArray:

@@ -87,7 +87,7 @@ def test_every_form_gives_the_same_volume(form: str, tiny_case: Case, tmp_path: 
     else:
         (tmp_path / "tiny").mkdir()
         for index, grey in enumerate(greys):
-            Image.fromarray(grey[::-1, ::-1]).save(tmp_path / "tiny" / f"{index:03d}.png")
+            Image.fromarray(grey[::-1, ::-1]).save(tmp_path / "tiny" / f"slice {index + 5}.png")
     fused = BASELINES[f"theirs={tmp_path}"](tiny_case, PRESET)
     assert np.allclose(fused, expected, atol=1e-6)
 
