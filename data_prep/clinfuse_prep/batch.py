@@ -13,7 +13,6 @@ from typing import Any
 from clinfuse.errors import ConfigError
 from clinfuse_prep.config import PrepConfig
 from clinfuse_prep.findings import Finding
-from clinfuse_prep.manifest import manifest_row
 from clinfuse_prep.prepare import prepare_case, source_notes
 from clinfuse_prep.sources.case import SourceCase
 from clinfuse_prep.store import CaseStore
@@ -65,11 +64,12 @@ def run_job(job: Job) -> Outcome:
     start = time.monotonic()
     try:
         made = prepare_case(job.source, job.config, case_id=job.case_id, patient=job.patient, split=job.split)
-        CaseStore(job.store).write(made.case, dtype=job.config.dtype)
+        store = CaseStore(job.store)
+        store.write(made.case, dtype=job.config.dtype)
+        row = store.row(job.case_id)
     except Exception as error:
         findings = [*source_notes(job.source, job.case_id), Finding.from_error(error, job.case_id)]
         return Outcome(case_id=job.case_id, row=lost_row(job, findings), findings=findings)
-    row = manifest_row(made.case)
     return Outcome(case_id=job.case_id, row=row, findings=made.findings, seconds=time.monotonic() - start)
 
 

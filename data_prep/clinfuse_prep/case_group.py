@@ -57,7 +57,7 @@ def write_case(url: str, case: Case, extra: Mapping[str, NDArray[Any]], dtype: s
             "spacing": list(case.spacing),
             "modalities": list(case.modalities),
             "has_aligned": case.aligned_companion is not None,
-            "summary": manifest_row(case),
+            "summary": manifest_row(case, dtype),
             "note": RESEARCH_USE,
             "complete": True,
         }

@@ -7,10 +7,16 @@ from typing import Any
 
 from clinfuse.case import Case
 from clinfuse_prep.checks import volume_ml
+from clinfuse_prep.content import content_digest
 
 
-def manifest_row(case: Case) -> dict[str, Any]:
-    """A case's row: ids, split, shape (D, H, W), spacing in mm, ROI volumes in mL and provenance, registration."""
+def manifest_row(case: Case, dtype: str = "float32") -> dict[str, Any]:
+    """A case's row: ids, split, shape (D, H, W), spacing in mm, ROI volumes in mL and provenance, registration, and the
+    digest of its content.
+
+    Args:
+        dtype: of the images in the store, see `content_digest`; datasets made before it have no column `content`.
+    """
     findings = case.attrs.get("findings", [])
     row: dict[str, Any] = {
         "case_id": case.case_id,
@@ -31,4 +37,5 @@ def manifest_row(case: Case) -> dict[str, Any]:
     row["registration"] = registration.get("method", "")
     row["registration_nmi"] = registration.get("nmi", float("nan"))
     row["registration_doubtful"] = bool(registration.get("doubtful", False))
+    row["content"] = content_digest(case, dtype)
     return row

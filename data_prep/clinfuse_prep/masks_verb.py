@@ -19,7 +19,6 @@ from clinfuse_prep.checks import check_brain
 from clinfuse_prep.deface import face_mask
 from clinfuse_prep.findings import Finding
 from clinfuse_prep.geometry import Grid
-from clinfuse_prep.manifest import manifest_row
 from clinfuse_prep.masks.given import LEAST_KEPT, placed
 from clinfuse_prep.nifti import read_nifti
 from clinfuse_prep.raw import SIMULATED_MARK
@@ -90,6 +89,9 @@ def _save(volume: NDArray[Any], case: Case, path: Path, about: str) -> None:
 
 
 def _import(store: CaseStore, ids: list[str], folder: Path) -> dict[str, Any]:
+    rows: dict[str, dict[Any, Any]] = {
+        str(row["case_id"]): row for row in store.manifest().to_dict(orient="records")
+    }
     done, problems = [], []
     for case_id in progress(ids, label="cases"):
         try:
@@ -97,12 +99,9 @@ def _import(store: CaseStore, ids: list[str], folder: Path) -> dict[str, Any]:
         except ClinfuseError as error:
             problems.append(Finding.from_error(error, case_id))
             say(f"  error · {error}")
-    if done:
-        rows: dict[str, dict[Any, Any]] = {
-            str(row["case_id"]): row for row in store.manifest().to_dict(orient="records")
-        }
-        rows |= {case_id: manifest_row(store.read(case_id)) for case_id in done}
-        store.commit_manifest({str(key): value for key, value in row.items()} for row in rows.values())
+    # of all cases: an import that was killed has changed some whose rows it never wrote
+    rows |= {case_id: store.row(case_id) for case_id in store.case_ids()}
+    store.commit_manifest({str(key): value for key, value in row.items()} for row in rows.values())
     say(f"{len(done)} of {counted(len(ids), 'case')} corrected\n{RESEARCH_USE}")
     return {
         "result": store.url,

@@ -65,7 +65,7 @@ def prep(arguments: argparse.Namespace) -> dict[str, Any]:
     findings += [finding for outcome in outcomes for finding in outcome.findings]
     rows = [outcome.row for outcome in outcomes if outcome.row is not None]
     known = {row["case_id"] for row in rows}
-    rows += [store.attributes(name)["summary"] for name in store.case_ids() if name not in known]
+    rows += [store.row(name) for name in store.case_ids() if name not in known]
     store.commit_manifest(rows)
     store.drop_empty_aside()
     return _last_word(arguments.out, layout, rows, jobs, todo, findings, time.monotonic() - started)

@@ -91,6 +91,10 @@ class CaseStore:
             return {}
         return dict(data.get("attributes", {}))
 
+    def row(self, case_id: str) -> dict[str, Any]:
+        """The manifest's row of a complete case, made when its arrays were written (see `manifest_row`)."""
+        return dict(self.attributes(case_id)["summary"])
+
     def read(self, case_id: str) -> Case:
         """A case, images as float32."""
         attrs = self.attributes(case_id)

@@ -64,6 +64,8 @@ def code_hash(package: Path | None = None) -> str:
 def data_hash(store: str | Path) -> str:
     """SHA-256 (first 16 hex digits) over the store's manifest: same cases, same hash.
 
+    A row holds the digest of its case's images, masks and affine (`content`), so what changes in them changes the hash.
+
     Raises:
         InputError: no dataset at this path, or no manifest in it.
     """

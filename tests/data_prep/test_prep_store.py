@@ -114,6 +114,31 @@ def test_manifest_rows(tiny_case: Case, tmp_path: Path) -> None:
     assert row["brain_ml"] == pytest.approx(tiny_case.brain.sum() * 3.0 * 1.5 * 2.0 / 1000)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_row_tells_the_content_that_is_read_back(dtype: str, tiny_case: Case, tmp_path: Path) -> None:
+    store = CaseStore(tmp_path / "d.zarr")
+    chroma = np.stack([tiny_case.companion - np.float32(0.5), np.full(tiny_case.shape, -0.0, np.float32)])
+    case = replace(tiny_case, aligned_companion=tiny_case.companion[::-1].copy(), chroma=chroma)
+    store.write(replace(case, attrs={**case.attrs, "colour": "yes"}), dtype=dtype)
+    content = store.row("tiny")["content"]
+    assert manifest_row(store.read("tiny"))["content"] == content
+    store.write(store.read("tiny"), dtype=dtype)
+    assert store.row("tiny")["content"] == content
+
+
+def test_what_changes_in_a_case_changes_its_content(tiny_case: Case) -> None:
+    def turned(name: str) -> Case:
+        return replace(tiny_case, **{name: np.roll(getattr(tiny_case, name), 1, axis=0)})
+
+    shifted = replace(tiny_case, affine=tiny_case.affine + np.eye(4)[3] * [[1], [0], [0], [0]])
+    others = [turned(name) for name in ("anatomy", "companion", "brain", "bone", "lesion")]
+    others += [shifted, replace(tiny_case, aligned_companion=tiny_case.companion)]
+    contents = {manifest_row(case)["content"] for case in (tiny_case, *others)}
+    assert len(contents) == 1 + len(others)
+    assert manifest_row(turned("lesion"))["lesion_ml"] == manifest_row(tiny_case)["lesion_ml"]
+    assert manifest_row(replace(tiny_case, attrs={}))["content"] == manifest_row(tiny_case)["content"]
+
+
 def test_corrected_masks_keep_what_was_there(tiny_case: Case, tmp_path: Path) -> None:
     store = CaseStore(tmp_path / "d.zarr")
     store.write(

@@ -149,6 +149,19 @@ def test_masks_go_out_and_come_back_corrected(tmp_path: Path, prep: Prep) -> Non
         run(MASKS, "import", out, "--dir", tmp_path)
 
 
+def test_an_import_that_was_killed_is_made_whole_by_the_next(tmp_path: Path, prep: Prep) -> None:
+    """The masks of a case had been changed, the manifest not yet."""
+    out, folder = tmp_path / "d.zarr", tmp_path / "masks"
+    prep(synthrad(tmp_path / "s", 1), "--out", out)
+    store = CaseStore(out)
+    (name,) = store.case_ids()
+    store.replace_masks(name, {"brain": np.roll(store.read(name).brain, 1, axis=2)}, "corrected")
+    run(MASKS, "export", out, "--dir", folder)
+    assert run(MASKS, "import", out, "--dir", folder)["cases"] == 0
+    row = store.manifest().iloc[0]
+    assert (row["brain_provenance"], row["content"]) == ("corrected", store.row(name)["content"])
+
+
 def flip_x(size: int) -> np.ndarray:
     turn = np.diag([-1.0, 1, 1, 1])
     turn[0, 3] = size - 1

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import pytest
 from clinfuse_platform.provenance import code_hash, data_hash, git_commit
 from clinfuse_platform.runs import create_run, find_model, find_run, list_runs, put_model
 from clinfuse_platform.storage import MODEL_INDEX
+from clinfuse_prep.masks_verb import export_case, masks
 from clinfuse_prep.store import CaseStore
 from upath import UPath
 
 import clinfuse
+from clinfuse.case import Case
 from clinfuse.errors import ConfigError, InputError
 
 CONFIG = {"verb": "train", "recipe": "cpu-debug", "seed": 0, "crop": (32, 32)}
@@ -135,6 +140,42 @@ def test_data_hash_follows_the_manifest(tmp_path: Path) -> None:
     assert first != data_hash(store.url) and len(first) == 16
     with pytest.raises(InputError, match="no dataset at this path"):
         data_hash(tmp_path / "none")
+
+
+def import_lesion(store: CaseStore, folder: Path, lesion: np.ndarray) -> None:
+    """Export the case, change its lesion there, and import it."""
+    export_case(replace(store.read("tiny"), lesion=lesion), folder)
+    masks(argparse.Namespace(data=store.url, dir=folder, cases=None, action="import"))
+
+
+def test_data_hash_follows_the_images_and_masks(tmp_path: Path, tiny_case: Case) -> None:
+    """Another window; then a mask of as many voxels elsewhere, twice: manifest rows told only the first of the two."""
+    store, seen = CaseStore(tmp_path / "d.zarr"), []
+    for companion in (tiny_case.companion, tiny_case.companion * np.float32(0.9)):
+        store.write(replace(tiny_case, companion=companion))
+        store.commit_manifest([store.row("tiny")])
+        seen.append(data_hash(store.url))
+    import_lesion(store, tmp_path / "masks", tiny_case.lesion)
+    assert data_hash(store.url) == seen[1]
+    for lesion in (tiny_case.lesion[:, ::-1].copy(), tiny_case.lesion[:, :, ::-1].copy()):
+        import_lesion(store, tmp_path / "masks", lesion)
+        seen.append(data_hash(store.url))
+    assert len(set(seen)) == 4
+
+
+def test_a_dataset_made_before_there_was_content_keeps_its_hash(tmp_path: Path, tiny_case: Case) -> None:
+    store = CaseStore(tmp_path / "d.zarr")
+    store.write(tiny_case)
+    about = tmp_path / "d.zarr" / "cases" / "tiny" / "zarr.json"
+    document = json.loads(about.read_text())
+    del document["attributes"]["summary"]["content"]
+    about.write_text(json.dumps(document))
+    store.commit_manifest([store.row("tiny")])
+    first = data_hash(store.url)
+    import_lesion(store, tmp_path / "masks", tiny_case.lesion)
+    assert data_hash(store.url) == first and "content" not in store.manifest()
+    import_lesion(store, tmp_path / "masks", tiny_case.lesion[:, ::-1].copy())
+    assert data_hash(store.url) != first and store.manifest()["content"].notna().all()
 
 
 def test_code_hash_follows_the_sources(tmp_path: Path) -> None:
