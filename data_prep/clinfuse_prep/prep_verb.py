@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,16 @@ from clinfuse_prep.config import PrepConfig
 from clinfuse_prep.findings import Finding
 from clinfuse_prep.masks.deepbet import deepbet_installed
 from clinfuse_prep.plan import estimate, plan_source, slots, tree_bytes
-from clinfuse_prep.pseudonym import Pseudonyms, open_key, write_links
+from clinfuse_prep.pseudonym import open_key, write_links
+from clinfuse_prep.resume import (
+    Held,
+    check_asked,
+    check_corrected,
+    check_key,
+    finished,
+    held_cases,
+    held_splits,
+)
 from clinfuse_prep.sources import SourceCase, find_cases
 from clinfuse_prep.sources.mask_folder import with_masks
 from clinfuse_prep.split import SPLITS, Fractions, asked_split, split_patients
@@ -56,12 +64,16 @@ def prep(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.plan:
         return plan_source(cases, config, slots(arguments.workers, many=len(cases) > IN_PROCESS_CASES))
     store = CaseStore(out)
-    kept = _existing(store, arguments)
-    jobs = _jobs(cases, layout, config, arguments, out)
-    todo = [job for job in jobs if not _done(store, job, kept)]
-    store.create()
+    held = held_cases(store, resume=arguments.resume, overwrite=arguments.overwrite)
+    folder = _key_folder(out, arguments)
+    jobs = _jobs(cases, layout, config, arguments, out, folder, held)
+    check_distinct(jobs)
+    todo = [job for job in jobs if not finished(held.get(job.case_id, {}), job.config)]
+    check_corrected(held, [job.case_id for job in todo])
     started = time.monotonic()
-    outcomes = _run(todo, arguments, cpus)
+    with _workers(len(todo), arguments):
+        _begin(store, jobs, folder, arguments)
+        outcomes = _run(todo, arguments, cpus)
     findings += [finding for outcome in outcomes for finding in outcome.findings]
     rows = [outcome.row for outcome in outcomes if outcome.row is not None]
     known = {row["case_id"] for row in rows}
@@ -101,40 +113,24 @@ def _numbers(text: str, count: int, option: str) -> Any:
     return values
 
 
-def _existing(store: CaseStore, arguments: argparse.Namespace) -> bool:
-    """Whether to keep the cases that are there."""
-    held = len(store.case_ids()) if store.exists() else 0
-    if arguments.overwrite and arguments.resume:
-        raise ConfigError("--resume and --overwrite", expected="one of them", found="both")
-    if held and arguments.overwrite:
-        if store.local is None:
-            raise ConfigError("--overwrite works on local datasets", expected="a local path", found="a URL")
-        shutil.rmtree(store.local)
-    elif held and not arguments.resume:
-        raise ConfigError(
-            "the dataset exists",
-            expected="a new name, --resume or --overwrite",
-            found=f"{held} cases in it",
-            todo="--resume keeps finished cases, --overwrite removes them",
-        )
-    if arguments.resume:
-        store.clear_aside()
-    return bool(arguments.resume)
-
-
 def _jobs(
-    cases: Sequence[SourceCase], layout: str, config: PrepConfig, arguments: argparse.Namespace, out: str
+    cases: Sequence[SourceCase],
+    layout: str,
+    config: PrepConfig,
+    arguments: argparse.Namespace,
+    out: str,
+    folder: Path,
+    held: Held,
 ) -> list[Job]:
-    if "://" in out and not arguments.key:
-        raise ConfigError(
-            "a dataset at a URL needs --key", expected="a local folder for key and links", found="none"
-        )
+    """A job per case. The cohort's order is its design, so its split is not shuffled."""
     patients = list(dict.fromkeys(case.patient for case in cases))
     asked = asked_split(arguments.split, patients)
-    folder = Path(arguments.key) if arguments.key else Path(f"{out}.key")
+    check_key(folder, held)
+    before = held_splits(held)
     names = open_key(folder)
-    splits = asked if isinstance(asked, dict) else _drawn(patients, asked, layout, arguments.seed, out, names)
-    jobs = [
+    known = {p: before[names.patient(p)] for p in patients if names.patient(p) in before}
+    splits = _splits(patients, asked, known, seed=arguments.seed, shuffle=layout != "cohort")
+    return [
         Job(
             source=case,
             case_id=names.case(case.patient, case.name),
@@ -145,37 +141,48 @@ def _jobs(
         )
         for case in cases
     ]
-    check_distinct(jobs)
-    write_links(folder, ((j.case_id, j.patient, j.source.patient, j.source.name) for j in jobs))
-    return jobs
 
 
-def _drawn(
-    patients: Sequence[str], fractions: Fractions, layout: str, seed: int, out: str, names: Pseudonyms
+def _key_folder(out: str, arguments: argparse.Namespace) -> Path:
+    """Where key and links lie, outside the store."""
+    if "://" in out and not arguments.key:
+        raise ConfigError(
+            "a dataset at a URL needs --key", expected="a local folder for key and links", found="none"
+        )
+    return Path(arguments.key) if arguments.key else Path(f"{out}.key")
+
+
+def _splits(
+    patients: Sequence[str],
+    asked: Fractions | dict[str, str],
+    before: Mapping[str, str],
+    *,
+    seed: int,
+    shuffle: bool,
 ) -> dict[str, str]:
-    """Patient's name → split, from before or drawn. The cohort's order is its design, so it is kept."""
-    store = CaseStore(out)
-    held = store.case_ids() if store.exists() else []
-    before = {a["patient"]: a["split"] for name in held if (a := store.attributes(name))}
-    known = {p: before[names.patient(p)] for p in patients if names.patient(p) in before}
-    return split_patients(patients, fractions=fractions, seed=seed, shuffle=layout != "cohort", known=known)
+    """Patient's name → split: as asked for by a file, else from before or drawn."""
+    if isinstance(asked, dict):
+        check_asked(asked, before)
+        return asked
+    return split_patients(patients, fractions=asked, seed=seed, shuffle=shuffle, known=before)
 
 
-def _done(store: CaseStore, job: Job, keep: bool) -> bool:
-    """Whether a finished case made with the same choices is there."""
-    if not keep:
-        return False
-    attrs = store.attributes(job.case_id)
-    return bool(attrs.get("complete")) and PrepConfig.from_dict(attrs["prep"]) == job.config
+def _begin(store: CaseStore, jobs: Sequence[Job], folder: Path, arguments: argparse.Namespace) -> None:
+    """The first that is written, when nothing can be refused any more."""
+    write_links(folder, ((j.case_id, j.patient, j.source.patient, j.source.name) for j in jobs))
+    if arguments.overwrite:
+        store.clear()
+    if arguments.resume:
+        store.clear_aside()
+    store.create()
 
 
 def _run(jobs: Sequence[Job], arguments: argparse.Namespace, cpus: float) -> list[Outcome]:
     outcomes: list[Outcome] = []
-    with _workers(len(jobs), arguments):
-        for outcome in progress(run_jobs(jobs, cpus), total=len(jobs), label="cases"):
-            outcomes.append(outcome)
-            if len(outcomes) == 1 and len(jobs) >= LEAST_PLANNED:
-                _plan(CaseStore(jobs[0].store), jobs, outcome, arguments.workers)
+    for outcome in progress(run_jobs(jobs, cpus), total=len(jobs), label="cases"):
+        outcomes.append(outcome)
+        if len(outcomes) == 1 and len(jobs) >= LEAST_PLANNED:
+            _plan(CaseStore(jobs[0].store), jobs, outcome, arguments.workers)
     return outcomes
 
 

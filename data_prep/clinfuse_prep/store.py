@@ -182,6 +182,11 @@ class CaseStore:
         finally:
             shutil.rmtree(aside, ignore_errors=True)
 
+    def clear(self) -> None:
+        """Remove a local dataset, if cases are in it; a folder of another kind stays."""
+        if self.local is not None and self.exists() and self.case_ids():
+            shutil.rmtree(self.local)
+
     def _publish(self, aside: Path, place: Path) -> None:
         if place.exists():
             old = aside.with_name(aside.name + "-old")

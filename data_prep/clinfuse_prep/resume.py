@@ -1,0 +1,116 @@
+"""What a dataset holds from before: which cases stay, which splits bind, what is refused before any work."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from clinfuse.console import counted
+from clinfuse.errors import ConfigError
+from clinfuse_prep.config import PrepConfig
+from clinfuse_prep.pseudonym import KEY_FILE
+from clinfuse_prep.store import CaseStore
+
+Held = Mapping[str, Mapping[str, Any]]
+
+
+def held_cases(store: CaseStore, *, resume: bool, overwrite: bool) -> Held:
+    """Attributes of the cases that are there to go on from, by id; none where they are to be overwritten.
+
+    Raises:
+        ConfigError: both are asked for, or neither and cases are there; or they cannot be overwritten.
+    """
+    if overwrite and resume:
+        raise ConfigError("--resume and --overwrite", expected="one of them", found="both")
+    held = {name: store.attributes(name) for name in store.case_ids()} if store.exists() else {}
+    if held and overwrite and store.local is None:
+        raise ConfigError("--overwrite works on local datasets", expected="a local path", found="a URL")
+    if held and not (resume or overwrite):
+        raise ConfigError(
+            "the dataset exists",
+            expected="a new name, --resume or --overwrite",
+            found=f"{counted(len(held), 'case')} in it",
+            todo="--resume keeps finished cases, --overwrite removes them",
+        )
+    return {} if overwrite else held
+
+
+def check_key(folder: Path, held: Held) -> None:
+    """A new key would name the same patients anew, and put them in the dataset, and in its splits, twice.
+
+    Raises:
+        ConfigError: cases are there, but no key.
+    """
+    if held and not (folder / KEY_FILE).is_file():
+        raise ConfigError(
+            "the key that named the dataset's cases is missing",
+            expected=f"{KEY_FILE} in the folder of --key, or else beside the dataset",
+            found=f"none, and {counted(len(held), 'case')} in the dataset",
+            todo="state the folder with --key, or prepare all anew with --overwrite",
+        )
+
+
+def held_splits(held: Held) -> dict[str, str]:
+    """Patient's pseudonym → split.
+
+    Raises:
+        ConfigError: patients have cases in two splits.
+    """
+    splits = {str(attrs["patient"]): str(attrs["split"]) for attrs in held.values()}
+    torn = {attrs["patient"] for attrs in held.values() if attrs["split"] != splits[attrs["patient"]]}
+    if torn:
+        raise ConfigError(
+            "the dataset has patients in two splits",
+            expected="all cases of a patient in one",
+            found=f"{counted(len(torn), 'patient')} in two",
+            todo="prepare all anew with --overwrite",
+        )
+    return splits
+
+
+def check_asked(asked: Mapping[str, str], known: Mapping[str, str]) -> None:
+    """Cases that stay keep their split, so a file of splits has to agree with it.
+
+    Args:
+        asked, known: patient → split, by the file and by the dataset.
+
+    Raises:
+        ConfigError: they differ.
+    """
+    moved = [patient for patient, split in known.items() if asked[patient] != split]
+    if moved:
+        raise ConfigError(
+            "the split file contradicts the dataset",
+            expected="the split that patients of the dataset have",
+            found=f"{counted(len(moved), 'patient')} in another",
+            todo="place them as before, or prepare all anew with --overwrite",
+        )
+
+
+def finished(attrs: Mapping[str, Any], config: PrepConfig) -> bool:
+    """Whether a case is there ({}: it is not) and was made with the same choices.
+
+    The comparison of brain masks changes no voxel, and is off where its package is missing: it counts as none.
+    """
+    return bool(attrs) and replace(PrepConfig.from_dict(attrs["prep"]), compare=config.compare) == config
+
+
+def check_corrected(held: Held, todo: Iterable[str]) -> None:
+    """Masks that a person corrected are never prepared away.
+
+    Args:
+        todo: ids of the cases that are to be prepared.
+
+    Raises:
+        ConfigError: some of them hold corrected masks.
+    """
+    corrected = [name for name in todo if held.get(name, {}).get("masks_before")]
+    if corrected:
+        raise ConfigError(
+            "corrected masks would be lost, as their cases were made with other choices",
+            expected="the choices they were made with",
+            found=f"corrected masks in {counted(len(corrected), 'case')} of {counted(len(held), 'case')}",
+            todo="resume with the choices of before, or: clinfuse masks export, prep --overwrite, masks import",
+        )

@@ -1,0 +1,115 @@
+"""Going on from a dataset that is there: what stays, what is refused before anything is written, what is removed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from clinfuse_prep.resume import held_splits
+from clinfuse_prep.store import CaseStore
+from make_sources import synthrad, write_pair
+
+from clinfuse.errors import ConfigError
+
+Prep = Callable[..., dict[str, Any]]
+OTHER = ("--ct-window", "-200", "1500")
+
+
+def everything(*folders: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for folder in folders for path in folder.rglob("*") if path.is_file()}
+
+
+def visits(root: Path, visits: int) -> Path:
+    """A table of two patients, the second with several pairs."""
+    lines = ["patient,case,anatomy,companion"]
+    for number in range(1, visits + 2):
+        write_pair(root / str(number), number)
+        lines.append(f"{'one' if number == 1 else 'two'},v{number},{number}/mr.nii.gz,{number}/ct.nii.gz")
+    (root / "pairs.csv").write_text("\n".join(lines) + "\n")
+    return root / "pairs.csv"
+
+
+def split_file(root: Path, **splits: str) -> Path:
+    path = root / f"{'-'.join(splits.values())}.csv"
+    path.write_text("patient,split\n" + "".join(f"{name},{split}\n" for name, split in splits.items()))
+    return path
+
+
+def test_a_split_file_that_moves_patients_of_the_dataset_is_refused(tmp_path: Path, prep: Prep) -> None:
+    out = tmp_path / "d.zarr"
+    prep(visits(tmp_path / "s", 1), "--out", out, "--split", split_file(tmp_path, one="train", two="train"))
+    source, before = visits(tmp_path / "s", 2), everything(out, Path(f"{out}.key"))
+    moved = split_file(tmp_path, one="train", two="test")
+    with pytest.raises(
+        ConfigError, match=r"split file contradicts the dataset.*1 patient in another"
+    ) as error:
+        prep(source, "--out", out, "--resume", "--split", moved)
+    assert "--overwrite" in str(error.value) and "two" not in str(error.value)
+    assert everything(out, Path(f"{out}.key")) == before
+    same = split_file(tmp_path, one="train", two="train")
+    assert prep(source, "--out", out, "--resume", "--split", same)["splits"] == {"train": 3}
+    assert prep(source, "--out", out, "--overwrite", "--split", moved)["splits"] == {"train": 1, "test": 2}
+
+
+def test_a_new_case_goes_where_its_patient_is(tmp_path: Path, prep: Prep) -> None:
+    out = tmp_path / "d.zarr"
+    prep(visits(tmp_path / "s", 1), "--out", out, "--split", split_file(tmp_path, one="train", two="val"))
+    prep(visits(tmp_path / "s", 3), "--out", out, "--resume", "--split", "0,0,1")
+    assert CaseStore(out).manifest().groupby("patient")["split"].nunique().max() == 1
+
+
+def test_a_patient_in_two_splits_is_refused() -> None:
+    held = {name: {"patient": "p", "split": split} for name, split in (("a", "train"), ("b", "test"))}
+    with pytest.raises(ConfigError, match="1 patient in two"):
+        held_splits(held)
+
+
+def test_corrected_masks_are_not_prepared_away(tmp_path: Path, prep: Prep) -> None:
+    source, out = synthrad(tmp_path / "s", 2), tmp_path / "d.zarr"
+    prep(source, "--out", out)
+    store = CaseStore(out)
+    name = store.case_ids()[0]
+    mask = np.roll(store.read(name).brain, 1, axis=2)
+    store.replace_masks(name, {"brain": mask}, "corrected")
+    before = everything(out, Path(f"{out}.key"))
+    with pytest.raises(ConfigError, match=r"corrected masks in 1 case of 2 cases.*masks export"):
+        prep(source, "--out", out, "--resume", *OTHER)
+    assert everything(out, Path(f"{out}.key")) == before
+    assert prep(source, "--out", out, "--resume")["kept"] == 2
+    assert np.array_equal(store.read(name).brain, mask)
+
+
+def test_an_optional_package_does_not_make_finished_cases_anew(tmp_path: Path, prep: Prep) -> None:
+    """The dataset was made where brain masks could be compared."""
+    source, out = synthrad(tmp_path / "s", 1), tmp_path / "d.zarr"
+    prep(source, "--out", out)
+    about = next((out / "cases").glob("c*/zarr.json"))
+    document = json.loads(about.read_text())
+    document["attributes"]["prep"]["compare"] = True
+    about.write_text(json.dumps(document))
+    assert prep(source, "--out", out, "--resume")["kept"] == 1
+
+
+@pytest.mark.parametrize("split", ["0,0,0", "a,b,c", "file"])
+def test_an_impossible_split_leaves_the_dataset_alone(split: str, tmp_path: Path, prep: Prep) -> None:
+    source, out = synthrad(tmp_path / "s", 2), tmp_path / "d.zarr"
+    prep(source, "--out", out)
+    before = everything(out)
+    asked = split_file(tmp_path, nobody="test") if split == "file" else split
+    with pytest.raises(ConfigError, match="split"):
+        prep(source, "--out", out, "--overwrite", "--split", asked)
+    assert everything(out) == before
+
+
+def test_without_its_key_a_dataset_is_not_resumed(tmp_path: Path, prep: Prep) -> None:
+    source, out = synthrad(tmp_path / "s", 1), tmp_path / "d.zarr"
+    prep(source, "--out", out)
+    Path(f"{out}.key").rename(tmp_path / "safe")
+    with pytest.raises(ConfigError, match="key that named the dataset's cases is missing"):
+        prep(source, "--out", out, "--resume")
+    assert not Path(f"{out}.key").exists()
+    assert prep(source, "--out", out, "--resume", "--key", tmp_path / "safe")["kept"] == 1
