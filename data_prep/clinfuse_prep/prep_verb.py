@@ -32,6 +32,7 @@ from clinfuse_prep.resume import (
     finished,
     held_cases,
     held_splits,
+    remove_failed,
 )
 from clinfuse_prep.sources import SourceCase, find_cases
 from clinfuse_prep.sources.mask_folder import with_masks
@@ -72,9 +73,10 @@ def prep(arguments: argparse.Namespace) -> dict[str, Any]:
     check_corrected(held, [job.case_id for job in todo])
     started = time.monotonic()
     with _workers(len(todo), arguments):
-        _begin(store, jobs, folder, arguments)
+        _begin(store, jobs, todo, folder, arguments)
         outcomes = _run(todo, arguments, cpus)
     findings += [finding for outcome in outcomes for finding in outcome.findings]
+    findings += remove_failed(store, held, outcomes)
     rows = [outcome.row for outcome in outcomes if outcome.row is not None]
     known = {row["case_id"] for row in rows}
     rows += [store.row(name) for name in store.case_ids() if name not in known]
@@ -167,7 +169,9 @@ def _splits(
     return split_patients(patients, fractions=asked, seed=seed, shuffle=shuffle, known=before)
 
 
-def _begin(store: CaseStore, jobs: Sequence[Job], folder: Path, arguments: argparse.Namespace) -> None:
+def _begin(
+    store: CaseStore, jobs: Sequence[Job], todo: Sequence[Job], folder: Path, arguments: argparse.Namespace
+) -> None:
     """The first that is written, when nothing can be refused any more."""
     write_links(folder, ((j.case_id, j.patient, j.source.patient, j.source.name) for j in jobs))
     if arguments.overwrite:
@@ -175,6 +179,8 @@ def _begin(store: CaseStore, jobs: Sequence[Job], folder: Path, arguments: argpa
     if arguments.resume:
         store.clear_aside()
     store.create()
+    if todo:
+        store.withdraw_manifest()
 
 
 def _run(jobs: Sequence[Job], arguments: argparse.Namespace, cpus: float) -> list[Outcome]:

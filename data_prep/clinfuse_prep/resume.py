@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from clinfuse.console import counted
 from clinfuse.errors import ConfigError
+from clinfuse_prep.batch import Outcome
 from clinfuse_prep.config import PrepConfig
+from clinfuse_prep.findings import Finding
 from clinfuse_prep.pseudonym import KEY_FILE
 from clinfuse_prep.store import CaseStore
 
@@ -114,3 +116,21 @@ def check_corrected(held: Held, todo: Iterable[str]) -> None:
             found=f"corrected masks in {counted(len(corrected), 'case')} of {counted(len(held), 'case')}",
             todo="resume with the choices of before, or: clinfuse masks export, prep --overwrite, masks import",
         )
+
+
+def remove_failed(store: CaseStore, held: Held, outcomes: Sequence[Outcome]) -> list[Finding]:
+    """Remove what is there of cases that could not be prepared again: it was made with other choices than the rest."""
+    failed = [o.case_id for o in outcomes if o.case_id in held and (o.row or {}).get("state") != "ok"]
+    for name in failed:
+        store.remove(name)
+    return [
+        Finding(
+            case=name,
+            severity="warning",
+            problem="the case was removed from the dataset",
+            expected="one set of choices for all cases",
+            found="one that was made with others, and could not be made with these",
+            todo="mend the case's images, or prepare with the choices of before; then --resume",
+        )
+        for name in failed
+    ]

@@ -182,6 +182,20 @@ class CaseStore:
         finally:
             shutil.rmtree(aside, ignore_errors=True)
 
+    def remove(self, case_id: str) -> None:
+        """Take a case out, all at once, if it is there."""
+        place = f"{self._root}/{CASES}/{case_id}"
+        if not self._fs.exists(place):
+            return
+        if self.local is None:
+            self._fs.rm_file(f"{place}/zarr.json")
+            self._fs.rm(place, recursive=True)
+            return
+        aside = self.local / ASIDE / f"{case_id}-{uuid.uuid4().hex[:8]}-old"
+        aside.parent.mkdir(exist_ok=True)
+        os.replace(place, aside)
+        shutil.rmtree(aside, ignore_errors=True)
+
     def clear(self) -> None:
         """Remove a local dataset, if cases are in it; a folder of another kind stays."""
         if self.local is not None and self.exists() and self.case_ids():
@@ -246,6 +260,11 @@ class CaseStore:
                 todo="run clinfuse prep again with --resume; a killed run has none yet",
             )
         return bytes(self._fs.cat_file(path))
+
+    def withdraw_manifest(self) -> None:
+        """Remove the manifest while cases change: it would tell of cases that are no longer as it says."""
+        if self._fs.exists(f"{self._root}/{MANIFEST}"):
+            self._fs.rm_file(f"{self._root}/{MANIFEST}")
 
     def commit_manifest(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Write the manifest in one go, sorted by case id."""

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,8 @@ from clinfuse_prep.resume import held_splits
 from clinfuse_prep.store import CaseStore
 from make_sources import synthrad, write_pair
 
-from clinfuse.errors import ConfigError
+from clinfuse.case import Case
+from clinfuse.errors import ConfigError, InputError
 
 Prep = Callable[..., dict[str, Any]]
 OTHER = ("--ct-window", "-200", "1500")
@@ -68,6 +72,32 @@ def test_a_patient_in_two_splits_is_refused() -> None:
         held_splits(held)
 
 
+def test_a_case_that_cannot_be_prepared_again_is_removed(tmp_path: Path, prep: Prep) -> None:
+    """Made with other choices than the rest, it must not stay among them; with its own it comes back."""
+    source, out = synthrad(tmp_path / "s", 3), tmp_path / "d.zarr"
+    prep(source, "--out", out)
+    (source / "Task1" / "brain" / "1BA002" / "ct.nii.gz").write_bytes(b"nothing")
+    assert prep(source, "--out", out, "--resume")["kept"] == 3, "nothing is read of what is finished"
+    result = prep(source, "--out", out, "--resume", *OTHER)
+    assert (result["cases"], result["kept"], result["lost"]) == (2, 0, 1)
+    store = CaseStore(out)
+    rows = store.manifest().set_index("state")
+    assert sorted(rows.loc["ok", "case_id"]) == store.case_ids()
+    removed = [p for p in result["problems"] if "removed from the dataset" in p["problem"]]
+    assert [p["case"] for p in removed] == [rows.loc["lost", "case_id"]]
+    assert not (out / ".aside").exists()
+
+
+def test_a_case_is_taken_out_of_any_store(tiny_case: Case) -> None:
+    store = CaseStore("memory://removal/d.zarr")
+    store.write(tiny_case)
+    store.remove("tiny")
+    store.remove("tiny")
+    assert store.case_ids() == []
+    with pytest.raises(InputError, match="not in the dataset"):
+        store.read("tiny")
+
+
 def test_corrected_masks_are_not_prepared_away(tmp_path: Path, prep: Prep) -> None:
     source, out = synthrad(tmp_path / "s", 2), tmp_path / "d.zarr"
     prep(source, "--out", out)
@@ -113,3 +143,21 @@ def test_without_its_key_a_dataset_is_not_resumed(tmp_path: Path, prep: Prep) ->
         prep(source, "--out", out, "--resume")
     assert not Path(f"{out}.key").exists()
     assert prep(source, "--out", out, "--resume", "--key", tmp_path / "safe")["kept"] == 1
+
+
+def test_a_run_killed_amid_its_cases_leaves_no_manifest(tmp_path: Path, prep: Prep) -> None:
+    """Else there would be one that tells of cases as they were."""
+    source, out = synthrad(tmp_path / "s", 8), tmp_path / "d.zarr"
+    prep(source, "--out", out)
+    code = "import argparse, sys; from clinfuse_prep.verbs import PREP; p = argparse.ArgumentParser(); "
+    code += "PREP.add_arguments(p); PREP.run(p.parse_args(sys.argv[1:]))"
+    words = [str(source), "--out", str(out), "--resume", "--no-compare", *OTHER]
+    process = subprocess.Popen([sys.executable, "-c", code, *words], stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and (out / "manifest.parquet").exists():
+        time.sleep(0.001)
+    process.kill()
+    process.wait()
+    with pytest.raises(InputError, match="no manifest"):
+        CaseStore(out).manifest()
+    assert prep(source, "--out", out, "--resume", *OTHER)["cases"] == len(CaseStore(out).manifest()) == 8
