@@ -24,7 +24,9 @@ def _prep_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="prepare one case aside, say time and space for all, write nothing",
     )
-    parser.add_argument("--resume", action="store_true", help="keep finished cases, prepare the others")
+    parser.add_argument(
+        "--resume", action="store_true", help="keep finished cases and all splits, prepare the others"
+    )
     parser.add_argument("--overwrite", action="store_true", help="remove the cases that are there")
     parser.add_argument(
         "--register",
