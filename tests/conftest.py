@@ -35,7 +35,7 @@ def data_root() -> Path:
 @pytest.fixture(scope="module")
 def ray_session() -> Iterator[None]:
     """One local Ray session of four logical CPUs for a module's tests, closed before the next module's begin."""
-    from clinfuse_platform.session import session
+    from clinfuse_prep.session import session
 
     with session(cpus=4):
         yield

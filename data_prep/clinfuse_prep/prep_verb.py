@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from clinfuse import RESEARCH_USE
 from clinfuse.console import counted, progress, say
 from clinfuse.errors import ConfigError
 from clinfuse.folders import check_writable
-from clinfuse_prep.batch import Job, Outcome, check_distinct, ray_ready, run_jobs, store_path
+from clinfuse_prep.batch import Job, Outcome, check_distinct, run_jobs, store_path
 from clinfuse_prep.config import PrepConfig
 from clinfuse_prep.findings import Finding
 from clinfuse_prep.masks.deepbet import deepbet_installed
@@ -34,6 +33,7 @@ from clinfuse_prep.resume import (
     held_splits,
     remove_failed,
 )
+from clinfuse_prep.session import session
 from clinfuse_prep.sources import SourceCase, find_cases
 from clinfuse_prep.sources.mask_folder import with_masks
 from clinfuse_prep.split import SPLITS, Fractions, asked_split, split_patients
@@ -200,25 +200,13 @@ def _plan(store: CaseStore, jobs: Sequence[Job], first: Outcome, workers: int | 
     say(estimate(first, size, len(jobs), slots(workers, many=False)).sentence())
 
 
-@contextmanager
-def _workers(jobs: int, arguments: argparse.Namespace) -> Iterator[None]:
+def _workers(jobs: int, arguments: argparse.Namespace) -> AbstractContextManager[None]:
     """A Ray session where one is asked for or worth its start; one that runs already is used."""
     address = getattr(arguments, "address", None) or os.environ.get("RAY_ADDRESS")
     wanted = arguments.workers if arguments.workers is not None else (jobs > IN_PROCESS_CASES)
-    if ray_ready() or not (address or wanted) or jobs == 0:
-        yield
-        return
-    import ray
-
-    cpus = arguments.workers or None
-    # "local": never join a cluster that happens to run here
-    own = {"address": "local", "num_cpus": cpus, "include_dashboard": False}
-    options: dict[str, Any] = {"address": address} if address else own
-    ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
-    try:
-        yield
-    finally:
-        ray.shutdown()
+    if not jobs or not (address or wanted):
+        return nullcontext()
+    return session(address, cpus=slots(arguments.workers, many=True))
 
 
 def _last_word(

@@ -143,7 +143,7 @@ class _Job:
 
     def all(self, memory: MemorySampler) -> None:
         """Every step, with Ray from the first one that needs it."""
-        from clinfuse_platform.session import session
+        from clinfuse_prep.session import session
 
         commands = self.commands()
         title = next(iter(commands))

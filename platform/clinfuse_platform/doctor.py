@@ -166,8 +166,7 @@ def check_ray(address: str | None = None) -> Check:
 
     def examine() -> Check:
         import ray
-
-        from clinfuse_platform.session import session
+        from clinfuse_prep.session import session
 
         with session(address):
             ray.get(ray.remote(num_cpus=0.1)(check_python).remote())

@@ -14,12 +14,12 @@ def check_cluster(address: str | None, storage: str) -> list[Check]:
     """One check per node, and one for what must agree between them.
 
     Args:
-        address: of the cluster; see clinfuse_platform.session.session.
+        address: of the cluster; see clinfuse_prep.session.session.
         storage: folder or URL that every node must see; a small file is written there and removed.
     """
     import ray
+    from clinfuse_prep.session import session
 
-    from clinfuse_platform.session import session
     from clinfuse_platform.storage import storage_path, write_atomic
 
     mark = storage_path(storage) / f".doctor-{uuid.uuid4().hex[:8]}"

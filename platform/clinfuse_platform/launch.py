@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from clinfuse_prep.session import can_grow
 from upath import UPath
 
 from clinfuse.console import CONSOLE, say
@@ -21,7 +22,6 @@ from clinfuse_platform.curves import check_mlflow, tell_mlflow
 from clinfuse_platform.position import Position, remove_orphans, rescue
 from clinfuse_platform.reporter import progress_file
 from clinfuse_platform.runs import Run
-from clinfuse_platform.session import can_grow
 from clinfuse_platform.validation import FOLDER, SCORE, best_checkpoints, validation_config, with_verdicts
 from clinfuse_platform.worker import failure_file, train_worker
 

@@ -16,6 +16,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from clinfuse_prep.session import can_grow, gpus_present
+
 from clinfuse.console import say
 from clinfuse.errors import describe
 from clinfuse_platform.launch import (
@@ -28,7 +30,6 @@ from clinfuse_platform.launch import (
 )
 from clinfuse_platform.plans import member_kind, member_name
 from clinfuse_platform.runs import Run, find_model, put_model
-from clinfuse_platform.session import can_grow, gpus_present
 
 if TYPE_CHECKING:
     from upath import UPath

@@ -19,14 +19,13 @@ from tempfile import gettempdir
 from typing import Any
 
 import ray
+from clinfuse_prep.session import can_grow
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.constants import ENABLE_CONTROLLER_STRUCTURED_LOGGING_ENV_VAR
 from ray.train.v2._internal.execution.controller.controller import TrainController
 from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 from ray.train.v2._internal.execution.worker_group import WorkerGroup
 from ray.train.v2._internal.logging.logging import LoggingManager
-
-from clinfuse_platform.session import can_grow
 
 NEVER_NEEDED = {"DatasetsCallback", "PlacementGroupCleanerCallback"}
 _LOGGING = threading.Lock()

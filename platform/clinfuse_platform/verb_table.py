@@ -63,7 +63,7 @@ def run_parsed(verb: Verb, arguments: argparse.Namespace) -> dict[str, Any]:
             verb.check(arguments)
         if not verb.needs_ray:
             return verb.run(arguments)
-        from clinfuse_platform.session import session
+        from clinfuse_prep.session import session
 
         with session(arguments.address):
             return verb.run(arguments)

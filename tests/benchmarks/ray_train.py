@@ -22,8 +22,8 @@ from clinfuse_platform.phases import Work
 from clinfuse_platform.plans import train_plan
 from clinfuse_platform.provenance import data_hash
 from clinfuse_platform.runs import Run, create_run
-from clinfuse_platform.session import session
 from clinfuse_prep.manifest import manifest_row
+from clinfuse_prep.session import session
 from clinfuse_prep.store import CaseStore
 
 from clinfuse.case import Case

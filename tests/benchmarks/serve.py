@@ -138,7 +138,7 @@ def memory_mb(root: psutil.Process) -> dict[str, float]:
 def measure(model: Path, folder: Path, repeats: int) -> tuple[dict[str, list[float]], dict[str, float]]:
     """Times of all calls; start-up seconds and memory."""
     import torch
-    from clinfuse_platform.session import session
+    from clinfuse_prep.session import session
     from clinfuse_serve.client import Client
     from clinfuse_serve.deploy import start
 

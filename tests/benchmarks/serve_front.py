@@ -39,7 +39,7 @@ def timed(call: Callable[[], object], repeats: int) -> float:
 
 def one_front(repeats: int) -> dict[str, float]:
     """Medians behind the front that the environment asks for."""
-    from clinfuse_platform.session import session
+    from clinfuse_prep.session import session
     from clinfuse_serve.client import Client
     from clinfuse_serve.deploy import start
 

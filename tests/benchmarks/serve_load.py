@@ -141,7 +141,7 @@ def main() -> int:
     parser.add_argument("--clients", type=int, default=4)
     parser.add_argument("--flat", type=int, default=1000, help="requests over which memory must not grow")
     arguments = parser.parse_args()
-    from clinfuse_platform.session import session
+    from clinfuse_prep.session import session
     from clinfuse_serve.deploy import start
 
     with tempfile.TemporaryDirectory() as name:

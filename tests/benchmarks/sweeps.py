@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import sweeps_cohort as cohort
-from clinfuse_platform.session import session
+from clinfuse_prep.session import session
 from clinfuse_sweeps.fronts import hypervolume
 from clinfuse_sweeps.goals import find_goals, losses
 from clinfuse_sweeps.plan import Plan

@@ -16,8 +16,8 @@ import pandas as pd
 import psutil
 import pytest
 from clinfuse_platform.runs import find_run
-from clinfuse_platform.session import prepare_environment
 from clinfuse_platform.verb_table import run_verb
+from clinfuse_prep.session import prepare_environment
 
 pytestmark = [
     pytest.mark.ray,

@@ -18,8 +18,8 @@ from clinfuse_platform.members import room, shared_out, together
 from clinfuse_platform.phases import Work
 from clinfuse_platform.plans import members_plan
 from clinfuse_platform.runs import Run
-from clinfuse_platform.session import gpus_present
 from clinfuse_platform.verb_table import run_verb
+from clinfuse_prep.session import gpus_present
 
 from clinfuse.method.calibration import fit_calibration
 from clinfuse.method.error_head import ErrorHead

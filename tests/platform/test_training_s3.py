@@ -16,8 +16,8 @@ from clinfuse_platform.curves import FOLDER
 from clinfuse_platform.launch import Workers, launch
 from clinfuse_platform.provenance import data_hash
 from clinfuse_platform.runs import create_run, find_model
-from clinfuse_platform.session import session
 from clinfuse_platform.verb_table import run_verb
+from clinfuse_prep.session import session
 from upath import UPath
 
 from clinfuse.pipeline import FusionPipeline

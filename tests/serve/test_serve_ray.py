@@ -43,7 +43,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
     """Ray, without Serve."""
-    from clinfuse_platform.session import session
+    from clinfuse_prep.session import session
 
     with session():
         yield

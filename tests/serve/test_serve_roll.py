@@ -34,7 +34,7 @@ Seen = list[tuple[float, str, bool, int]]
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
     """Ray, without Serve."""
-    from clinfuse_platform.session import session
+    from clinfuse_prep.session import session
 
     with session():
         yield

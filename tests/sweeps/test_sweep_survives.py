@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 from analytic import Zdt1
-from clinfuse_platform.session import knock, session
+from clinfuse_prep.session import knock, session
 from clinfuse_sweeps.plan import Plan
 from clinfuse_sweeps.runner import run_sweep
 from clinfuse_sweeps.space import space_around
@@ -34,7 +34,7 @@ DRIVER = """
 import sys
 from pathlib import Path
 from clinfuse.presets import load_presets
-from clinfuse_platform.session import session
+from clinfuse_prep.session import session
 from analytic import Zdt1
 from clinfuse_sweeps.plan import Plan
 from clinfuse_sweeps.runner import run_sweep
