@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,6 +13,7 @@ from clinfuse.errors import ConfigError
 from clinfuse_prep.config import PrepConfig
 from clinfuse_prep.findings import Finding
 from clinfuse_prep.prepare import prepare_case, source_notes
+from clinfuse_prep.session import ray_ready
 from clinfuse_prep.sources.case import SourceCase
 from clinfuse_prep.store import CaseStore
 
@@ -97,12 +97,6 @@ def run_jobs(jobs: Sequence[Job], cpus: float = 1.0) -> Iterator[Outcome]:
         cpus: CPUs that a case takes on Ray; less than 1 where storage is slow and the CPU waits for it.
     """
     yield from _on_ray(jobs, cpus) if ray_ready() else map(run_job, jobs)
-
-
-def ray_ready() -> bool:
-    """Whether a Ray session exists in this process; Ray is never imported for the question."""
-    ray = sys.modules.get("ray")
-    return ray is not None and bool(ray.is_initialized())
 
 
 def _on_ray(jobs: Iterable[Job], cpus: float) -> Iterator[Outcome]:

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from clinfuse.console import counted, say
 from clinfuse.errors import InputError
-from clinfuse_prep.batch import Job, Outcome, ray_ready, run_job
+from clinfuse_prep.batch import Job, Outcome, run_job
 from clinfuse_prep.config import PrepConfig
+from clinfuse_prep.session import ray_ready
 from clinfuse_prep.sources.case import SourceCase
 
 PEAK_RATIO = 6.0

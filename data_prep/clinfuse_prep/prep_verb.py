@@ -25,9 +25,9 @@ from clinfuse_prep.plan import estimate, plan_source, slots, tree_bytes
 from clinfuse_prep.pseudonym import open_key, write_links
 from clinfuse_prep.resume import (
     Held,
-    check_asked,
     check_corrected,
     check_key,
+    check_splits,
     finished,
     held_cases,
     held_splits,
@@ -42,6 +42,27 @@ from clinfuse_prep.store import CaseStore
 IN_PROCESS_CASES = 24
 LEAST_PLANNED = 10
 MOST_SHOWN = 12
+
+
+def check_asked(arguments: argparse.Namespace) -> None:
+    """Refuse words that cannot go together, before anything is read.
+
+    Raises:
+        ConfigError: the source is a URL, a dataset at a URL has no --key, or both --resume and --overwrite are given.
+    """
+    if "://" in arguments.source:
+        raise ConfigError(
+            "the source is read from a folder",
+            expected="a path",
+            found="a URL",
+            todo="copy the images into a folder, or mount the bucket; on a cluster all nodes must see it",
+        )
+    if "://" in arguments.out and not arguments.key:
+        raise ConfigError(
+            "a dataset at a URL needs --key", expected="a local folder for key and links", found="none"
+        )
+    if arguments.overwrite and arguments.resume:
+        raise ConfigError("--resume and --overwrite", expected="one of them", found="both")
 
 
 def prep(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -66,7 +87,7 @@ def prep(arguments: argparse.Namespace) -> dict[str, Any]:
         return plan_source(cases, config, slots(arguments.workers, many=len(cases) > IN_PROCESS_CASES))
     store = CaseStore(out)
     held = held_cases(store, resume=arguments.resume, overwrite=arguments.overwrite)
-    folder = _key_folder(out, arguments)
+    folder = Path(arguments.key or f"{out}.key")
     jobs = _jobs(cases, layout, config, arguments, out, folder, held)
     check_distinct(jobs)
     todo = [job for job in jobs if not finished(held.get(job.case_id, {}), job.config)]
@@ -145,15 +166,6 @@ def _jobs(
     ]
 
 
-def _key_folder(out: str, arguments: argparse.Namespace) -> Path:
-    """Where key and links lie, outside the store."""
-    if "://" in out and not arguments.key:
-        raise ConfigError(
-            "a dataset at a URL needs --key", expected="a local folder for key and links", found="none"
-        )
-    return Path(arguments.key) if arguments.key else Path(f"{out}.key")
-
-
 def _splits(
     patients: Sequence[str],
     asked: Fractions | dict[str, str],
@@ -164,7 +176,7 @@ def _splits(
 ) -> dict[str, str]:
     """Patient's name → split: as asked for by a file, else from before or drawn."""
     if isinstance(asked, dict):
-        check_asked(asked, before)
+        check_splits(asked, before)
         return asked
     return split_patients(patients, fractions=asked, seed=seed, shuffle=shuffle, known=before)
 

@@ -22,10 +22,8 @@ def held_cases(store: CaseStore, *, resume: bool, overwrite: bool) -> Held:
     """Attributes of the cases that are there to go on from, by id; none where they are to be overwritten.
 
     Raises:
-        ConfigError: both are asked for, or neither and cases are there; or they cannot be overwritten.
+        ConfigError: cases are there, and neither is asked for or they cannot be overwritten.
     """
-    if overwrite and resume:
-        raise ConfigError("--resume and --overwrite", expected="one of them", found="both")
     held = {name: store.attributes(name) for name in store.case_ids()} if store.exists() else {}
     if held and overwrite and store.local is None:
         raise ConfigError("--overwrite works on local datasets", expected="a local path", found="a URL")
@@ -72,7 +70,7 @@ def held_splits(held: Held) -> dict[str, str]:
     return splits
 
 
-def check_asked(asked: Mapping[str, str], known: Mapping[str, str]) -> None:
+def check_splits(asked: Mapping[str, str], known: Mapping[str, str]) -> None:
     """Cases that stay keep their split, so a file of splits has to agree with it.
 
     Args:

@@ -76,6 +76,12 @@ def session(address: str | None = None, cpus: int | None = None) -> Iterator[Non
         ray.shutdown()
 
 
+def ray_ready() -> bool:
+    """Whether a session is open in this process; Ray is never imported for the question."""
+    ray = sys.modules.get("ray")
+    return ray is not None and bool(ray.is_initialized())
+
+
 def can_grow() -> bool:
     """Whether the open session may get more nodes: a cluster that was connected to may, one started here not."""
     return not _HERE

@@ -95,6 +95,12 @@ def _prep_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _check_prep(arguments: argparse.Namespace) -> None:
+    from clinfuse_prep.prep_verb import check_asked
+
+    check_asked(arguments)
+
+
 def _prep(arguments: argparse.Namespace) -> dict[str, Any]:
     from clinfuse_prep.prep_verb import prep
 
@@ -142,6 +148,7 @@ PREP = Verb(
     help="Turn a folder of images into a dataset: checked, aligned, masked, split by patient.",
     add_arguments=_prep_arguments,
     run=_prep,
+    check=_check_prep,
 )
 INSPECT = Verb(
     name="inspect",

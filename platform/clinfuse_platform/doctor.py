@@ -14,9 +14,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from clinfuse_prep.session import ray_ready, session
+
 from clinfuse import RESEARCH_USE, __version__
 from clinfuse.console import counted
-from clinfuse.errors import InputError
+from clinfuse.errors import ConfigError, InputError
 from clinfuse.folders import check_writable
 from clinfuse.verbs import Verb
 from clinfuse_platform.verb_table import load_verb, verb_entries
@@ -49,6 +51,21 @@ class Check:
     status: str
     found: str
     todo: str = ""
+
+
+def check_asked(arguments: argparse.Namespace) -> None:
+    """Refuse to look at a cluster that nobody named: a session of our own would be one node, and healthy.
+
+    Raises:
+        ConfigError: --cluster without an open session, an address or RAY_ADDRESS.
+    """
+    if arguments.cluster and not (ray_ready() or arguments.address or os.environ.get("RAY_ADDRESS")):
+        raise ConfigError(
+            "no cluster is named",
+            expected="--address HOST:PORT, or RAY_ADDRESS",
+            found="neither",
+            todo="on the cluster's head: --address auto",
+        )
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -166,7 +183,6 @@ def check_ray(address: str | None = None) -> Check:
 
     def examine() -> Check:
         import ray
-        from clinfuse_prep.session import session
 
         with session(address):
             ray.get(ray.remote(num_cpus=0.1)(check_python).remote())
@@ -212,4 +228,5 @@ DOCTOR = Verb(
     help="Check this machine: versions, devices, Ray, disk, optional parts.",
     add_arguments=add_arguments,
     run=run,
+    check=check_asked,
 )

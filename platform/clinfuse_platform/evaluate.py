@@ -7,7 +7,6 @@ its case a row and is replaced.
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
+from clinfuse_prep.session import ray_ready
 
 from clinfuse_platform.evaluate_slices import keep_picture, keep_slice
 from clinfuse_platform.storage import write_table
@@ -133,12 +133,6 @@ def run_jobs(jobs: Sequence[Job], data: str, *, actors: int = 0) -> pd.DataFrame
         parts[part] = rows
     table = [{**row, "method": job.variant.label} for job in jobs for row in parts[job.part] or ()]
     return ordered(pd.DataFrame(table), [job.variant.label for job in jobs])
-
-
-def ray_ready() -> bool:
-    """Whether a Ray session is open in this process; Ray is never imported for the question."""
-    ray = sys.modules.get("ray")
-    return ray is not None and bool(ray.is_initialized())
 
 
 def _here(jobs: Sequence[Job], data: str, actors: int) -> Iterable[tuple[str, Rows]]:

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from clinfuse_prep.session import ray_ready
 
-from clinfuse_platform.evaluate import Job, Rows, keep_part, ordered, ray_ready, read_part, run_jobs
+from clinfuse_platform.evaluate import Job, Rows, keep_part, ordered, read_part, run_jobs
 from clinfuse_platform.storage import write_table
 from clinfuse_platform.variants import Variant, slab
 

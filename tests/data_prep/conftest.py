@@ -22,6 +22,8 @@ def prep() -> Callable[..., dict[str, Any]]:
 
         parser = argparse.ArgumentParser()
         PREP.add_arguments(parser)
-        return PREP.run(parser.parse_args([*(str(word) for word in words), "--no-compare"]))
+        arguments = parser.parse_args([*(str(word) for word in words), "--no-compare"])
+        PREP.check(arguments)
+        return PREP.run(arguments)
 
     return run

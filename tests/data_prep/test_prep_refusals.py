@@ -38,6 +38,15 @@ def test_a_split_file_that_is_not_there_leaves_nothing(tmp_path: Path, prep: Pre
     assert set(tmp_path.iterdir()) - before == {tmp_path / "s.csv"}
 
 
+def test_urls_that_cannot_be_used_are_refused_first(tmp_path: Path, prep: Prep) -> None:
+    source = synthrad(tmp_path / "s", 1)
+    with pytest.raises(ConfigError, match=r"the source is read from a folder.*mount the bucket"):
+        prep("s3://bucket/cohort", "--out", tmp_path / "d.zarr")
+    with pytest.raises(ConfigError, match="a dataset at a URL needs --key"):
+        prep(source, "--out", "s3://bucket/d.zarr")
+    assert {path.name for path in tmp_path.iterdir()} == {"s"}
+
+
 def test_an_output_that_is_a_file_is_refused_first(tmp_path: Path, prep: Prep) -> None:
     source, out = synthrad(tmp_path / "s", 1), tmp_path / "afile"
     out.write_text("mine")

@@ -50,6 +50,8 @@ def test_nothing_is_open_and_no_secret_is_written(path: Path) -> None:
     assert "RAY_AUTH_MODE=token" in workers
     assert all("RAY_enable_metrics_collection=0" in commands for commands in (start, workers))
     assert all(f"{name}={value}" in start for name, value in CLOSED.items())
+    shells = [*config.get("docker", {}).get("run_options", []), *config["setup_commands"]]
+    assert any("RAY_AUTH_MODE=token" in words for words in shells), "what is typed there shows the token, too"
     assert "IpPermissions" not in json.dumps(config)
     assert not re.search(r"AKIA|BEGIN .*PRIVATE KEY|RAY_AUTH_TOKEN=", text)
 
