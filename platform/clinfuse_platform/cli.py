@@ -48,7 +48,8 @@ def _run(verb: Verb, arguments: argparse.Namespace) -> int:
     try:
         result = run_parsed(verb, arguments)
     except KeyboardInterrupt:
-        sys.stderr.write("clinfuse: interrupted; run the same command again to go on\n")
+        more = "" if getattr(arguments, "resume", True) else " with --resume"
+        sys.stderr.write(f"clinfuse: interrupted; run the same command again{more} to go on\n")
         return INTERRUPTED
     except Exception as error:
         return report_error(error, show_traceback=arguments.traceback)

@@ -12,7 +12,7 @@ import shlex
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -37,16 +37,17 @@ PATHS = {
     "sweep": "sweep",
     "fronts": "pareto",
 }
+# Each goes on in what it left unfinished, by itself or by --resume, so that a demo killed on the way does.
 COMMANDS = {
     "cohort": "clinfuse cohort --out {cohort} --patients {patients} --spacing {spacing}",
-    "prep": "clinfuse prep {cohort} --layout cohort --out {store}",
+    "prep": "clinfuse prep {cohort} --layout cohort --out {store} --resume",
     "train": "clinfuse train {store} --recipe {recipe} --run demo --storage {runs} --workers 2",
     "distill": "clinfuse distill {run} --steps 4 --workers 2",
     "ensemble": "clinfuse ensemble {run} --members {members} --workers 2",
     "calibrate": "clinfuse calibrate {ensemble} --data {store} --looks {looks}",
     "evaluate": "clinfuse evaluate {ensemble} {baselines} --data {store} --out {table}",
     "sweep": "clinfuse sweep {run} --data {store} --presets {presets} --trials {trials} --steps 6 --slices 6 "
-    "--out {sweep}",
+    "--out {sweep} --resume",
     "pareto": "clinfuse pareto {sweep} --presets {presets} --out {fronts}",
 }
 
@@ -132,6 +133,18 @@ def chosen_size(arguments: argparse.Namespace) -> Size:
     return size
 
 
+def command_lines(out: Path, size: Size, recipe: str) -> dict[str, str]:
+    """The demo's command lines by title; paths are quoted for a shell."""
+    from clinfuse.baselines import TRIVIAL
+
+    quoted = {name: quote(str(out / path)) for name, path in PATHS.items()}
+    fixed = {"presets": ",".join(PRESETS), "baselines": " ".join(TRIVIAL), "members": MEMBERS}
+    numbers = asdict(size) | {"spacing": f"{size.spacing_mm:g}"}
+    return {
+        title: line.format(**quoted, **fixed, **numbers, recipe=recipe) for title, line in COMMANDS.items()
+    }
+
+
 class _Job:
     """The demo's steps in order; most are command lines, as one would type them."""
 
@@ -145,7 +158,7 @@ class _Job:
         """Every step, with Ray from the first one that needs it."""
         from clinfuse_prep.session import session
 
-        commands = self.commands()
+        commands = command_lines(self.out, self.size, self.recipe)
         title = next(iter(commands))
         self._verb(title, commands.pop(title), memory)
         finished = self.journal.find(SERVED) is not None
@@ -157,20 +170,6 @@ class _Job:
             lines = "\n".join(self.serving_commands(port))
             self.journal.do(SERVED, lines, lambda: self._serve_and_fuse(port), memory)
         self.journal.do("report", "", self._report, memory)
-
-    def commands(self) -> dict[str, str]:
-        """The command lines by title; paths are quoted for a shell."""
-        from clinfuse.baselines import TRIVIAL
-
-        quoted = {name: quote(str(self.out / path)) for name, path in PATHS.items()}
-        size = {
-            "patients": self.size.patients,
-            "spacing": f"{self.size.spacing_mm:g}",
-            "looks": self.size.looks,
-        }
-        fixed = {"presets": ",".join(PRESETS), "baselines": " ".join(TRIVIAL), "members": MEMBERS}
-        words = {**quoted, **size, **fixed, "recipe": self.recipe, "trials": self.size.trials}
-        return {title: line.format(**words) for title, line in COMMANDS.items()}
 
     def _verb(self, title: str, line: str, memory: MemorySampler) -> None:
         _, name, *words = shlex.split(line)

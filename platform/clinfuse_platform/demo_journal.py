@@ -37,7 +37,7 @@ class Record:
 
 @dataclass
 class Journal:
-    """The steps done so far; saved after each, so that `--resume` continues after the last.
+    """The steps done so far; saved at the start and after each, so that `--resume` continues after the last.
 
     Attributes:
         folder: the demo's output folder.
@@ -145,7 +145,9 @@ def open_journal(folder: Path, settings: Mapping[str, Any], *, resume: bool) -> 
                 todo="give another --out" + (", or --resume to go on with it" if known else ""),
             )
         folder.mkdir(parents=True, exist_ok=True)
-        return Journal(folder=folder, settings=dict(settings))
+        journal = Journal(folder=folder, settings=dict(settings))
+        journal.save()  # from now on the folder is a demo's, however early it ends
+        return journal
     if dict(known.settings) != dict(settings):
         raise ConfigError(
             "the demo in this folder was asked for with other settings",

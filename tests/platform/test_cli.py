@@ -15,6 +15,7 @@ from clinfuse_platform.doctor import Check, check_ray, show
 from clinfuse_platform.verb_table import build_parser, load_verb, run_verb, verb_entries
 
 from clinfuse.errors import ClinfuseError, ConfigError, InputError
+from clinfuse.verbs import Verb
 
 
 def test_help_lists_every_verb_and_exits_0(capsys: pytest.CaptureFixture[str]) -> None:
@@ -103,6 +104,20 @@ def test_lost_cases_make_exit_1_although_the_result_is_told(capsys: pytest.Captu
     assert cli.report_result({"result": Path("out"), "lost": 2}, as_json=False) == 1
     seen = capsys.readouterr()
     assert seen.out == "out\n" and "2" in seen.err
+
+
+@pytest.mark.parametrize(
+    ("given", "more"), [({}, ""), ({"resume": True}, ""), ({"resume": False}, " with --resume")]
+)
+def test_an_interrupted_command_says_how_to_go_on(
+    given: dict[str, bool], more: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(arguments: argparse.Namespace) -> dict[str, object]:
+        raise KeyboardInterrupt
+
+    verb = Verb(name="x", help="", add_arguments=lambda parser: parser.set_defaults(**given), run=interrupted)
+    assert cli._run(verb, build_parser(verb).parse_args([])) == cli.INTERRUPTED
+    assert f"run the same command again{more} to go on" in capsys.readouterr().err
 
 
 def test_json_has_no_nan(capsys: pytest.CaptureFixture[str]) -> None:

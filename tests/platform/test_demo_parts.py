@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
-from clinfuse_platform.demo import SIZES, add_arguments, chosen_size
+from clinfuse_platform.demo import SIZES, add_arguments, chosen_size, command_lines
 from clinfuse_platform.demo_journal import open_journal
 from clinfuse_platform.demo_serving import free_port, serving
 from clinfuse_platform.memory import MemorySampler, tree_bytes
@@ -40,11 +41,29 @@ def test_a_step_is_done_once_and_resumed_after(tmp_path: Path) -> None:
     assert saved["peak_gb"] > 0 and saved["seconds"] >= 0 and "Research use only" in saved["notice"]
 
 
+def test_a_demo_that_ended_in_its_first_step_goes_on(tmp_path: Path) -> None:
+    journal = open_journal(tmp_path / "out", SETTINGS, resume=True)
+    (journal.folder / "half").write_text("x")
+    assert open_journal(tmp_path / "out", SETTINGS, resume=True).records == []
+    with pytest.raises(ConfigError, match=r"found a demo.*--resume"):
+        open_journal(tmp_path / "out", SETTINGS, resume=False)
+
+
+def test_every_step_goes_on_in_what_it_left(tmp_path: Path) -> None:
+    """By itself, or by --resume where its verb has that; the line is one that its verb understands."""
+    arguments = build_parser(load_verb("demo")).parse_args(["--recipe", "cpu-debug"])
+    lines = command_lines(tmp_path / "a b", chosen_size(arguments), "cpu-debug")
+    for line in lines.values():
+        _, name, *words = shlex.split(line)
+        assert getattr(build_parser(load_verb(name)).parse_args(words), "resume", True), line
+    assert sum(line.endswith(" --resume") for line in lines.values()) == 2
+
+
 def test_a_failed_step_is_not_recorded(tmp_path: Path) -> None:
     journal = open_journal(tmp_path / "out", SETTINGS, resume=False)
     with MemorySampler() as memory, pytest.raises(ZeroDivisionError):
         journal.do("one", "", lambda: {"x": 1 / 0}, memory)
-    assert open_journal(tmp_path / "out", SETTINGS, resume=False).records == []
+    assert open_journal(tmp_path / "out", SETTINGS, resume=True).records == []
 
 
 def test_folders_that_are_not_ours_are_refused(tmp_path: Path) -> None:
