@@ -42,6 +42,7 @@ STAYS = (
     "results/report.html",
     "evaluation/report.html",
     "ablations/report.html",
+    "serve/study_results/answer.parquet",
     "searches/first/pictures/a.png",
     "fronts/pareto.html",
     "runs/first/config.json",
