@@ -57,11 +57,12 @@ def application(values: dict[str, Any]) -> Application:
         ConfigError: others could reach the service and there is no token, or a limit is out of range.
     """
     from clinfuse_serve.members import Settings, build
-    from clinfuse_serve.proxy import serve_address
+    from clinfuse_serve.proxy import serve_place
 
     args = ServiceArgs(**values)
     digest = token_digest(read_token(args.token_file)) if args.token_file else args.token_digest
-    host, _ = serve_address() or (ANYWHERE, 0)
+    place = serve_place()
+    host = place.host if place else ANYWHERE
     require_token_beyond_loopback(host, digest)
     settings = Settings(
         app=APP,
@@ -105,6 +106,12 @@ def with_model(config: dict[str, Any], model: str) -> dict[str, Any]:
     for row in changed["applications"][0]["deployments"]:
         row["user_config"] = {"model": model}
     return changed
+
+
+def with_certificate(config: dict[str, Any], certificate: tuple[str, str]) -> dict[str, Any]:
+    """The same config for HTTPS by (certificate file, key file)."""
+    files = dict(zip(("ssl_certfile", "ssl_keyfile"), certificate, strict=True))
+    return {**config, "http_options": {**config["http_options"], **files}}
 
 
 def read_config(path: str | Path) -> dict[str, Any]:

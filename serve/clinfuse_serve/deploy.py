@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from clinfuse.errors import ClinfuseError, ConfigError
-from clinfuse_serve.config import APP, ServiceArgs, config_for, with_model
-from clinfuse_serve.proxy import free_port, quiet, shut_down_serve, start_proxy
+from clinfuse_serve.config import APP, ServiceArgs, config_for, with_certificate, with_model
+from clinfuse_serve.proxy import free_port, place_of, quiet, serve_place, shut_down_serve, start_proxy
 from clinfuse_serve.security import check_token, require_token_beyond_loopback, token_digest
 from clinfuse_serve.served_model import read_model
 
@@ -95,24 +95,26 @@ def start(
         **options,
     )
     port = free_port(host) if port == 0 else port
-    return deploy(config_for(_absolute(model_dir), args, host, port), certificate)
+    config = config_for(_absolute(model_dir), args, host, port)
+    return deploy(with_certificate(config, certificate) if certificate else config)
 
 
-def deploy(config: dict[str, Any], certificate: tuple[str, str] | None = None) -> ServeHandle:
+def deploy(config: dict[str, Any]) -> ServeHandle:
     """Deploy a config on the running Ray and return once the service answers.
 
     Deployed again with another model in `user_config`, the new version rolls in while the old one answers. If that
     fails, what was deployed before is put back; only a service that is new is taken away again.
 
     Raises:
-        ConfigError: a port in use. ClinfuseError: Ray is not running, or the deployment failed.
+        ConfigError: a port in use, or Serve runs already at another place or without the config's certificate.
+        ClinfuseError: Ray is not running, or the deployment failed.
     """
     import ray
 
     if not ray.is_initialized():
         raise ClinfuseError("Ray is not running; start it first (the command `clinfuse serve` does)")
-    host, port = config["http_options"]["host"], int(config["http_options"]["port"])
-    own = start_proxy(host, port, certificate)
+    place = place_of(config["http_options"])
+    own = start_proxy(place)
     with quiet():
         before = _standing()
         _apply(config)
@@ -123,9 +125,7 @@ def deploy(config: dict[str, Any], certificate: tuple[str, str] | None = None) -
         except ClinfuseError:
             _undo(before, own)
             raise
-    scheme = "https" if certificate else "http"
-    shown = "127.0.0.1" if host in ("0.0.0.0", "::") else host
-    return ServeHandle(f"{scheme}://{shown}:{port}", own, config)
+    return ServeHandle((serve_place() or place).url, own, config)
 
 
 def _apply(config: dict[str, Any]) -> None:

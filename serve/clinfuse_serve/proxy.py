@@ -6,7 +6,8 @@ import contextlib
 import logging
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from clinfuse.errors import ConfigError
@@ -16,39 +17,95 @@ STOP_S = 30.0
 LOOK_S = 0.1
 
 
-def start_proxy(host: str, port: int, certificate: tuple[str, str] | None = None) -> bool:
+@dataclass(frozen=True)
+class Place:
+    """Where and how Serve answers: fixed once it runs.
+
+    Attributes:
+        host, port: where it listens.
+        certificate: (certificate file, key file) for HTTPS, or None for HTTP.
+    """
+
+    host: str
+    port: int
+    certificate: tuple[str, str] | None = None
+
+    @property
+    def url(self) -> str:
+        """Where a client on this machine finds it."""
+        scheme = "https" if self.certificate else "http"
+        return f"{scheme}://{'127.0.0.1' if self.host in ('0.0.0.0', '::') else self.host}:{self.port}"
+
+
+def place_of(options: Mapping[str, Any]) -> Place:
+    """The place that a config file's `http_options` name.
+
+    Raises:
+        ConfigError: a certificate without its key, or the other way round.
+    """
+    certificate, key = options.get("ssl_certfile"), options.get("ssl_keyfile")
+    if (certificate is None) != (key is None):
+        raise ConfigError(
+            "HTTPS needs a certificate and its key",
+            expected="both ssl_certfile and ssl_keyfile under http_options, or neither",
+            found="one of them",
+        )
+    files = None if certificate is None or key is None else (str(certificate), str(key))
+    return Place(str(options["host"]), int(options["port"]), files)
+
+
+def start_proxy(place: Place) -> bool:
     """Start Serve with its HTTP proxy there; False if Serve already runs on this cluster at that place.
 
     Raises:
-        ConfigError: the port is taken, or Serve runs already but listens elsewhere.
+        ConfigError: the port is taken, or Serve runs already but listens elsewhere or without this certificate.
     """
     from ray import serve
 
-    running = serve_address()
+    running = serve_place()
     if running is not None:
-        if running != (host, port):
-            raise ConfigError(
-                "Ray Serve runs already on this cluster at another place",
-                expected=f"{running[0]}:{running[1]}",
-                found=f"{host}:{port}",
-                todo="use that host and port, or stop it with `serve shutdown`",
-            )
+        check_same(running, place)
         return False
-    check_port(host, port)
-    options: dict[str, Any] = {"host": host, "port": port}
-    if certificate:
-        options |= {"ssl_certfile": certificate[0], "ssl_keyfile": certificate[1]}
+    check_port(place.host, place.port)
+    options: dict[str, Any] = {"host": place.host, "port": place.port}
+    if place.certificate:
+        options |= dict(zip(("ssl_certfile", "ssl_keyfile"), place.certificate, strict=True))
     with quiet():
         serve.start(
             http_options=options,
-            proxy_location="HeadOnly" if is_loopback(host) else "EveryNode",
+            proxy_location="HeadOnly" if is_loopback(place.host) else "EveryNode",
             logging_config={"log_level": "WARNING", "enable_access_log": False},
         )
     return True
 
 
-def serve_address() -> tuple[str, int] | None:
-    """Host and port that the Serve of this cluster listens on, or is about to; None if no Serve runs."""
+def check_same(running: Place, wanted: Place) -> None:
+    """Refuse a place that the running Serve cannot give: it neither moves nor takes another certificate. One that is
+    wanted without a certificate may be had with.
+
+    Raises:
+        ConfigError: another host or port, or a certificate with which it was not started.
+    """
+    if (running.host, running.port) != (wanted.host, wanted.port):
+        raise ConfigError(
+            "Ray Serve runs already on this cluster at another place",
+            expected=f"{running.host}:{running.port}",
+            found=f"{wanted.host}:{wanted.port}",
+            todo="use that host and port, or stop it with `serve shutdown`",
+        )
+    if wanted.certificate not in (None, running.certificate):
+        raise ConfigError(
+            "Ray Serve runs already on this cluster without this certificate",
+            expected="the certificate and key with which it was started"
+            if running.certificate
+            else "plain HTTP",
+            found="HTTPS with another certificate" if running.certificate else "HTTPS",
+            todo="stop it with `serve shutdown`, then deploy anew: it takes a certificate only when it starts",
+        )
+
+
+def serve_place() -> Place | None:
+    """Where the Serve of this cluster listens, or is about to; None if no Serve runs."""
     import ray
     from ray.serve.context import _get_global_client
 
@@ -57,7 +114,7 @@ def serve_address() -> tuple[str, int] | None:
             client = _get_global_client(raise_if_no_controller_running=False)
     except ray.exceptions.RayError:  # it is on its way out
         return None
-    return (client.http_config.host, client.http_config.port) if client else None
+    return place_of(dict(client.http_config)) if client else None
 
 
 def free_port(host: str) -> int:

@@ -17,7 +17,15 @@ from clinfuse.verbs import Verb, parse_settings
 if TYPE_CHECKING:
     from clinfuse_serve.deploy import ServeHandle
 
-MIB = 1 << 20
+STORED = ("examples", "study")
+FIELDS = ("members", "aggregators", "groups", "device", "precision", "threads", "batch", *STORED)
+LIMITS = {"queue": "queue", "max_mb": "body_bytes", "max_voxels": "voxels"}
+IN_FILE = {
+    **{name: f"http_options.{name}" for name in ("host", "port")},
+    **{name: f"args.{name}" for name in ("token_file", *FIELDS)},
+    **{name: f"args.limits.{limit}" for name, limit in LIMITS.items()},
+}
+"""Flags of `clinfuse serve` that say what a config file says, and where it says so."""
 PRECISIONS = ("float32", "bfloat16")
 MASKS = {
     "brain": "found automatically",
@@ -34,50 +42,49 @@ def _serve_arguments(parser: argparse.ArgumentParser) -> None:
         "config", nargs="?", help="after the word `deploy`: config file to deploy on a running cluster"
     )
     parser.add_argument("--members", type=int, help="how many of the model's members (default all)")
-    parser.add_argument(
-        "--host", default="127.0.0.1", help="address to listen on (default: this machine only)"
-    )
-    parser.add_argument("--port", type=int, default=8000, help="0 picks a free one (default 8000)")
+    parser.add_argument("--host", help="address to listen on (default: this machine only)")
+    parser.add_argument("--port", type=int, help="0 picks a free one (default 8000)")
     parser.add_argument("--token-file", help="text file with the token that clients must send")
-    parser.add_argument("--aggregators", type=int, default=2, help="replicas of the HTTP front (default 2)")
+    parser.add_argument("--aggregators", type=int, help="replicas of the HTTP front (default 2)")
     parser.add_argument(
-        "--groups", type=int, default=1, help="most replicas of each member, added while requests queue"
+        "--groups", type=int, help="most replicas of each member, added while requests queue (default 1)"
     )
     parser.add_argument("--examples", help="prepared store (.zarr) whose test cases the page offers")
     parser.add_argument("--study", help="reader study file (.yaml): the page /study")
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where members run")
-    parser.add_argument("--precision", default="float32", choices=PRECISIONS, help="of the networks")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="where members run (default cpu)")
+    parser.add_argument("--precision", choices=PRECISIONS, help="of the networks (default float32)")
     parser.add_argument("--threads", type=int, help="torch threads per member")
     parser.add_argument(
         "--batch", type=int, help="slices of different requests per batch (default 8 on cuda, else 1)"
     )
+    parser.add_argument("--queue", type=int, help="waiting requests per front replica (default 16)")
+    parser.add_argument("--max-mb", type=mebibytes, help="largest upload in MiB (default 256)")
+    parser.add_argument("--max-voxels", type=int, help="largest volume (default 64 Mi voxels)")
     parser.add_argument(
-        "--queue", type=int, default=16, help="waiting requests per front replica (default 16)"
+        "--certificate", nargs=2, metavar=("CERT", "KEY"), help="files for HTTPS, with a config file, too"
     )
-    parser.add_argument("--max-mb", type=int, default=256, help="largest upload in MiB (default 256)")
-    parser.add_argument(
-        "--max-voxels", type=int, default=64 << 20, help="largest volume (default 64 Mi voxels)"
-    )
-    parser.add_argument("--certificate", nargs=2, metavar=("CERT", "KEY"), help="files for HTTPS")
+
+
+def mebibytes(text: str) -> int:
+    """A number of MiB in bytes."""
+    return int(text) << 20
 
 
 def _serve(arguments: argparse.Namespace) -> dict[str, Any]:
     """Serve until interrupted; `deploy FILE` leaves the service to the cluster and returns."""
     from clinfuse import RESEARCH_USE
     from clinfuse.console import say
-    from clinfuse_serve.config import read_config
     from clinfuse_serve.deploy import deploy
 
-    certificate = _certificate(arguments.certificate)
     if arguments.model == "deploy":
         _need_cluster(arguments)
-        return {"result": deploy(read_config(arguments.config)).url, "served": True}
+        return {"result": deploy(file_config(arguments.config, arguments)).url, "served": True}
     if arguments.config is not None:
         raise ConfigError("one model folder or config file at a time", found=arguments.config)
     if str(arguments.model or "").endswith((".yaml", ".yml")):
-        handle = deploy(read_config(arguments.model), certificate)
+        handle = deploy(file_config(arguments.model, arguments))
     else:
-        handle = _start(arguments, certificate)
+        handle = _start(arguments)
     if arguments.model:
         from clinfuse_platform.lineage import note_use
 
@@ -87,6 +94,25 @@ def _serve(arguments: argparse.Namespace) -> dict[str, Any]:
         sys.stdout.flush()
         wait_for_signal()
     return {"result": handle.url, "served": True}
+
+
+def file_config(path: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """The config of a file, with the certificate that was given beside it.
+
+    Raises:
+        ConfigError: the file or the certificate cannot be used, or a flag says what the file is to say.
+    """
+    from clinfuse_serve.config import read_config, with_certificate
+
+    if given := [name for name in IN_FILE if getattr(arguments, name) is not None]:
+        raise ConfigError(
+            "a config file is deployed as it is",
+            expected="of all flags of the service only --certificate",
+            found=", ".join(f"--{name.replace('_', '-')}" for name in given),
+            todo=f"leave them out and set in the file: {', '.join(IN_FILE[name] for name in given)}",
+        )
+    config, certificate = read_config(path), _certificate(arguments.certificate)
+    return with_certificate(config, certificate) if certificate else config
 
 
 def _certificate(names: list[str] | None) -> tuple[str, str] | None:
@@ -111,33 +137,20 @@ def _need_cluster(arguments: argparse.Namespace) -> None:
         )
 
 
-def _start(arguments: argparse.Namespace, certificate: tuple[str, str] | None) -> ServeHandle:
+def _start(arguments: argparse.Namespace) -> ServeHandle:
     from clinfuse_serve.deploy import start
     from clinfuse_serve.fuse import released_model
-    from clinfuse_serve.security import read_token, require_token_beyond_loopback
+    from clinfuse_serve.security import read_token
 
-    token = read_token(arguments.token_file) if arguments.token_file else None
-    require_token_beyond_loopback(arguments.host, token)
-    files = {name: getattr(arguments, name) for name in ("examples", "study")}
+    given = {name: value for name in IN_FILE if (value := getattr(arguments, name)) is not None}
+    options = {name: given[name] for name in ("host", "port", *FIELDS) if name in given}
+    options |= {name: str(Path(given[name]).resolve()) for name in STORED if name in given}
     return start(
         arguments.model or released_model(),
-        arguments.members,
-        arguments.host,
-        arguments.port,
-        token,
-        certificate=certificate,
-        aggregators=arguments.aggregators,
-        groups=arguments.groups,
-        threads=arguments.threads,
-        batch=arguments.batch,
-        device=arguments.device,
-        precision=arguments.precision,
-        limits={
-            "queue": arguments.queue,
-            "body_bytes": arguments.max_mb * MIB,
-            "voxels": arguments.max_voxels,
-        },
-        **{name: str(Path(path).resolve()) for name, path in files.items() if path},
+        token=read_token(given["token_file"]) if "token_file" in given else None,
+        certificate=_certificate(arguments.certificate),
+        limits={LIMITS[name]: value for name, value in given.items() if name in LIMITS},
+        **options,
     )
 
 

@@ -20,7 +20,8 @@ import numpy as np
 import pytest
 from certificate import made_certificate
 from clinfuse_serve.client import Client, ServiceError
-from clinfuse_serve.deploy import ServeHandle, start
+from clinfuse_serve.config import with_certificate
+from clinfuse_serve.deploy import ServeHandle, deploy, start
 from posting import Pair
 from replicas import fuse, processes, until_whole
 
@@ -140,6 +141,18 @@ def test_https_is_for_those_who_trust_the_certificate(service: ServeHandle, bare
         httpx.get(service.url.replace("https", "http") + "/healthz", trust_env=False)
     with pytest.raises(ConfigError, match="certificate cannot be read"):
         Client(service.url, TOKEN, verify="nowhere.pem")
+
+
+def test_a_running_service_keeps_its_certificate(
+    service: ServeHandle, certificate: tuple[str, str], bare: httpx.Client, tmp_path: Path
+) -> None:
+    """Deployed again, what answers is what is told; another certificate is refused instead of left out."""
+    options = {key: value for key, value in service.config["http_options"].items() if "ssl" not in key}
+    assert deploy({**service.config, "http_options": options}).url == service.url
+    assert deploy(service.config).url == service.url
+    with pytest.raises(ConfigError, match="without this certificate"):
+        deploy(with_certificate(service.config, made_certificate(tmp_path)))
+    assert bare.get("/healthz").json()["members_up"] == 3
 
 
 def test_a_full_queue_answers_429_and_the_client_waits(

@@ -14,14 +14,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from certificate import made_certificate
 from clinfuse_serve.client import Client
+from clinfuse_serve.config import with_certificate
 from clinfuse_serve.deploy import ServeHandle, deploy, start
-from clinfuse_serve.proxy import serve_address
+from clinfuse_serve.proxy import serve_place
 from clinfuse_serve.served_model import read_model
 from posting import Pair, masks_of
 from replicas import fuse, processes, until_whole
 
-from clinfuse.errors import ClinfuseError
+from clinfuse.errors import ClinfuseError, ConfigError
 from clinfuse.presets import Preset
 
 pytestmark = [
@@ -106,7 +108,15 @@ def damaged(folder: Path, copy: Path) -> Path:
 def test_what_does_not_start_leaves_nothing_behind(cluster: None, model_dir: Path) -> None:
     with pytest.raises(ClinfuseError, match=r"did not start: .*limit queue"):
         start(model_dir, 1, port=0, limits={"queue": 0})
-    assert serve_address() is None
+    assert serve_place() is None
+
+
+def test_https_is_not_promised_where_serve_runs_without(
+    service: ServeHandle, client: Client, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=r"without this certificate; expected plain HTTP.*to do: stop it"):
+        deploy(with_certificate(service.config, made_certificate(tmp_path)))
+    assert client.url.startswith("http:") and client.health().members_up == 3
 
 
 def test_a_version_that_cannot_be_used_is_refused_and_the_old_one_answers(
