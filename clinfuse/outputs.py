@@ -187,6 +187,12 @@ def nifti_bytes(array: NDArray[Any], affine: NDArray[np.float64], about: str = "
     return bytes(image.to_bytes())
 
 
+def spacing_assumed(case: Case) -> bool:
+    """Whether the anatomy image came as pictures, which carry no spacing: millimetres and millilitres depend on what
+    was assumed."""
+    return bool(case.attrs.get("source_geometry", {}).get("kind") == "png")
+
+
 def jsonable(value: Any) -> Any:
     """The value in JSON's words: numpy values as numbers and lists, NaN and infinities as null."""
     if isinstance(value, Mapping):
@@ -214,6 +220,7 @@ def _sidecar(result: FusedMaps, case: Case, names: dict[str, str], image_format:
         "scaling": case.attrs.get("scaling"),
         "mask_provenance": case.attrs.get("provenance"),
         "findings": case.attrs.get("findings", []),
+        "spacing_assumed": spacing_assumed(case),
     }
     if image_format == "png":
         facts["orientation"] = ORIENTATION

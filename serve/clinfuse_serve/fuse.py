@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from clinfuse.errors import ConfigError, ModelFolderError
 from clinfuse.folders import check_writable
-from clinfuse.outputs import nifti_bytes, write_fused
+from clinfuse.outputs import nifti_bytes, spacing_assumed, write_fused
 from clinfuse.presets import load_presets
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def modalities_of(companion_kind: str | None) -> tuple[str, str] | None:
 
 def came_as_picture(case: Case) -> bool:
     """Whether the anatomy image was a single picture slice."""
-    return case.attrs.get("source_geometry", {}).get("kind") == "png" and case.shape[0] == 1
+    return spacing_assumed(case) and case.shape[0] == 1
 
 
 def fuse_there(

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from clinfuse import RESEARCH_USE
 from clinfuse.case import Case
-from clinfuse.outputs import case_grid, nifti_bytes
+from clinfuse.outputs import case_grid, nifti_bytes, spacing_assumed
 from clinfuse_serve.examples import Examples, StoreExamples
 from clinfuse_serve.problems import Problem, ProblemError, not_whole
 from clinfuse_serve.replies import PROBLEMS
@@ -38,12 +38,14 @@ class StudyRow(BaseModel):
 
 
 class NextItem(BaseModel):
-    """Where a reader is; `item` is None when all is rated."""
+    """Where a reader is, and what the pair is that comes next; `item` and `modalities` are None when all is rated."""
 
     item: int | None
     done: int
     items: int
-    simulated: bool
+    simulated: bool = False
+    modalities: tuple[str, str] | None = Field(None, description="of anatomy and companion image")
+    spacing_assumed: bool = Field(False, description="the images came as pictures, which carry no spacing")
 
 
 class Rating(BaseModel):
@@ -79,10 +81,17 @@ class Reading:
     def next(self, reader: str) -> NextItem:
         """The first item in order that is not rated."""
         items, done = order_of(self.study, self.case_ids(), reader), self.answers.done(reader)
-        left = [item for item in items if item.position not in done]
-        simulated = bool(left) and bool(self.cases.case(left[0].case_id).attrs.get("simulated"))
+        place: dict[str, Any] = {"done": len(done), "items": len(items)}
+        item = next((item for item in items if item.position not in done), None)
+        if item is None:
+            return NextItem(item=None, **place)
+        case = self.cases.case(item.case_id)
         return NextItem(
-            item=left[0].position if left else None, done=len(done), items=len(items), simulated=simulated
+            item=item.position,
+            simulated=bool(case.attrs.get("simulated")),
+            modalities=case.modalities,
+            spacing_assumed=spacing_assumed(case),
+            **place,
         )
 
     async def picture(self, reader: str, position: int, picture: Picture) -> bytes:

@@ -138,7 +138,14 @@ def test_study_over_http_is_blind_and_resumes(local_service: Start, tiny_case: C
     seen: dict[int, bytes] = {}
     for position in range(6):
         place = get(url, "/v1/study/readers/r1").json()
-        assert place == {"item": position, "done": position, "items": 6, "simulated": True}
+        assert place == {
+            "item": position,
+            "done": position,
+            "items": 6,
+            "simulated": True,
+            "modalities": ["MR", "CT"],
+            "spacing_assumed": False,
+        }
         reply = get(url, f"/v1/study/readers/r1/{position}/fused")
         told = " ".join([*reply.headers.values(), reply.content[:400].decode("latin-1")])
         assert not any(word in told for word in ("balanced", "bone", "mean", "preset"))

@@ -37,7 +37,8 @@ export function meaning(info) {
   return `Calibrated: probability that the fused value is wrong by more than ${Number(tolerance).toFixed(2)} of the grey scale.`;
 }
 
-export function flagText(image, threshold) {
+export function flagText(image, threshold, assumed) {
   if (threshold >= 1 || !image) return "Nothing is flagged.";
-  return `${millilitresAbove(image, threshold).toFixed(1)} ml at ${threshold.toFixed(2)} or above, shown in cyan.`;
+  const volume = `${millilitresAbove(image, threshold).toFixed(1)} ml${assumed ? " (spacing assumed)" : ""}`;
+  return `${volume} at ${threshold.toFixed(2)} or above, shown in cyan.`;
 }

@@ -2,12 +2,11 @@
 import { ask, askJson, onTokenWanted, sendJson, setToken } from "./api.js";
 import { makeImage, sizeOf } from "./images.js";
 import { Panels, VIEWS, webgl2 } from "./panels.js";
-import { placeText } from "./readout.js";
+import { namesOf, placeText } from "./readout.js";
 
 const $ = (id) => document.getElementById(id);
-const PICTURES = { anatomy: "MRI", companion: "CT", fused: "Fused image" };
-const state = { study: null, reader: "", item: null, shown: 0, busy: false };
-const panels = new Panels($("images"), (mm) => panels.describe(placeText(mm)));
+const state = { study: null, reader: "", item: null, assumed: false, shown: 0, busy: false };
+const panels = new Panels($("images"), (mm) => panels.describe(placeText(mm, state.assumed)));
 window.clinfuse = { state, panels }; // for the console and the tests
 
 function say(text, kind = "") { $("status").textContent = text; $("status").className = kind; }
@@ -31,9 +30,11 @@ async function show(next) {
   $("progress").value = next.done / next.items;
   $("simulated").hidden = !next.simulated;
   if (next.item === null) { finish(next); return; }
+  state.assumed = next.spacing_assumed;
   say(`Picture ${next.done + 1} of ${next.items}: loading …`, "busy");
+  const [anatomy, companion] = namesOf(next.modalities);
   const rows = {};
-  for (const [key, title] of Object.entries(PICTURES)) {
+  for (const [key, title] of Object.entries({ anatomy, companion, fused: "Fused image" })) {
     const buffer = await picture(`${pathOf(next.item)}/${key}`);
     rows[key] = { title, layers: [await makeImage(buffer, key)] };
   }

@@ -1,10 +1,11 @@
 // The viewer: choose a pair and a priority, see MRI, CT, fused image and uncertainty, download.
 import { Session, askJson, onTokenWanted, setToken } from "./api.js";
 import { DOUBT_LOOK, drawLegend, fadeBelow, flagText, meaning } from "./doubt.js";
+import { tellFindings } from "./findings.js";
 import { makeImage, replaceSlices, sizeOf } from "./images.js";
 import { Panels, VIEWS, webgl2 } from "./panels.js";
 import { Priority } from "./priority.js";
-import { placeText, readOut } from "./readout.js";
+import { namesOf, placeText, readOut } from "./readout.js";
 import { Source } from "./source.js";
 
 const $ = (id) => document.getElementById(id);
@@ -20,7 +21,7 @@ const panels = new Panels($("images"), (mm, byKeyboard) => {
   state.mm = mm;
   if (!state.info) return;
   const sentence = readOut(state.images, state.info, mm, titles());
-  panels.describe(placeText(mm));
+  panels.describe(placeText(mm, state.info.spacing_assumed));
   if (byKeyboard) { clearTimeout(state.spoken); state.spoken = setTimeout(() => { $("spoken").textContent = sentence; }, 400); }
 });
 window.clinfuse = { state, panels }; // for the console and the tests
@@ -28,10 +29,10 @@ const priority = new Priority(() => later());
 const source = new Source((chosen) => begin(chosen), () => say("Choose both images of the pair first.", "warn"));
 
 function titles() {
-  const [mri, other] = state.info.modalities || ["MR", "CT"];
+  const [mri, other] = namesOf(state.info.modalities);
   const made = state.simulated ? "Simulated " : "";
   return {
-    anatomy: `${made}${mri === "MR" ? "MRI" : mri}`, companion: `${made}${other}`, fused: `Fused: ${state.info.preset.replaceAll("_", " ")}`,
+    anatomy: `${made}${mri}`, companion: `${made}${other}`, fused: `Fused: ${state.info.preset.replaceAll("_", " ")}`,
     uncertainty: "Fused with uncertainty", compared: $("compare").value ? `Fused: ${$("compare").selectedOptions[0].textContent}` : "",
   };
 }
@@ -39,6 +40,7 @@ function titles() {
 function begin(chosen) {
   state.session = new Session(chosen);
   state.images = {};
+  tellFindings($("findings"));
   run(null);
 }
 
@@ -86,6 +88,7 @@ async function receive(reply, other, slab) {
 }
 
 async function makeAll(reply) {
+  tellFindings($("findings"), reply.info.findings);
   for (const key of Object.keys(reply.maps)) state.images[key] = await makeImage(reply.maps[key], key);
   state.images.under = await makeImage(reply.maps.fused, "under");
   state.images.doubt = fadeBelow(await makeImage(reply.maps.uncertainty, "doubt", DOUBT_LOOK));
@@ -146,7 +149,7 @@ function threshold() { return $("threshold").value / 100; }
 
 function setThreshold() {
   const { flag, doubt, uncertainty } = state.images;
-  $("flagged").textContent = flagText(uncertainty, threshold());
+  $("flagged").textContent = flagText(uncertainty, threshold(), state.info?.spacing_assumed);
   if (!flag) return;
   flag.cal_min = threshold();
   flag.opacity = threshold() < 1 ? FLAG_OPACITY : 0;
