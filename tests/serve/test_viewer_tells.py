@@ -1,12 +1,15 @@
-"""What the pages tell of a pair: their scripts, without browser."""
+"""What the pages tell of a pair, and that they go on when asked for more meanwhile: their scripts, without browser."""
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
+from clinfuse_serve.backend import Gathered, LocalBackend
 from clinfuse_serve.schemas import ExampleRow
 from clinfuse_serve.study import Arm, Study
 from page import run_page
@@ -56,6 +59,33 @@ def test_millimetres_of_pictures_are_told_as_assumed(
 ) -> None:
     told = run_page(tmp_path, FUSE + TOLD, local_service(), png_pair)
     assert told["place"].endswith(" mm (spacing assumed)") and " ml (spacing assumed) at" in told["flagged"]
+
+
+class SlowVolumes(LocalBackend):
+    """Whole volumes take a second longer."""
+
+    async def sample(self, held: Case, orders: Any, members: Any, deadline_s: float, tell: Any) -> Gathered:
+        if orders[0].slab is None:
+            await asyncio.sleep(1)
+        return await super().sample(held, orders, members, deadline_s, tell)
+
+
+def test_a_slider_that_moves_before_the_compared_volume_is_there(
+    local_service: Start, nifti_pair: Pair, tmp_path: Path
+) -> None:
+    script = """
+    happens("compare", "change", "stroke");
+    await until(() => state.busy);
+    happens("priority", "input", "100");
+    await until(() => /whole follows/.test($("status").textContent));
+    await until(() => !state.busy && !/whole follows/.test($("status").textContent));
+    const { compared } = state.images;
+    return { status: $("status").textContent, kind: $("status").className, shown: Object.keys(panels.shown),
+      size: [...compared.hdr.dims.slice(1, 4)] };
+    """
+    told = run_page(tmp_path, FUSE + script, local_service(backend=SlowVolumes), nifti_pair)
+    assert told["status"].startswith("Fused in") and told["kind"] == ""
+    assert told["size"] == [28, 32, 12] and told["shown"][-1] == "compared"
 
 
 class OnePet:

@@ -83,7 +83,7 @@ async function receive(reply, other, slab) {
   else for (const key of ["fused", "uncertainty", "interval"]) if (reply.maps[key]) put(key, reply.maps[key], slab);
   if (!other) delete images.compared;
   else if (images.compared) put("compared", other.maps.fused, slab);
-  else images.compared = await makeImage(other.maps.fused, "compared");
+  else if (!slab) images.compared = await makeImage(other.maps.fused, "compared");
   await show();
 }
 
