@@ -161,6 +161,10 @@ def _add_handlers(app: FastAPI, service: FusionService) -> None:
     async def plain(request: Request, error: HTTPException) -> Response:
         if error.status_code == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
             return respond(request, problems.too_large(service.limits.body_bytes))
+        if (
+            error.status_code == HTTPStatus.BAD_REQUEST
+        ):  # the framework's word for a body that it cannot parse
+            return respond(request, problems.unreadable(error.detail, error.__cause__))
         title = HTTPStatus(error.status_code).phrase.lower()
         headers = dict(error.headers or {})
         return respond(request, Problem(status=error.status_code, title=title, headers=headers))

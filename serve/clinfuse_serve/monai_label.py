@@ -13,18 +13,18 @@ from typing import Annotated, Any, Literal
 from uuid import uuid4
 
 from fastapi import FastAPI, File, Form, Request, Response, UploadFile
+from pydantic import TypeAdapter
 
 from clinfuse import RESEARCH_USE, __version__
-from clinfuse.errors import InputError
 from clinfuse_serve.answer import reply_of
 from clinfuse_serve.problems import Problem, ProblemError
 from clinfuse_serve.replies import (
     IMAGES,
     PROBLEMS,
+    checking_params,
     chosen_map,
     fuse_uploads,
     media_type,
-    parse_params,
     reply_headers,
 )
 from clinfuse_serve.schemas import FuseParams
@@ -32,6 +32,7 @@ from clinfuse_serve.service import FusionService
 from clinfuse_serve.streaming import unless_gone
 
 MODEL = "clinfuse"
+OBJECT = TypeAdapter(dict[str, Any])
 Upload = Annotated[UploadFile | None, File()]
 Output = Literal["all", "image", "json"]
 
@@ -66,7 +67,7 @@ def add_routes(app: FastAPI, service: FusionService) -> None:
         """Fuse, and answer as MONAI Label does."""
         if model != MODEL:
             raise ProblemError(Problem(status=404, title="no such model", expected=MODEL))
-        wanted = parse_params(known_params(params, image if file is None else ""))
+        wanted = known_params(params, image if file is None else "")
         uploads = {"anatomy": file, "companion": companion or label, "brain": brain, "bone": bone}
         uploads["lesion"] = lesion
         return await unless_gone(request, answer_infer(request, service, wanted, uploads, output))
@@ -117,20 +118,20 @@ def describe(service: FusionService, presets: list[str], examples: list[str]) ->
     }
 
 
-def known_params(text: str, image: str) -> str:
-    """Only what POST /v1/fuse knows of a client's parameters; the protocol's own words are left out."""
-    try:
-        given = json.loads(text or "{}")
-    except json.JSONDecodeError as error:
-        raise InputError("params is not JSON", expected="a JSON object", found=str(error.msg)) from error
-    if not isinstance(given, dict):
-        raise InputError("params is not a JSON object", expected="a JSON object", found=type(given).__name__)
-    kept = {key: value for key, value in given.items() if key in FuseParams.model_fields and key != "output"}
-    if isinstance(kept.get("preset"), list):
-        kept["preset"] = kept["preset"][0] if kept["preset"] else "balanced"
-    if image:
-        kept["example"] = image
-    return json.dumps({**kept, "format": "nifti"})
+def known_params(text: str, image: str) -> FuseParams:
+    """The checked parameters of those that POST /v1/fuse knows; the protocol's own words are left out.
+
+    Raises:
+        ProblemError: 422 says what is wrong and how.
+    """
+    with checking_params():
+        given = OBJECT.validate_json(text or "{}")
+        kept = {key: given[key] for key in given.keys() & FuseParams.model_fields.keys() - {"output"}}
+        if isinstance(kept.get("preset"), list):
+            kept["preset"] = kept["preset"][0] if kept["preset"] else "balanced"
+        if image:
+            kept["example"] = image
+        return FuseParams.model_validate({**kept, "format": "nifti"})
 
 
 def multipart(boundary: str, params: bytes, name: str, data: bytes) -> bytes:

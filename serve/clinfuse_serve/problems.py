@@ -11,6 +11,11 @@ from typing import Any
 from clinfuse.errors import ClinfuseError, InputError
 
 MEDIA_TYPE = "application/problem+json"
+UNREADABLE: dict[type[Exception], str] = {
+    UnicodeDecodeError: "text that is not UTF-8",
+    RecursionError: "JSON that is nested too deep",
+    ValueError: "a number of too many digits",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +100,22 @@ def invalid(title: str, errors: Sequence[Mapping[str, Any]]) -> Problem:
         found="; ".join(f"{row['field'] or 'body'}: {row['problem']}" for row in rows),
         todo="correct the fields named",
         more={"fields": rows},
+    )
+
+
+def unreadable(detail: str, cause: BaseException | None) -> Problem:
+    """422: a body that cannot be taken apart.
+
+    Args:
+        detail: what the parser says; the parsers at hand say nothing of what was sent.
+        cause: what it stumbled over, if that is not said.
+    """
+    return Problem(
+        status=HTTPStatus.UNPROCESSABLE_ENTITY,
+        title="the request's body cannot be read",
+        expected="multipart/form-data with its boundary and fields of at most 1 MiB, or JSON in UTF-8",
+        found=next((words for kind, words in UNREADABLE.items() if isinstance(cause, kind)), detail),
+        todo="send what /openapi.json describes, e.g. by curl -F",
     )
 
 

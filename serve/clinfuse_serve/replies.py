@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from fastapi import Request, Response, UploadFile
@@ -43,8 +43,15 @@ IMAGES = ("image/png", "application/dicom", "application/octet-stream", "applica
 
 def parse_params(text: str) -> FuseParams:
     """The checked parameters; ProblemError 422 says which field is wrong and how."""
-    try:
+    with checking_params():
         return FuseParams.model_validate_json(text)
+
+
+@contextmanager
+def checking_params() -> Iterator[None]:
+    """ProblemError 422 for parameters that pydantic refuses, deep or long as they may be."""
+    try:
+        yield
     except ValidationError as error:
         raise ProblemError(problems.invalid("params cannot be used", error.errors())) from error
 

@@ -6,12 +6,14 @@ import gzip
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
+import httpx
 import nibabel as nib
 import numpy as np
 import psutil
 import pytest
-from posting import Pair, Start, post
+from posting import Pair, Start, post, refused
 
 from clinfuse.outputs import nifti_bytes
 
@@ -71,6 +73,40 @@ def test_a_gzip_bomb_is_not_unpacked(local_service: Start, nifti_pair: Pair) -> 
     with highest_rss() as peak:
         assert post(url, files, QUICK).status_code in (200, 422)
     assert peak[0] - before < 200 << 20
+
+
+DEEP, LONG = "[" * 100_000, '{"seed": ' + "1" * 5000 + "}"
+
+
+@pytest.mark.parametrize("path", ["/v1/fuse", "/infer/clinfuse"])
+def test_params_too_deep_or_too_long_are_refused(local_service: Start, nifti_pair: Pair, path: str) -> None:
+    url, files = local_service(), plain(nifti_pair)
+    for text in (DEEP, LONG, '{"preset": "\\ud800"}'):
+        form = {"data": {"params": text}, "files": files}
+        reply = httpx.post(f"{url}{path}", timeout=60, trust_env=False, **form)
+        assert refused(reply, 422, "params cannot be used")["found"]
+
+
+def test_bodies_that_cannot_be_read_are_problems(local_service: Start, nifti_pair: Pair) -> None:
+    """As every refusal: 422 with what was expected, found, and to do."""
+    url = local_service()
+
+    def send(method: str, path: str, **options: Any) -> httpx.Response:
+        return httpx.request(method, url + path, timeout=60, trust_env=False, **options)
+
+    bare, json_kind = {"Content-Type": "multipart/form-data"}, {"Content-Type": "application/json"}
+    big = {"data": {"params": "x" * (2 << 20)}, "files": {"anatomy": b"x"}}
+    rate = "/v1/study/readers/r1/0"
+    for found, reply in {
+        "boundary": send("POST", "/v1/fuse", content=b"abc", headers=bare),
+        "maximum size of 1024KB": send("POST", "/v1/fuse", **big),
+        "not UTF-8": send("PUT", "/v1/presets/x", content=b"\xff\xfe{"),
+        "too many digits": send("PUT", "/v1/presets/x", content=LONG),
+        "nested too deep": send("PUT", "/v1/presets/x", content="[" * 200_000, headers=json_kind),
+        "text that is not UTF-8": send("POST", rate, content=b"\xff\xfe{", headers=json_kind),
+    }.items():
+        problem = refused(reply, 422, "body cannot be read", found)
+        assert problem["expected"] and problem["todo"]
 
 
 def test_file_names_are_only_words(local_service: Start, nifti_pair: Pair) -> None:

@@ -110,10 +110,13 @@ def test_parameters_are_checked_and_named() -> None:
 
 
 def test_monai_label_parameters_keep_what_is_known() -> None:
-    text = known_params('{"preset": ["stroke", "x"], "result_extension": ".nrrd", "seed": 3}', "case7")
-    assert parse_params(text) == FuseParams(preset="stroke", seed=3, example="case7", format="nifti")
-    with pytest.raises(InputError, match="not JSON"):
-        known_params("{", "")
+    given = '{"preset": ["stroke", "x"], "result_extension": ".nrrd", "seed": 3, "slab": [1, 2], "output": "json"}'
+    wanted = FuseParams(preset="stroke", seed=3, slab=(1, 2), example="case7", format="nifti")
+    assert known_params(given, "case7") == wanted
+    assert known_params("", "") == FuseParams(format="nifti")
+    for text in ("{", "[]"):
+        with pytest.raises(problems.ProblemError, match="params cannot be used"):
+            known_params(text, "")
 
 
 def test_multipart_reply_is_read_back_by_a_mime_parser() -> None:
