@@ -28,7 +28,8 @@ class Limits:
         voxels: largest volume after decompression, read from the header before anything is allocated.
         queue: requests waiting or working per aggregator replica; one more is answered 429.
         at_once: requests of one aggregator replica that work at the same time.
-        deadline_s: longest time for one request; members that have not answered by then are left out.
+        deadline_s: longest time for one request; members that have not answered by then are left out, and one that
+            still waits or is prepared is answered 503.
         kept_bytes: memory for prepared cases that a page may fuse again without sending them, per aggregator replica;
             a head of 181 × 217 × 181 voxels takes 75 MiB.
         features_bytes: memory for what a member saw of those cases, per member replica; 0 keeps nothing.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
@@ -190,6 +190,19 @@ def _missing(title: str, asked: int, used: int, missing: Mapping[int, str]) -> P
         found=f"{used} members",
         todo="repeat the request shortly: members come back by themselves",
         more={"missing": [{"member": k, "reason": v} for k, v in sorted(missing.items())]},
+        headers={"Retry-After": "5"},
+    )
+
+
+def too_late(deadline_s: float, found: str, members: Iterable[int]) -> Problem:
+    """503: the deadline came before the members were asked."""
+    return Problem(
+        status=HTTPStatus.SERVICE_UNAVAILABLE,
+        title="no answer before the deadline",
+        expected=f"an answer within {deadline_s:g} s",
+        found=found,
+        todo="repeat the request shortly, or with a longer deadline_s",
+        more={"missing": [{"member": k, "reason": "not asked before the deadline"} for k in members]},
         headers={"Retry-After": "5"},
     )
 

@@ -28,7 +28,7 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
         413: "larger than this service takes",
         422: "input that cannot be used: expected, found, to do",
         429: "the queue is full; see Retry-After",
-        503: "no member answered; says which are missing",
+        503: "no member answered, or none was asked before the deadline; says which are missing",
     }.items()
 }
 MEDIA = {

@@ -73,7 +73,9 @@ class FuseParams(BaseModel):
     slab: tuple[int, int] | None = Field(
         None, description="only the axial slices [start, stop) of the RAS+ grid, answered on that grid"
     )
-    deadline_s: float | None = Field(None, gt=0, le=86_400, description="answer by then, with who is there")
+    deadline_s: float | None = Field(
+        None, gt=0, le=86_400, description="answer by then, with who is there; 503 if nobody is"
+    )
 
 
 class PresetBody(BaseModel):

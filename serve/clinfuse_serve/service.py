@@ -19,6 +19,7 @@ from clinfuse.presets import Preset
 from clinfuse_serve.answer import Answer, Count, Progress, silent
 from clinfuse_serve.backend import Backend
 from clinfuse_serve.cases import Cases
+from clinfuse_serve.deadline import Deadline
 from clinfuse_serve.examples import Examples, SimulatedExamples
 from clinfuse_serve.kept import KeptCase
 from clinfuse_serve.limits import Limits
@@ -111,7 +112,8 @@ class FusionService:
 
         Raises:
             InputError: the pair, the preset or the parameters cannot be used (422).
-            ProblemError: case gone (410), too much asked (422) or no member answered (503).
+            ProblemError: case gone (410), too much asked (422), no member answered, or the deadline came before they
+                were asked (503).
         """
         with self._gone():
             return await self._fuse(params, partial(self.cases.case_of, params, files), tell)
@@ -138,11 +140,11 @@ class FusionService:
         tell: Progress,
     ) -> Answer:
         seconds: dict[str, float] = {}
-        start = time.monotonic()
+        deadline = Deadline(params.deadline_s, self.limits.deadline_s)
         await self.learn()
         order, members = order_of(params, self.presets, model, self.limits, self.backend.members)
-        async with self.at_once:
-            with self._phase("queue", seconds, start):
+        async with deadline.until_asked(members, seconds) as asked, self.at_once:
+            with self._phase("queue", seconds, deadline.start):
                 pass
             with self._phase("prepare", seconds):
                 kept = await case()
@@ -150,9 +152,9 @@ class FusionService:
                 part = order.part_of(kept.case)
             orders = parts_of(model, order, kept.case.shape[0])
             done = Count(len(orders) * len(members), tell)
+            asked()
             with self._phase("sample", seconds):
-                deadline = min(params.deadline_s or self.limits.deadline_s, self.limits.deadline_s)
-                left = max(0.05, deadline - (time.monotonic() - start))
+                left = deadline.left_s()
                 gathered = await self.backend.sample(kept.held, orders, members, left, done.one_more)
             for member in gathered.missing:
                 self.metrics.count("clinfuse_member_failures_total", member=str(member))
@@ -169,7 +171,7 @@ class FusionService:
                 )
         used = len({sample.member for sample in gathered.samples})
         answer = Answer(kept, part, result, len(members), used, gathered.missing, seconds)
-        self._note(answer, time.monotonic() - start)
+        self._note(answer, time.monotonic() - deadline.start)
         return answer
 
     async def encode(self, answer: Answer, params: FuseParams) -> dict[str, tuple[str, bytes]]:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import nibabel as nib
 import numpy as np
 import pytest
 from clinfuse_serve.client import Client, ServiceError
+from clinfuse_serve.examples import SimulatedExamples
 from clinfuse_serve.limits import Limits
 from clinfuse_serve.security import token_digest
 from posting import Pair, Start, post, refused
 
+from clinfuse.case import Case
 from clinfuse.outputs import nifti_bytes
 
 TOKEN = "a-token-of-20-letters"
@@ -118,9 +121,44 @@ def test_a_full_queue_answers_429_with_a_time(local_service: Start, nifti_pair: 
 
 def test_deadline_leaves_out_latecomers(local_service: Start, nifti_pair: Pair) -> None:
     url = local_service()
-    reply = post(url, nifti_pair, {"steps": 120, "deadline_s": 0.1})
+    token = post(url, nifti_pair, {"output": "json"}).headers["x-clinfuse-case"]
+    reply = post(url, {}, {"case": token, "steps": 120, "deadline_s": 0.1})
     problem = refused(reply, 503, "no ensemble member answered")
     assert [row["member"] for row in problem["missing"]] == [0, 1, 2] and reply.headers["retry-after"]
+
+
+class SlowCase(SimulatedExamples):
+    """Its cases take three seconds to prepare."""
+
+    def case(self, name: str) -> Case:
+        time.sleep(3)
+        raise AssertionError("nobody waits for it")
+
+
+@pytest.mark.parametrize(
+    ("deadlines", "found"), [((1.0,), "still being prepared"), ((4.0, 0.5), "still waiting in the queue")]
+)
+def test_deadline_covers_preparation_and_queue(
+    local_service: Start, deadlines: tuple[float, ...], found: str
+) -> None:
+    """The last of the requests is answered in time, though one before it has the only place."""
+    url = local_service(Limits(at_once=1), examples=SlowCase())
+    *before, own = deadlines
+    with ThreadPoolExecutor(1) as pool:
+        for other in before:
+            pool.submit(post, url, {}, {"example": "x", "deadline_s": other})
+            until_waiting(url)
+        begun = time.monotonic()
+        reply = post(url, {}, {"example": "x", "deadline_s": own})
+        assert time.monotonic() - begun < 2.5
+    problem = refused(reply, 503, "before the deadline", f"within {own:g} s", found)
+    assert [row["member"] for row in problem["missing"]] == [0, 1, 2] and reply.headers["retry-after"]
+
+
+def until_waiting(url: str) -> None:
+    """Until a request is at work."""
+    while "clinfuse_in_flight 1" not in httpx.get(f"{url}/metrics", trust_env=False).text:
+        time.sleep(0.02)
 
 
 @pytest.mark.parametrize(("path", "first"), [("/v1/fuse", "anatomy"), ("/infer/clinfuse", "file")])
