@@ -144,6 +144,12 @@ class Case:
         return {roi: getattr(self, roi) for roi in ROIS}
 
     @property
+    def nbytes(self) -> int:
+        """Memory of all its arrays in bytes."""
+        chroma = 0 if self.chroma is None else self.chroma.nbytes
+        return chroma + sum(array.nbytes for _, array in self._named_arrays())
+
+    @property
     def has_lesion(self) -> bool:
         """Whether a reference lesion S* is present."""
         return bool(self.lesion.any())

@@ -39,7 +39,7 @@ class KeptCase:
     @property
     def bytes(self) -> int:
         """Memory of its arrays."""
-        return self.case.anatomy.nbytes * 2 + sum(mask.nbytes for mask in self.case.masks.values())
+        return self.case.nbytes
 
 
 def case_token(secret: bytes, files: Mapping[str, Path], kind: str | None = None) -> str:

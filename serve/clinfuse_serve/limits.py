@@ -31,7 +31,7 @@ class Limits:
         deadline_s: longest time for one request; members that have not answered by then are left out, and one that
             still waits or is prepared is answered 503.
         kept_bytes: memory for prepared cases that a page may fuse again without sending them, per aggregator replica;
-            a head of 181 × 217 × 181 voxels takes 75 MiB.
+            a head of 181 × 217 × 181 voxels takes 75 MiB, with a companion in colour 129 MiB.
         features_bytes: memory for what a member saw of those cases, per member replica; 0 keeps nothing.
         kept_s: how long an unused prepared case, or what was seen of it, is kept.
         samples: most sampler runs (members × samples × jitters) of one request.

@@ -32,6 +32,18 @@ def test_kept_cases_forget_the_oldest_and_the_idle(tiny_case: Case) -> None:
     assert len(small) == 0
 
 
+def test_colour_and_the_aligned_companion_count_too(tiny_case: Case) -> None:
+    voxels = tiny_case.anatomy.size
+    chroma = np.zeros((2, *tiny_case.shape), np.float32)
+    rich = replace(tiny_case, aligned_companion=tiny_case.companion, chroma=chroma)
+    assert KeptCase("a", tiny_case).bytes == (2 * 4 + 3) * voxels
+    assert KeptCase("b", rich).bytes == (5 * 4 + 3) * voxels
+    kept = KeptCases(2 * KeptCase("b", rich).bytes - 1, 10)
+    for token in "bc":
+        kept.put(KeptCase(token, rich))
+    assert kept.get("b") is None and kept.bytes == KeptCase("c", rich).bytes
+
+
 def test_case_token_depends_on_bytes_roles_kind_and_secret_only(tmp_path: Path) -> None:
     one, two = tmp_path / "Smith^John.nii", tmp_path / "x.nii"
     one.write_bytes(b"abc")
