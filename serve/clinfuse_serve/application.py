@@ -85,7 +85,7 @@ def _add_information(app: FastAPI, service: FusionService) -> None:
     @app.get("/metrics", response_class=PlainTextResponse)
     async def prometheus() -> PlainTextResponse:
         """Numbers of all aggregator replicas, in Prometheus' text form."""
-        text = metrics.to_text(metrics.merge(await service.metrics_snapshots()))
+        text = metrics.to_text(await service.all_metrics())
         return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
 
     @app.get("/v1/presets", responses={401: PROBLEMS[401]})

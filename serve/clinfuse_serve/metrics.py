@@ -107,8 +107,14 @@ class Metrics:
             }
 
 
-def merge(snapshots: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """One snapshot for several replicas: counts and loads added, shares and means averaged."""
+def merge(snapshots: Iterable[Mapping[str, Any]], now: Mapping[str, float] | None = None) -> dict[str, Any]:
+    """One snapshot for several replicas: counts and loads added, shares and means averaged.
+
+    Args:
+        snapshots: one a replica.
+        now: gauges without labels that are the same for all replicas, as they are at this moment: what the replicas
+            remember of them is older.
+    """
     values: dict[Key, list[float]] = {}
     histograms: dict[Key, list[float]] = {}
     for snapshot in snapshots:
@@ -119,6 +125,7 @@ def merge(snapshots: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
             old = histograms.get(key, [0.0] * len(row))
             histograms[key] = [a + b for a, b in zip(old, row, strict=True)]
     total = {k: sum(v) / (len(v) if k[0] in MEANS else 1) for k, v in values.items()}
+    total |= {(name, ()): value for name, value in (now or {}).items()}
     return {
         "values": [(name, list(labels), value) for (name, labels), value in total.items()],
         "histograms": [(name, list(labels), row) for (name, labels), row in histograms.items()],
@@ -133,7 +140,7 @@ def to_text(snapshot: Mapping[str, Any]) -> str:
             rows = [(labels, v) for n, labels, v in snapshot["values"] if n == name]
             if rows:
                 lines += [f"# HELP {name} {help_text}", f"# TYPE {name} {kind}"]
-                lines += [f"{name}{_labels(labels)} {value:g}" for labels, value in sorted(rows)]
+                lines += [f"{name}{_labels(labels)} {_number(value)}" for labels, value in sorted(rows)]
     for name, help_text in HISTOGRAMS.items():
         rows = [(labels, row) for n, labels, row in snapshot["histograms"] if n == name]
         if rows:
@@ -147,8 +154,14 @@ def _histogram(name: str, labels: list[Any], row: list[float]) -> list[str]:
     lines, seen = [], 0.0
     for bound, count in zip((*(f"{b:g}" for b in BUCKETS), "+Inf"), row[:-1], strict=True):
         seen += count
-        lines.append(f"{name}_bucket{_labels([*labels, ('le', bound)])} {seen:g}")
-    return [*lines, f"{name}_sum{_labels(labels)} {row[-1]:g}", f"{name}_count{_labels(labels)} {seen:g}"]
+        lines.append(f"{name}_bucket{_labels([*labels, ('le', bound)])} {_number(seen)}")
+    total = f"{name}_sum{_labels(labels)} {_number(row[-1])}"
+    return [*lines, total, f"{name}_count{_labels(labels)} {_number(seen)}"]
+
+
+def _number(value: float) -> str:
+    """All digits, so that counters beyond a million still grow by one."""
+    return f"{value:.0f}" if float(value).is_integer() else repr(float(value))
 
 
 def _key(name: str, labels: Mapping[str, str]) -> Key:

@@ -23,7 +23,7 @@ from clinfuse_serve.deadline import Deadline
 from clinfuse_serve.examples import Examples, SimulatedExamples
 from clinfuse_serve.kept import KeptCase
 from clinfuse_serve.limits import Limits
-from clinfuse_serve.metrics import Metrics, Sink
+from clinfuse_serve.metrics import Metrics, Sink, merge
 from clinfuse_serve.middleware import Gate
 from clinfuse_serve.observe import note_drift
 from clinfuse_serve.ordering import order_of, parts_of
@@ -253,12 +253,13 @@ class FusionService:
         self.metrics.set("clinfuse_kept_bytes", self.cases.kept.bytes)
         return self.metrics.snapshot()
 
-    async def metrics_snapshots(self) -> list[Mapping[str, Any]]:
-        """Numbers of all aggregator replicas."""
+    async def all_metrics(self) -> dict[str, Any]:
+        """Numbers of all aggregator replicas together; the members as they are now."""
         up = await self.backend.up()
-        self.metrics.set("clinfuse_members", len(up))
-        self.metrics.set("clinfuse_members_up", sum(up))
-        return await self.backend.snapshots(self.snapshot())
+        members = {"clinfuse_members": len(up), "clinfuse_members_up": sum(up)}
+        for name, value in members.items():
+            self.metrics.set(name, value)
+        return merge(await self.backend.snapshots(self.snapshot()), members)
 
     @contextmanager
     def _gone(self) -> Iterator[None]:

@@ -6,13 +6,16 @@ import json
 import logging
 import re
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import httpx
 import numpy as np
 import pytest
+from clinfuse_serve.backend import LocalBackend
 from clinfuse_serve.metrics import COUNTERS, GAUGES, HISTOGRAMS, Metrics
 from clinfuse_serve.observe import LABELS, RayMetrics, note_drift
 from posting import Pair, Start
@@ -54,6 +57,24 @@ def test_a_request_leaves_one_json_line_without_names(
     assert fused["members"] == "3/3" and fused["shape"] == [12, 32, 28] and not fused["degraded"]
     assert {"queue", "prepare", "sample", "combine", "encode"} <= set(fused["phases"])
     assert lines[-1]["route"] == "other" and "Smith" not in caplog.text and "nii" not in caplog.text
+
+
+class OneDied(LocalBackend):
+    """Member 1 is down; another replica was asked for its numbers last when all were up."""
+
+    async def up(self) -> list[bool]:
+        return [True, False, True]
+
+    async def snapshots(self, own: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+        other = Metrics()
+        other.set("clinfuse_members", 3)
+        other.set("clinfuse_members_up", 3)
+        return [own, other.snapshot()]
+
+
+def test_members_up_are_those_of_now(local_service: Start) -> None:
+    lines = httpx.get(f"{local_service(backend=OneDied)}/metrics", trust_env=False).text.splitlines()
+    assert "clinfuse_members_up 2" in lines and "clinfuse_members 3" in lines
 
 
 def test_drift_is_told_in_standard_deviations_of_training(tiny_case: Case) -> None:

@@ -63,6 +63,16 @@ def test_metrics_of_replicas_add_up() -> None:
     assert two.quantile("clinfuse_seconds", 0.5, 9.0, phase="none") == 9.0
 
 
+def test_numbers_are_printed_exactly() -> None:
+    one = metrics.Metrics()
+    one.count("clinfuse_requests_total", 1_234_567, route="/v1/fuse", status="200")
+    one.set("clinfuse_unsure_share", 0.123456789)
+    one.observe("clinfuse_seconds", 1234567.25, phase="fuse")
+    text = metrics.to_text(one.snapshot())
+    assert '{route="/v1/fuse",status="200"} 1234567\n' in text and "share 0.123456789\n" in text
+    assert 'clinfuse_seconds_sum{phase="fuse"} 1234567.25\n' in text
+
+
 def png_head(width: int, height: int) -> bytes:
     return PNG_SIGNATURE + b"\x00\x00\x00\rIHDR" + struct.pack(">II", width, height)
 
