@@ -32,6 +32,7 @@ def masks(arguments: argparse.Namespace) -> dict[str, Any]:
         result, cases (done), lost (could not be imported), problems.
     """
     store, folder = CaseStore(arguments.data), Path(arguments.dir)
+    store.manifest_bytes()  # without one the dataset is not whole
     wanted = [part for part in (arguments.cases or "").split(",") if part]
     ids = wanted or store.case_ids()
     if arguments.action == "export":

@@ -22,11 +22,12 @@ from clinfuse_prep.config import PrepConfig
 from clinfuse_prep.findings import Finding
 from clinfuse_prep.masks.deepbet import deepbet_installed
 from clinfuse_prep.plan import estimate, plan_source, slots, tree_bytes
-from clinfuse_prep.pseudonym import open_key, write_links
+from clinfuse_prep.pseudonym import open_key, read_links, write_links
 from clinfuse_prep.resume import (
     Held,
     check_corrected,
     check_key,
+    check_renamed,
     check_splits,
     finished,
     held_cases,
@@ -57,7 +58,7 @@ def check_asked(arguments: argparse.Namespace) -> None:
             found="a URL",
             todo="copy the images into a folder, or mount the bucket; on a cluster all nodes must see it",
         )
-    if "://" in arguments.out and not arguments.key:
+    if "://" in arguments.out and not (arguments.key or arguments.plan):
         raise ConfigError(
             "a dataset at a URL needs --key", expected="a local folder for key and links", found="none"
         )
@@ -90,6 +91,7 @@ def prep(arguments: argparse.Namespace) -> dict[str, Any]:
     folder = Path(arguments.key or f"{out}.key")
     jobs = _jobs(cases, layout, config, arguments, out, folder, held)
     check_distinct(jobs)
+    check_renamed(read_links(folder), held, jobs)
     todo = [job for job in jobs if not finished(held.get(job.case_id, {}), job.config)]
     check_corrected(held, [job.case_id for job in todo])
     started = time.monotonic()
@@ -103,6 +105,8 @@ def prep(arguments: argparse.Namespace) -> dict[str, Any]:
     rows += [store.row(name) for name in store.case_ids() if name not in known]
     store.commit_manifest(rows)
     store.drop_empty_aside()
+    if others := len(held.keys() - {job.case_id for job in jobs}):
+        say(f"kept as before: {counted(others, 'case')} of the dataset that this source does not have")
     return _last_word(arguments.out, layout, rows, jobs, todo, findings, time.monotonic() - started)
 
 

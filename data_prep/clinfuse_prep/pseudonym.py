@@ -14,6 +14,8 @@ from pathlib import Path
 from clinfuse.errors import InputError
 
 KEY_FILE, LINKS_FILE = "key.hex", "links.csv"
+Link = tuple[str, str, str, str]
+"""A row of the link table: case id, patient's pseudonym, the patient's and the case's name at the source."""
 
 
 @dataclass(frozen=True)
@@ -63,15 +65,19 @@ def open_key(folder: Path) -> Pseudonyms:
     return Pseudonyms(key)
 
 
-def write_links(folder: Path, rows: Iterable[tuple[str, str, str, str]]) -> None:
-    """Write the link table: case id, patient pseudonym, the patient's and the case's name at the source."""
+def read_links(folder: Path) -> dict[str, Link]:
+    """The link table by case id; empty where there is none."""
     path = folder / LINKS_FILE
-    known: dict[str, tuple[str, str, str, str]] = {}
-    if path.exists():
-        with path.open(newline="") as stream:
-            for row in list(csv.reader(stream))[1:]:
-                known[row[0]] = (row[0], row[1], row[2], row[3])
-    known.update({row[0]: row for row in rows})
+    if not path.exists():
+        return {}
+    with path.open(newline="") as stream:
+        return {row[0]: (row[0], row[1], row[2], row[3]) for row in list(csv.reader(stream))[1:]}
+
+
+def write_links(folder: Path, rows: Iterable[Link]) -> None:
+    """Add rows to the link table."""
+    path = folder / LINKS_FILE
+    known = read_links(folder) | {row[0]: row for row in rows}
     aside = path.with_suffix(".part")
     handle = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(handle, "w", newline="") as stream:

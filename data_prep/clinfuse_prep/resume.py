@@ -9,10 +9,10 @@ from typing import Any
 
 from clinfuse.console import counted
 from clinfuse.errors import ConfigError
-from clinfuse_prep.batch import Outcome
+from clinfuse_prep.batch import Job, Outcome
 from clinfuse_prep.config import PrepConfig
 from clinfuse_prep.findings import Finding
-from clinfuse_prep.pseudonym import KEY_FILE
+from clinfuse_prep.pseudonym import KEY_FILE, Link
 from clinfuse_prep.store import CaseStore
 
 Held = Mapping[str, Mapping[str, Any]]
@@ -24,7 +24,8 @@ def held_cases(store: CaseStore, *, resume: bool, overwrite: bool) -> Held:
     Raises:
         ConfigError: cases are there, and neither is asked for or they cannot be overwritten.
     """
-    held = {name: store.attributes(name) for name in store.case_ids()} if store.exists() else {}
+    there = ((name, store.attributes(name)) for name in store.case_ids()) if store.exists() else ()
+    held = {name: attrs for name, attrs in there if attrs}
     if held and overwrite and store.local is None:
         raise ConfigError("--overwrite works on local datasets", expected="a local path", found="a URL")
     if held and not (resume or overwrite):
@@ -49,6 +50,28 @@ def check_key(folder: Path, held: Held) -> None:
             expected=f"{KEY_FILE} in the folder of --key, or else beside the dataset",
             found=f"none, and {counted(len(held), 'case')} in the dataset",
             todo="state the folder with --key, or prepare all anew with --overwrite",
+        )
+
+
+def check_renamed(links: Mapping[str, Link], held: Held, jobs: Sequence[Job]) -> None:
+    """A folder that got a namesake, or images of a second patient, since the dataset was made has another name now: as
+    a new patient it would be in the dataset, and in its splits, twice.
+
+    Raises:
+        ConfigError: cases of the dataset are missing in the source, and new ones have names that extend or end theirs.
+    """
+    asked = {job.case_id for job in jobs}
+    before = {link[2] for name, link in links.items() if name in held and name not in asked}
+    new = [job.source.patient for job in jobs if job.case_id not in held]
+    renamed = [
+        name for name in before if any(n.startswith(f"{name}/") or n.endswith(f"/{name}") for n in new)
+    ]
+    if renamed:
+        raise ConfigError(
+            "patients of the dataset have other names in the source now",
+            expected="the names that they were prepared by",
+            found=f"{counted(len(renamed), 'patient')} whose folder has namesakes now, or holds several patients",
+            todo="prepare all anew with --overwrite, or give patient and case in a table (--layout table)",
         )
 
 

@@ -92,8 +92,21 @@ class CaseStore:
         return dict(data.get("attributes", {}))
 
     def row(self, case_id: str) -> dict[str, Any]:
-        """The manifest's row of a complete case, made when its arrays were written (see `manifest_row`)."""
-        return dict(self.attributes(case_id)["summary"])
+        """The manifest's row of a complete case, made when its arrays were written (see `manifest_row`).
+
+        Raises:
+            InputError: the case's attributes cannot be read.
+        """
+        attrs = self.attributes(case_id)
+        if not attrs:
+            raise InputError(
+                "the stored case is damaged",
+                expected="its attributes in zarr.json",
+                found="none that can be read",
+                case=case_id,
+                todo="run clinfuse prep again with --resume, which prepares it anew",
+            )
+        return dict(attrs["summary"])
 
     def read(self, case_id: str) -> Case:
         """A case, images as float32."""

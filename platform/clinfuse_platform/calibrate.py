@@ -44,8 +44,10 @@ def check_asked(arguments: argparse.Namespace) -> None:
         value = getattr(arguments, name)
         if value is not None and value < least:
             raise ConfigError(f"--{name} is too small", expected=f"{least} or more", found=str(value))
+    store = CaseStore(arguments.data)
+    store.manifest_bytes()  # without one the dataset is not whole
     for split in ("train", "val"):
-        _cases(CaseStore(arguments.data), split)
+        _cases(store, split)
     folder = model_folder(arguments.model, arguments.storage)
     if folder.protocol in ("", "file"):
         check_writable(str(folder.parent), "MODEL")

@@ -48,12 +48,21 @@ def _run(verb: Verb, arguments: argparse.Namespace) -> int:
     try:
         result = run_parsed(verb, arguments)
     except KeyboardInterrupt:
-        more = "" if getattr(arguments, "resume", True) else " with --resume"
-        sys.stderr.write(f"clinfuse: interrupted; run the same command again{more} to go on\n")
+        sys.stderr.write(f"clinfuse: interrupted; {_how_to_go_on(arguments)}\n")
         return INTERRUPTED
     except Exception as error:
         return report_error(error, show_traceback=arguments.traceback)
     return report_result(result, as_json=arguments.json)
+
+
+def _how_to_go_on(arguments: argparse.Namespace) -> str:
+    """What to type after an interrupt, by the options that a verb has."""
+    if getattr(arguments, "plan", False):
+        return "nothing was written"
+    if getattr(arguments, "resume", True):
+        return "run the same command again to go on"
+    instead = " instead of --overwrite" if getattr(arguments, "overwrite", False) else ""
+    return f"run the same command again with --resume{instead} to go on"
 
 
 def overview() -> str:

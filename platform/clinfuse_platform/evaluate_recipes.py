@@ -25,12 +25,14 @@ def prepared(arguments: argparse.Namespace, out: Path) -> None:
     Raises:
         InputError: no such data, or one patient in two splits.
     """
+    from clinfuse_prep.store import CaseStore
+
     from clinfuse.baselines import BASELINES
     from clinfuse_platform.storage import storage_path
     from clinfuse_platform.verb_table import run_verb
 
     source = arguments.data or default_source()
-    if (storage_path(source) / "manifest.parquet").exists():
+    if CaseStore(str(source)).exists():
         arguments.data = source
     else:
         arguments.data = str(out / "aanlib.zarr")

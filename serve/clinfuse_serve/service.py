@@ -37,6 +37,7 @@ from clinfuse_serve.schemas import (
     PresetRow,
 )
 from clinfuse_serve.served_model import ServedModel
+from clinfuse_serve.slot import Slot
 
 
 class FusionService:
@@ -143,11 +144,11 @@ class FusionService:
         deadline = Deadline(params.deadline_s, self.limits.deadline_s)
         await self.learn()
         order, members = order_of(params, self.presets, model, self.limits, self.backend.members)
-        async with deadline.until_asked(members, seconds) as asked, self.at_once:
+        async with deadline.until_asked(members, seconds) as asked, Slot(self.at_once) as slot:
             with self._phase("queue", seconds, deadline.start):
                 pass
             with self._phase("prepare", seconds):
-                kept = await case()
+                kept = await slot.whole(case())
                 order = replace(order, case=kept.token)
                 part = order.part_of(kept.case)
             orders = parts_of(model, order, kept.case.shape[0])

@@ -161,3 +161,26 @@ def test_a_run_killed_amid_its_cases_leaves_no_manifest(tmp_path: Path, prep: Pr
     with pytest.raises(InputError, match="no manifest"):
         CaseStore(out).manifest()
     assert prep(source, "--out", out, "--resume", *OTHER)["cases"] == len(CaseStore(out).manifest()) == 8
+
+
+def test_a_patient_whose_folder_got_a_namesake_is_not_taken_for_another(tmp_path: Path, prep: Prep) -> None:
+    source, out = tmp_path / "s", tmp_path / "d.zarr"
+    write_pair(source / "A" / "P01", 1, names=("mr", "ct"))
+    prep(source, "--out", out, "--layout", "synthrad")
+    write_pair(source / "B" / "P01", 2, names=("mr", "ct"))
+    before = everything(out, Path(f"{out}.key"))
+    with pytest.raises(ConfigError, match=r"other names in the source now.*1 patient") as error:
+        prep(source, "--out", out, "--layout", "synthrad", "--resume")
+    assert "P01" not in str(error.value) and everything(out, Path(f"{out}.key")) == before
+    assert prep(source, "--out", out, "--layout", "synthrad", "--overwrite")["cases"] == 2
+
+
+def test_a_case_whose_attributes_are_damaged_is_prepared_anew(tmp_path: Path, prep: Prep) -> None:
+    source, out = synthrad(tmp_path / "s", 2), tmp_path / "d.zarr"
+    prep(source, "--out", out)
+    name = CaseStore(out).case_ids()[0]
+    (out / "cases" / name / "zarr.json").write_text("{")
+    with pytest.raises(InputError, match="the stored case is damaged"):
+        CaseStore(out).row(name)
+    assert prep(source, "--out", out, "--resume")["cases"] == 2
+    assert CaseStore(out).row(name)["case_id"] == name

@@ -107,17 +107,27 @@ def test_lost_cases_make_exit_1_although_the_result_is_told(capsys: pytest.Captu
 
 
 @pytest.mark.parametrize(
-    ("given", "more"), [({}, ""), ({"resume": True}, ""), ({"resume": False}, " with --resume")]
+    ("given", "told"),
+    [
+        ({}, "run the same command again to go on"),
+        ({"resume": True}, "run the same command again to go on"),
+        ({"resume": False}, "run the same command again with --resume to go on"),
+        (
+            {"resume": False, "overwrite": True},
+            "run the same command again with --resume instead of --overwrite to go on",
+        ),
+        ({"resume": False, "plan": True}, "nothing was written"),
+    ],
 )
 def test_an_interrupted_command_says_how_to_go_on(
-    given: dict[str, bool], more: str, capsys: pytest.CaptureFixture[str]
+    given: dict[str, bool], told: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def interrupted(arguments: argparse.Namespace) -> dict[str, object]:
         raise KeyboardInterrupt
 
     verb = Verb(name="x", help="", add_arguments=lambda parser: parser.set_defaults(**given), run=interrupted)
     assert cli._run(verb, build_parser(verb).parse_args([])) == cli.INTERRUPTED
-    assert f"run the same command again{more} to go on" in capsys.readouterr().err
+    assert f"clinfuse: interrupted; {told}\n" in capsys.readouterr().err
 
 
 def test_json_has_no_nan(capsys: pytest.CaptureFixture[str]) -> None:

@@ -155,6 +155,29 @@ def test_deadline_covers_preparation_and_queue(
     assert [row["member"] for row in problem["missing"]] == [0, 1, 2] and reply.headers["retry-after"]
 
 
+class SlowlyMade(SimulatedExamples):
+    """One case that takes two seconds to prepare."""
+
+    def __init__(self, made: Case) -> None:
+        super().__init__()
+        self.made, self.times = made, 0
+
+    def case(self, name: str) -> Case:
+        time.sleep(2)
+        self.times += 1
+        return self.made
+
+
+def test_what_a_deadline_left_is_ended_in_its_place_and_kept(local_service: Start, tiny_case: Case) -> None:
+    slow = SlowlyMade(tiny_case)
+    url = local_service(Limits(at_once=1), examples=slow)
+    asked = {"example": "x", "output": "json"}
+    refused(post(url, {}, {**asked, "deadline_s": 0.3}), 503, "still being prepared")
+    refused(post(url, {}, {**asked, "deadline_s": 0.3}), 503, "still waiting in the queue")
+    assert slow.times == 0 and post(url, {}, asked).status_code == 200
+    assert slow.times == 1, "made once, though nobody waited for it any more"
+
+
 def until_waiting(url: str) -> None:
     """Until a request is at work."""
     while "clinfuse_in_flight 1" not in httpx.get(f"{url}/metrics", trust_env=False).text:

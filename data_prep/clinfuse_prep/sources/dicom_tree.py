@@ -1,7 +1,8 @@
 """Layout `dicom`: `<patient>/…` with series in folders of their own or mixed; a series' modality says its role.
 
-Images of two patients are never paired. A folder stands for one patient as long as no PatientID contradicts it; several
-PatientIDs in it are as many cases. Images that lie directly in the source are told apart by PatientID alone.
+Images of two patients are never paired. A folder stands for one patient if all its images have one PatientID, or none
+has any; else each PatientID is a case, and without one each study. Images that lie directly in the source are told
+apart so, too.
 """
 
 from __future__ import annotations
@@ -47,8 +48,8 @@ def matches(source: Path) -> bool:
 def find(source: Path) -> list[SourceCase]:
     """One case per patient: the largest MR series beside the largest CT (else PET, SPECT) series.
 
-    A patient is a folder of the source, or a PatientID where a folder holds several and for images that lie directly
-    in the source.
+    A patient is a folder of the source, or a PatientID (without one a study) where a folder's images do not agree and
+    for images that lie directly in the source.
     """
     folders = sorted(path for path in source.iterdir() if path.is_dir() and not path.is_symlink())
     below = [(folder, [image for sub in _folders(folder) for image in _images(sub)]) for folder in folders]
@@ -154,7 +155,7 @@ def _several(modality: str, count: int) -> Note:
 def _patients(count: int) -> Note:
     return (
         "warning",
-        "the case's folder holds images of several patients; each is a case of its own",
+        "the case's folder holds images of several patients, or some without PatientID; each is a case of its own",
         "one PatientID (without PatientID, one study) in a folder",
         f"{count}",
         "if they are one patient's, correct the PatientID, or pair the series in a table (--layout table)",
