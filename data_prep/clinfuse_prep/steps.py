@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from clinfuse.case import Case, FloatArray, MaskArray
+from clinfuse.case import ROIS, Case, FloatArray, MaskArray
 from clinfuse_prep.checks import check_modalities, check_overlap, check_pictures, check_subjects
 from clinfuse_prep.config import PrepConfig
 from clinfuse_prep.findings import Finding
@@ -67,7 +67,9 @@ def run_steps(task: Task, attrs: dict[str, Any], notes: list[Finding]) -> Prepar
     """
     findings = [*notes, *_check(task)]
     raw, registration, doubts = _align(task)
-    masks = roi_masks(task.images, raw, task.grid, task.config, ct=task.ct, case=task.case)
+    masks = roi_masks(
+        _following(task.images, registration), raw, task.grid, task.config, ct=task.ct, case=task.case
+    )
     findings += [*doubts, *masks.findings]
     scaling = {role: _scaling(task, role, raw[role]) for role in ("anatomy", "companion")}
     volumes = {role: to_unit(volume, scaling[_scale_of(role)]) for role, volume in raw.items()}
@@ -151,6 +153,19 @@ def _without_holder(image: RawImage) -> FloatArray:
 def _moved(grid: Grid, record: Mapping[str, Any]) -> Grid:
     """The companion's grid after registration, whose matrix maps anatomy mm to companion mm."""
     return Grid(grid.shape, np.linalg.inv(np.array(record["transform"])) @ grid.affine)
+
+
+def _following(images: Mapping[str, RawImage], record: Mapping[str, Any]) -> dict[str, RawImage]:
+    """The images, of which masks that were drawn on the companion's grid alone lie where registration laid that."""
+    anatomy, companion = images["anatomy"].grid, images["companion"].grid
+    if anatomy.same_as(companion):
+        return dict(images)
+    return {
+        role: replace(image, grid=_moved(image.grid, record))
+        if role in ROIS and image.grid.same_as(companion)
+        else image
+        for role, image in images.items()
+    }
 
 
 def _scale_of(role: str) -> str:

@@ -7,9 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from clinfuse_prep.bias import n4
+from clinfuse_prep.config import PrepConfig
 from clinfuse_prep.geometry import Grid
 from clinfuse_prep.itk import itk_affine, to_itk
 from clinfuse_prep.nifti import read_nifti
+from clinfuse_prep.prepare import prepare_pair
+from clinfuse_prep.raw import RawImage, from_source_array
 from clinfuse_prep.registration import _plausible, motion, nmi, register
 from scipy import ndimage
 
@@ -144,3 +147,28 @@ def test_bias_correction_evens_out_a_known_field() -> None:
     core[8:16, 8:14, 6:22] = (mr[8:16, 8:14, 6:22] > 450) & (mr[8:16, 8:14, 6:22] < 550)
     spread = [float(v[core].std() / v[core].mean()) for v in (mr * field, even)]
     assert spread[1] < 0.5 * spread[0]
+
+
+def test_masks_drawn_on_the_ct_move_with_it() -> None:
+    """Bone and lesion lie on the CT's grid, the brain on the MRI's; the CT is off by a known motion."""
+    mr, ct = pair()
+    z, y, x = np.meshgrid(*[(np.arange(n) - (n - 1) / 2) * 5.0 for n in GRID.shape], indexing="ij")
+    radius = np.sqrt((z / 45) ** 2 + (y / 62) ** 2 + (x / 50) ** 2)
+    masks = {"brain": radius < 0.8, "bone": (radius >= 0.8) & (radius < 1)}
+    masks["lesion"] = np.sqrt((z - 10) ** 2 + (y - 25) ** 2 + (x + 18) ** 2) < 14
+    off = turned(7.0, (16.0, -12.0, 9.0)) @ GRID.affine
+
+    def raw(volume: np.ndarray, affine: np.ndarray) -> RawImage:
+        return from_source_array(volume.transpose(2, 1, 0).astype(np.float32), affine, kind="nifti")
+
+    case = prepare_pair(
+        raw(mr, GRID.affine),
+        raw(ct, off),
+        brain=raw(masks["brain"], GRID.affine),
+        bone=raw(masks["bone"], off),
+        lesion=raw(masks["lesion"], off),
+        config=PrepConfig(register="rigid"),
+    )
+    for roi in ("bone", "lesion"):
+        found, true = case.masks[roi] > 0, masks[roi] & ~(masks["brain"] if roi == "bone" else masks["bone"])
+        assert 2 * (found & true).sum() / (found.sum() + true.sum()) > 0.8, roi
