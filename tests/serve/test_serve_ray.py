@@ -117,7 +117,9 @@ def test_served_equals_the_pipeline(
         np.testing.assert_allclose(image.affine, affine, atol=1e-5)
     written = {key: unit for key, unit in result.info["units"].items() if unit}
     assert reply.info["units"].items() >= written.items()
-    for key in set(result.info) - {"case_id", "units"}:
+    told, expected = ([{**f, "case": ""} for f in i["findings"]] for i in (reply.info, result.info))
+    assert told == expected
+    for key in set(result.info) - {"case_id", "units", "findings"}:
         assert reply.info[key] == json.loads(json.dumps(result.info[key])), key
 
 
