@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import math
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 from analytic import Zdt1
 from clinfuse_sweeps.fronts import hypervolume
 from clinfuse_sweeps.goals import find_goals
-from clinfuse_sweeps.halving import DominatedStop, surely_dominated
+from clinfuse_sweeps.halving import DominatedStop, lower_bound, mean_losses, surely_dominated
 from clinfuse_sweeps.space import space_around
 from clinfuse_sweeps.trainable import Suggestion
+from clinfuse_sweeps.trials import RECORD
+from scipy.stats import t
 
 from clinfuse.presets import load_presets
 
@@ -30,6 +37,57 @@ def test_missing_values_never_stop_a_trial() -> None:
     rival = np.zeros((5, 2))
     seen = np.array([[1.0, 1.0], [np.nan, 1.0], [1.0, 1.0]])
     assert not surely_dominated(seen, rival)
+
+
+def _record(gap: float, state: str = "complete", cases: int = 8, lesions: bool = True) -> dict[str, Any]:
+    brain = np.random.default_rng(0).uniform(0.5, 0.8, size=cases) - gap
+    dice = [value if case != 1 and lesions else math.nan for case, value in enumerate(brain)]
+    scores = [{"brain_ssim": b, "lesion_dice": d} for b, d in zip(brain, dice, strict=True)]
+    return {"state": state, "scores": scores}
+
+
+def _verdict(scheduler: DominatedStop, record: dict[str, Any]) -> str:
+    trial: Any = SimpleNamespace(config={"preset": "balanced"})
+    return scheduler.on_trial_result(None, trial, {RECORD: json.dumps(record)})
+
+
+def test_a_case_without_the_lesion_hinders_no_stop() -> None:
+    scheduler = DominatedStop(find_goals(["brain_ssim", "lesion_dice"]))
+    for gap in (0.0, 0.05):
+        scheduler.learn("balanced", _record(gap))
+    assert len(scheduler.finished["balanced"]) == 1  # the dominated rival is dropped, the other stays
+    worse = _record(0.1, "running")
+    seen = [worse | {"scores": worse["scores"][:n]} for n in range(1, 8)]
+    verdicts = [_verdict(scheduler, record) for record in seen]
+    assert (
+        verdicts == [scheduler.CONTINUE] * 2 + [scheduler.STOP] * 5
+    )  # two lesions were seen after three cases
+    mixed = _record(0.1, "running", cases=5)
+    for score in mixed["scores"]:
+        score["lesion_dice"] += 0.2
+    assert _verdict(scheduler, mixed) == scheduler.CONTINUE
+
+
+def test_a_goal_without_any_value_decides_nothing() -> None:
+    scheduler = DominatedStop(find_goals(["brain_ssim", "lesion_dice"]))
+    scheduler.learn("balanced", _record(0.0, lesions=False))
+    assert _verdict(scheduler, _record(0.1, "running", cases=5, lesions=False)) == scheduler.CONTINUE
+    rival = np.array([[0.0, np.nan]] * 5)
+    assert not surely_dominated(rival[:4] + 1.0, rival)
+    np.testing.assert_array_equal(mean_losses(rival), [0.0, np.nan])
+
+
+def test_the_bound_counts_the_cases_in_which_the_goal_has_a_value() -> None:
+    rival = np.array([0.0, np.nan, 0.0, 0.0, np.nan, 0.0])
+    seen = np.array([1.0, np.nan, 2.0])
+    error = np.std([1, 2], ddof=1) * math.sqrt((1 - 2 / 4) / 2)
+    assert lower_bound(seen, rival, confidence=0.9) == pytest.approx(1.5 - t.ppf(0.9, 1) * error)
+    assert lower_bound(np.array([1.0, np.nan, 2.0, 3.0, np.nan, 4.0]), rival) == 2.5  # nothing left to guess
+    assert (
+        lower_bound(np.array([3.0, np.nan]), np.array([1.0, np.nan, np.nan])) == 2.0
+    )  # the only case with it
+    assert math.isnan(lower_bound(np.array([1.0, 1.0, 2.0]), rival))  # a value that the rival lacks
+    assert math.isnan(lower_bound(np.array([np.inf, np.nan, 2.0]), rival))
 
 
 def test_trials_that_all_cases_would_clear_are_rarely_stopped() -> None:
