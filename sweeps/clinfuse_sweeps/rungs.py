@@ -104,7 +104,7 @@ class StagedWorker(TrialWorker):
         share = self.shares[len(self.rungs)]
         try:
             evaluator.advance(self.suggestion, share)
-            self.scores = [evaluator.score(self.suggestion, case) for case in range(evaluator.cases)]
+            self.scores = [self._score(case) for case in range(evaluator.cases)]
             self.rungs.append({"share": share, **mean_metrics(self.scores)})
             if share == 1:
                 evaluator.finish(self.suggestion)

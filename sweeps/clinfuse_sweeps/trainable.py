@@ -104,8 +104,10 @@ class TrialWorker(tune.Trainable):
         upto = len(self.scores) + 1 if self.case_by_case else total
         start, error = time.perf_counter(), ""
         try:
+            if not self.scores:
+                self._advance()
             while len(self.scores) < upto:
-                self.scores.append(self.evaluator.score(self.suggestion, len(self.scores)))
+                self.scores.append(self._score(len(self.scores)))
             if len(self.scores) >= total:
                 self.evaluator.finish(self.suggestion)
         except Exception as problem:
@@ -114,14 +116,24 @@ class TrialWorker(tune.Trainable):
         done = bool(error) or len(self.scores) >= total
         return {RECORD: json.dumps(self._record(error, done)), "done": done}
 
+    def _advance(self) -> None:
+        """Let an evaluator that trains do so before the first case, whose time would include it."""
+        advance = getattr(self.evaluator, "advance", None)
+        if advance is not None:
+            advance(self.suggestion, 1.0)
+
+    def _score(self, case: int) -> dict[str, float]:
+        """The evaluator's metrics on one case, and the time that they took as `seconds_per_case`."""
+        start = time.perf_counter()
+        score = self.evaluator.score(self.suggestion, case)
+        return {**score, "seconds_per_case": time.perf_counter() - start}
+
     # as one JSON text: Tune flattens nested results, which would lose lists and names with slashes
     def _record(self, error: str, done: bool) -> dict[str, Any]:
-        metrics = mean_metrics(self.scores)
-        metrics["seconds_per_case"] = self.seconds / max(len(self.scores), 1)
         return {
             "state": "failed" if error else "complete" if done else "running",
             "error": error,
-            "metrics": metrics,
+            "metrics": mean_metrics(self.scores),
             "scores": self.scores,
             "cases": len(self.scores),
             "seconds": self.seconds,

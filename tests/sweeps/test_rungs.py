@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 from clinfuse_sweeps.goals import find_goals
-from clinfuse_sweeps.rungs import RungStop, goes_on, ranks, shares, steps_at
+from clinfuse_sweeps.rungs import RungStop, StagedWorker, goes_on, ranks, shares, steps_at
 from clinfuse_sweeps.train_evaluator import config_of
+from clinfuse_sweeps.trainable import Suggestion, TrialWorker
 from clinfuse_sweeps.trials import RECORD
 
 from clinfuse.training import recipe
@@ -75,3 +76,56 @@ def test_width_multiplies_channels_in_whole_groups() -> None:
     assert wide.denoiser.channels == tuple(groups * round(1.4 * c / groups) for c in config.denoiser.channels)
     assert wide.learning_rate == 1e-3
     assert config_of(config, {}).denoiser == config.denoiser
+
+
+class _Clocked:
+    """Evaluator on a clock of its own: training takes 90 s in all, a case 2 s after 1/3 of it and 1 s at the end."""
+
+    cases = 4
+
+    def __init__(self) -> None:
+        self.now = self.share = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def advance(self, suggestion: Suggestion, share: float) -> None:
+        self.now += 90 * (share - self.share)
+        self.share = share
+
+    def score(self, suggestion: Suggestion, case: int) -> dict[str, float]:
+        self.now += 1.0 if self.share == 1 else 2.0
+        return {"brain_ssim": 0.5}
+
+    def finish(self, suggestion: Suggestion) -> None:
+        self.now += 5.0
+
+
+def _worker(kind: type[TrialWorker], monkeypatch: pytest.MonkeyPatch, **options: Any) -> TrialWorker:
+    evaluator = _Clocked()
+    for module in ("rungs", "trainable"):
+        monkeypatch.setattr(f"clinfuse_sweeps.{module}.time", evaluator)
+    worker = kind.__new__(kind)
+    config = {"preset": "balanced", "number": 0, "params": {}}
+    worker.setup(config, lambda: evaluator, **options)
+    return worker
+
+
+def test_time_per_case_is_that_of_scoring_at_the_last_rung_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = _worker(StagedWorker, monkeypatch, rungs=2)
+    first, last = (json.loads(worker.step()[RECORD]) for _ in range(2))
+    assert first["metrics"]["seconds_per_case"] == first["rungs"][0]["seconds_per_case"] == pytest.approx(2)
+    assert last["metrics"]["seconds_per_case"] == pytest.approx(1)
+    assert (first["seconds"], last["seconds"]) == pytest.approx((30 + 8, 90 + 8 + 4 + 5))  # all of the work
+    assert last["rungs"][1]["seconds_per_case"] == pytest.approx(1)
+
+
+@pytest.mark.parametrize("case_by_case", [False, True])
+def test_time_per_case_leaves_training_without_rungs_out(
+    case_by_case: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = _worker(TrialWorker, monkeypatch, case_by_case=case_by_case)
+    for _ in range(4 if case_by_case else 1):
+        record = json.loads(worker.step()[RECORD])
+    assert record["state"] == "complete" and record["seconds"] == pytest.approx(90 + 4 + 5)
+    assert [score["seconds_per_case"] for score in record["scores"]] == pytest.approx([1] * 4)
