@@ -25,7 +25,7 @@ class PrepConfig:
         brain: how an automatic brain mask is made; "auto" picks by modality.
         compare: check the CT's brain mask against one from the MR by deepbet, where that is installed.
         n4: correct the MR bias field (N4) before scaling.
-        deface: remove the face from both images and set it to 0.
+        deface: remove the face from both images and all masks, setting it to 0.
         dtype: type of the stored images.
         max_voxels: a file that claims more voxels is refused before anything is allocated.
     """

@@ -1,19 +1,37 @@
 """Defacing: eyes, nose and mouth are removed, the brain never.
 
+Images and masks lose it alike, as the bone mask shows the facial skeleton.
+
 Everything in the anterior 38 % of the brain's length and in front of it, below a plane that rises from the brain's
 lowest point to the brow, is face, except the brain with a margin around it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from numpy.typing import NDArray
 
+from clinfuse.case import MaskArray
 from clinfuse.errors import InputError
 from clinfuse_prep.geometry import Grid
 from clinfuse_prep.masks.morphology import Mask, dilate
 
 MARGIN_MM = 8.0
+
+
+def face_of(masks: Mapping[str, MaskArray], grid: Grid, *, ct: bool) -> Mask:
+    """Voxels (D, H, W) of a case's face; in SPECT and PET, where the region named bone is uptake, it is spared, too.
+
+    Args:
+        masks: brain and bone.
+        ct: whether the companion is a CT.
+
+    Raises:
+        InputError: see `face_mask`.
+    """
+    return face_mask(masks["brain"] if ct else masks["brain"] | masks["bone"], grid)
 
 
 def face_mask(brain: NDArray[np.uint8], grid: Grid) -> Mask:

@@ -1,4 +1,7 @@
-"""`clinfuse masks export|import`: masks out as NIfTI for correction in a viewer, and the corrected ones back."""
+"""`clinfuse masks export|import`: masks out as NIfTI for correction in a viewer, and the corrected ones back.
+
+Both images and masks go out without the face, unless `--no-deface` is given: the bone mask shows the facial skeleton.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +19,16 @@ from clinfuse.console import counted, progress, say
 from clinfuse.errors import ClinfuseError, GeometryError, InputError
 from clinfuse.folders import check_writable
 from clinfuse_prep.checks import check_brain
-from clinfuse_prep.deface import face_mask
+from clinfuse_prep.deface import face_of
 from clinfuse_prep.findings import Finding
 from clinfuse_prep.geometry import Grid
 from clinfuse_prep.masks.given import LEAST_KEPT, placed
 from clinfuse_prep.nifti import read_nifti
 from clinfuse_prep.raw import SIMULATED_MARK
 from clinfuse_prep.store import CaseStore
+
+FACE = "face.nii.gz"
+"""What an export left out, for the import (drawn by where the brain lies, it shows nobody)."""
 
 
 def masks(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -66,15 +72,19 @@ def export_case(case: Case, folder: Path, *, images: bool = False, deface: bool 
     """Write `<folder>/<case id>/{brain,bone,lesion}.nii.gz` on the case's grid, and with `images` the pair.
 
     Args:
-        deface: take the face out of exported images; masks show none.
+        deface: take the face out of masks and images, and write where it was as `FACE`.
+
+    Raises:
+        InputError: a brain mask that is empty, from which no face can be found.
     """
+    grid, ct = Grid(case.shape, case.affine), case.modalities[1] == "CT"
+    face = face_of(case.masks, grid, ct=ct) if deface else np.zeros(case.shape, dtype=bool)
     place = folder / case.case_id
     place.mkdir(parents=True, exist_ok=True)
+    _save(face.astype(np.uint8), case, place / FACE, "removed face")
     for roi, mask in case.masks.items():
-        _save(mask, case, place / f"{roi}.nii.gz", f"{roi} mask")
+        _save(mask * ~face, case, place / f"{roi}.nii.gz", f"{roi} mask")
     if images:
-        grid = Grid(case.shape, case.affine)
-        face = face_mask(case.brain, grid) if deface else np.zeros(case.shape, dtype=bool)
         for role in ("anatomy", "companion"):
             shown = np.where(face, np.float32(0), getattr(case, role))
             _save(shown, case, place / f"{role}.nii.gz", f"{role} image")
@@ -115,6 +125,9 @@ def _import(store: CaseStore, ids: list[str], folder: Path) -> dict[str, Any]:
 def import_case(store: CaseStore, case_id: str, folder: Path) -> list[str]:
     """Take back the masks of a case that differ from the stored ones, with provenance `corrected`.
 
+    Where the export left out the face (`FACE` beside the masks) the case keeps its own: what is missing there was
+    removed for privacy, and is no correction. To correct masks in the face, export with `--no-deface`.
+
     The masks that were there stay readable as `<roi>_before` arrays, for the ablation auto against corrected.
 
     Returns:
@@ -135,6 +148,7 @@ def import_case(store: CaseStore, case_id: str, folder: Path) -> list[str]:
         )
     case = store.read(case_id)
     grid = Grid(case.shape, case.affine)
+    face = _left_out(place / FACE, grid, case_id)
     changed = {}
     for roi, path in files.items():
         image = read_nifti(path, role=f"{roi} mask", case=case_id)
@@ -154,6 +168,7 @@ def import_case(store: CaseStore, case_id: str, folder: Path) -> list[str]:
                 case=case_id,
                 todo="correct the exported mask, and save it on its own grid",
             )
+        mask = np.where(face, case.masks[roi], mask)
         if not np.array_equal(mask, case.masks[roi]):
             changed[roi] = mask
     if "brain" in changed:
@@ -161,3 +176,11 @@ def import_case(store: CaseStore, case_id: str, folder: Path) -> list[str]:
     if changed:
         store.replace_masks(case_id, changed, "corrected")
     return sorted(changed)
+
+
+def _left_out(path: Path, grid: Grid, case_id: str) -> NDArray[np.bool_]:
+    """Voxels (D, H, W) of the face that the export took out; none where it says of none."""
+    if not path.is_file():
+        return np.zeros(grid.shape, dtype=bool)
+    image = read_nifti(path, role="removed face", case=case_id)
+    return np.asarray(placed(image.volume, image.grid, grid, "face", case_id)[0] > 0)

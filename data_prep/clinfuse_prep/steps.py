@@ -7,9 +7,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from clinfuse.case import ROIS, Case, FloatArray, MaskArray
+from clinfuse.case import ROIS, Case, FloatArray
 from clinfuse_prep.checks import check_modalities, check_overlap, check_pictures, check_subjects
 from clinfuse_prep.config import PrepConfig
 from clinfuse_prep.findings import Finding
@@ -75,8 +74,7 @@ def run_steps(task: Task, attrs: dict[str, Any], notes: list[Finding]) -> Prepar
     volumes = {role: to_unit(volume, scaling[_scale_of(role)]) for role, volume in raw.items()}
     chroma = _chroma(task, registration)
     if task.config.deface:
-        brain = masks.arrays["brain"] if task.ct else masks.arrays["brain"] | masks.arrays["bone"]
-        volumes, chroma = _defaced(volumes, chroma, brain, task.grid)
+        volumes, chroma = _defaced(volumes, chroma, masks, task)
     attrs = {
         **attrs,
         **_record(task, scaling, masks, registration),
@@ -190,11 +188,13 @@ def _chroma(task: Task, registration: Mapping[str, Any]) -> FloatArray | None:
 
 
 def _defaced(
-    volumes: dict[str, FloatArray], chroma: FloatArray | None, brain: MaskArray, grid: Grid
+    volumes: dict[str, FloatArray], chroma: FloatArray | None, masks: RoiMasks, task: Task
 ) -> tuple[dict[str, FloatArray], FloatArray | None]:
-    from clinfuse_prep.deface import face_mask
+    """Images and colour without the face; the masks lose it in place."""
+    from clinfuse_prep.deface import face_of
 
-    keep: NDArray[np.float32] = (~face_mask(brain, grid)).astype(np.float32)
+    keep = ~face_of(masks.arrays, task.grid, ct=task.ct)
+    masks.arrays = {roi: mask * keep for roi, mask in masks.arrays.items()}
     return {
         role: volume * keep for role, volume in volumes.items()
     }, None if chroma is None else chroma * keep

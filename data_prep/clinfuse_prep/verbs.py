@@ -74,7 +74,11 @@ def _prep_arguments(parser: argparse.ArgumentParser) -> None:
         help="HU that become 0 and 1 (default -100 1700)",
     )
     parser.add_argument("--n4", action="store_true", help="correct the MR bias field")
-    parser.add_argument("--deface", action="store_true", help="remove the face (off by default for training)")
+    parser.add_argument(
+        "--deface",
+        action="store_true",
+        help="remove the face from images and masks (off by default for training)",
+    )
     parser.add_argument("--dtype", default="float32", help="float32 or float16 (default float32)")
     parser.add_argument(
         "--key", metavar="DIR", help="folder of pseudonym key and link table (default: D.zarr.key)"
@@ -134,7 +138,9 @@ def _masks_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--images", action="store_true", help="export the images too, to see the masks on them"
     )
-    parser.add_argument("--no-deface", action="store_true", help="export images with their face")
+    parser.add_argument(
+        "--no-deface", action="store_true", help="export masks and images with the face, to correct it, too"
+    )
 
 
 def _masks(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -18,11 +18,14 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+from clinfuse_prep.deface import face_mask
+from clinfuse_prep.geometry import Grid
 from clinfuse_prep.store import CaseStore
 from clinfuse_prep.verbs import COHORT, INSPECT, MASKS, PREP
 from make_sources import head, synthrad, write_nifti
 from PIL import Image
 
+from clinfuse.case import Case
 from clinfuse.errors import ConfigError, InputError, MissingPartError
 
 Prep = Callable[..., dict[str, Any]]
@@ -149,6 +152,43 @@ def test_masks_go_out_and_come_back_corrected(tmp_path: Path, prep: Prep) -> Non
         run(MASKS, "import", out, "--dir", tmp_path)
 
 
+def test_exported_masks_show_no_face_and_come_back_with_it(tmp_path: Path, prep: Prep) -> None:
+    """Also when the brain, which says where the face is, was corrected by an import before."""
+    out, folder = tmp_path / "d.zarr", tmp_path / "masks"
+    prep(synthrad(tmp_path / "s", 1), "--out", out)
+    store = CaseStore(out)
+    (name,) = store.case_ids()
+    before = store.read(name)
+    face = case_face(before)
+    run(MASKS, "export", out, "--dir", folder)
+    bone = np.asarray(nib.load(folder / name / "bone.nii.gz").dataobj).transpose(2, 1, 0)
+    assert before.bone[face].any() and np.array_equal(bone, np.where(face, 0, before.bone))
+    assert run(MASKS, "import", out, "--dir", folder)["cases"] == 0
+    brain = before.brain.copy()
+    brain[:, :14] = 0
+    write_nifti(folder / name / "brain.nii.gz", brain, before.affine)
+    assert run(MASKS, "import", out, "--dir", folder)["cases"] == 1
+    assert not np.array_equal(case_face(store.read(name)), face)
+    assert run(MASKS, "import", out, "--dir", folder)["cases"] == 0
+    assert np.array_equal(store.read(name).bone, before.bone)
+
+
+def test_with_the_face_exported_it_can_be_corrected(tmp_path: Path, prep: Prep) -> None:
+    out, folder = tmp_path / "d.zarr", tmp_path / "masks"
+    prep(synthrad(tmp_path / "s", 1), "--out", out)
+    store = CaseStore(out)
+    (name,) = store.case_ids()
+    before = store.read(name)
+    run(MASKS, "export", out, "--dir", folder)
+    run(MASKS, "export", out, "--dir", folder, "--no-deface")
+    bone = np.asarray(nib.load(folder / name / "bone.nii.gz").dataobj).transpose(2, 1, 0)
+    assert np.array_equal(bone, before.bone)
+    corrected = np.where(case_face(before), np.uint8(0), bone)
+    write_nifti(folder / name / "bone.nii.gz", corrected, before.affine)
+    assert run(MASKS, "import", out, "--dir", folder)["cases"] == 1
+    assert np.array_equal(store.read(name).bone, corrected)
+
+
 def test_an_import_that_was_killed_is_made_whole_by_the_next(tmp_path: Path, prep: Prep) -> None:
     """The masks of a case had been changed, the manifest not yet."""
     out, folder = tmp_path / "d.zarr", tmp_path / "masks"
@@ -202,6 +242,25 @@ def test_another_spacing_and_deface(tmp_path: Path, prep: Prep) -> None:
     case = store.read(store.case_ids()[0])
     assert case.spacing == pytest.approx((5, 4, 2.5))
     assert case.attrs["defaced"] is True
+
+
+def case_face(case: Case) -> np.ndarray:
+    return face_mask(case.brain, Grid(case.shape, case.affine))
+
+
+def test_a_defaced_case_has_no_facial_skeleton(tmp_path: Path, prep: Prep) -> None:
+    source = synthrad(tmp_path / "s", 1)
+    cases = []
+    for name, words in (("whole", []), ("defaced", ["--deface"])):
+        prep(source, "--out", tmp_path / name, *words)
+        store = CaseStore(tmp_path / name)
+        cases.append(store.read(store.case_ids()[0]))
+    whole, defaced = cases
+    face = case_face(whole)
+    assert whole.bone[face].any()
+    for roi, mask in defaced.masks.items():
+        assert np.array_equal(mask, np.where(face, 0, whole.masks[roi])), roi
+    assert not defaced.companion[face].any() and defaced.bone.dtype == np.uint8
 
 
 @pytest.mark.parametrize(
