@@ -35,20 +35,40 @@ def masks(arguments: argparse.Namespace) -> dict[str, Any]:
     """Export or import.
 
     Returns:
-        result, cases (done), lost (could not be imported), problems.
+        result, cases (done), lost (could not be exported or imported), problems.
     """
     store, folder = CaseStore(arguments.data), Path(arguments.dir)
     store.manifest_bytes()  # without one the dataset is not whole
     wanted = [part for part in (arguments.cases or "").split(",") if part]
     ids = wanted or store.case_ids()
     if arguments.action == "export":
-        check_writable(folder, "--dir")
-        for case_id in progress(ids, label="cases"):
-            export_case(store.read(case_id), folder, images=arguments.images, deface=not arguments.no_deface)
-        say(f"masks of {counted(len(ids), 'case')} in {folder}; correct them, then: clinfuse masks import")
-        say(RESEARCH_USE)
-        return {"result": str(folder), "cases": len(ids), "lost": 0}
+        return _export(store, ids, folder, images=arguments.images, deface=not arguments.no_deface)
     return _import(store, wanted or _exported(store, folder), folder)
+
+
+def _export(store: CaseStore, ids: list[str], folder: Path, *, images: bool, deface: bool) -> dict[str, Any]:
+    check_writable(folder, "--dir")
+    problems = []
+    for case_id in progress(ids, label="cases"):
+        try:
+            export_case(store.read(case_id), folder, images=images, deface=deface)
+        except ClinfuseError as error:
+            problems.append(_told(error, case_id))
+    done = len(ids) - len(problems)
+    say(f"masks of {counted(done, 'case')} in {folder}; correct them, then: clinfuse masks import")
+    say(RESEARCH_USE)
+    return _result(str(folder), done, problems)
+
+
+def _told(error: ClinfuseError, case_id: str) -> Finding:
+    """What a case was lost by, said at once; the other cases go on."""
+    say(f"  error · {error}")
+    return Finding.from_error(error, case_id)
+
+
+def _result(place: str, done: int, problems: list[Finding]) -> dict[str, Any]:
+    told = [problem.as_dict() for problem in problems]
+    return {"result": place, "cases": done, "lost": len(told), "problems": told}
 
 
 def _exported(store: CaseStore, folder: Path) -> list[str]:
@@ -108,18 +128,12 @@ def _import(store: CaseStore, ids: list[str], folder: Path) -> dict[str, Any]:
         try:
             done += [case_id] if import_case(store, case_id, folder) else []
         except ClinfuseError as error:
-            problems.append(Finding.from_error(error, case_id))
-            say(f"  error · {error}")
+            problems.append(_told(error, case_id))
     # of all cases: an import that was killed has changed some whose rows it never wrote
     rows |= {case_id: store.row(case_id) for case_id in store.case_ids()}
     store.commit_manifest({str(key): value for key, value in row.items()} for row in rows.values())
     say(f"{len(done)} of {counted(len(ids), 'case')} corrected\n{RESEARCH_USE}")
-    return {
-        "result": store.url,
-        "cases": len(done),
-        "lost": len(problems),
-        "problems": [problem.as_dict() for problem in problems],
-    }
+    return _result(store.url, len(done), problems)
 
 
 def import_case(store: CaseStore, case_id: str, folder: Path) -> list[str]:

@@ -87,12 +87,19 @@ def test_a_companion_that_shows_something_else_is_doubtful(kind: str) -> None:
     assert record["nmi"] - record["nmi_chance"] < 0.02
 
 
-@pytest.mark.real
-def test_a_known_stretch_of_real_heads_is_found(data_root: Path) -> None:
+@pytest.fixture(scope="module")
+def templates(data_root: Path) -> tuple[RawImage, RawImage]:
+    """T1 and CT of one real averaged head each, on grids of 2 mm."""
     folder = data_root / "templates_2mm"
     if not folder.is_dir():
         pytest.skip("the 2 mm templates are not here")
     t1, ct = (read_nifti(folder / f"{name}.nii.gz", role=name) for name in ("t1", "ct_hu"))
+    return t1, ct
+
+
+@pytest.mark.real
+def test_a_known_stretch_of_real_heads_is_found(templates: tuple[RawImage, RawImage]) -> None:
+    t1, ct = templates
     true = turned(5.0, (5.0, -6.0, 4.0)) @ np.diag([1.08, 1.05, 1.1, 1.0])
     record, _ = register(
         t1.volume, t1.grid, ct.volume, Grid(ct.grid.shape, true @ ct.grid.affine), "affine", "c1"
@@ -102,12 +109,9 @@ def test_a_known_stretch_of_real_heads_is_found(data_root: Path) -> None:
 
 
 @pytest.mark.real
-def test_a_head_that_looks_aside_is_found(data_root: Path) -> None:
+def test_a_head_that_looks_aside_is_found(templates: tuple[RawImage, RawImage]) -> None:
     """Turned by 20° about its long axis and shifted: from upright starts alone it ends 15 mm off."""
-    folder = data_root / "templates_2mm"
-    if not folder.is_dir():
-        pytest.skip("the 2 mm templates are not here")
-    t1, ct = (read_nifti(folder / f"{name}.nii.gz", role=name) for name in ("t1", "ct_hu"))
+    t1, ct = templates
     a, true = np.deg2rad(20.0), np.eye(4)
     true[:2, :2] = [[np.cos(a), -np.sin(a)], [np.sin(a), np.cos(a)]]
     true[:3, 3] = (15.0, -10.0, 12.0)
@@ -118,11 +122,8 @@ def test_a_head_that_looks_aside_is_found(data_root: Path) -> None:
 
 
 @pytest.mark.real
-def test_images_that_share_nothing_are_doubtful(data_root: Path) -> None:
-    folder = data_root / "templates_2mm"
-    if not folder.is_dir():
-        pytest.skip("the 2 mm templates are not here")
-    t1 = read_nifti(folder / "t1.nii.gz", role="t1")
+def test_images_that_share_nothing_are_doubtful(templates: tuple[RawImage, RawImage]) -> None:
+    t1, _ = templates
     noise = np.random.default_rng(0).normal(0, 1, t1.volume.shape).astype(np.float32)
     record, findings = register(t1.volume, t1.grid, noise, t1.grid, "rigid", "c1")
     assert record["doubtful"] is True

@@ -152,6 +152,24 @@ def test_masks_go_out_and_come_back_corrected(tmp_path: Path, prep: Prep) -> Non
         run(MASKS, "import", out, "--dir", tmp_path)
 
 
+def written(path: Path) -> np.ndarray:
+    """A mask file as (D, H, W)."""
+    return np.asarray(nib.load(path).dataobj).transpose(2, 1, 0)
+
+
+def test_a_case_without_a_brain_is_not_exported_and_the_others_are(tmp_path: Path, prep: Prep) -> None:
+    """Nothing says where its face is."""
+    out, folder = tmp_path / "d.zarr", tmp_path / "masks"
+    prep(synthrad(tmp_path / "s", 2), "--out", out)
+    store = CaseStore(out)
+    one, two = store.case_ids()
+    store.replace_masks(one, {"brain": 0 * store.read(one).brain}, "corrected")
+    result = run(MASKS, "export", out, "--dir", folder)
+    assert (result["cases"], result["lost"]) == (1, 1) and result["problems"][0]["case"] == one
+    assert not (folder / one).exists() and (folder / two / "bone.nii.gz").is_file()
+    assert run(MASKS, "export", out, "--dir", folder, "--no-deface")["cases"] == 2
+
+
 def test_exported_masks_show_no_face_and_come_back_with_it(tmp_path: Path, prep: Prep) -> None:
     """Also when the brain, which says where the face is, was corrected by an import before."""
     out, folder = tmp_path / "d.zarr", tmp_path / "masks"
@@ -161,7 +179,7 @@ def test_exported_masks_show_no_face_and_come_back_with_it(tmp_path: Path, prep:
     before = store.read(name)
     face = case_face(before)
     run(MASKS, "export", out, "--dir", folder)
-    bone = np.asarray(nib.load(folder / name / "bone.nii.gz").dataobj).transpose(2, 1, 0)
+    bone = written(folder / name / "bone.nii.gz")
     assert before.bone[face].any() and np.array_equal(bone, np.where(face, 0, before.bone))
     assert run(MASKS, "import", out, "--dir", folder)["cases"] == 0
     brain = before.brain.copy()
@@ -181,7 +199,7 @@ def test_with_the_face_exported_it_can_be_corrected(tmp_path: Path, prep: Prep) 
     before = store.read(name)
     run(MASKS, "export", out, "--dir", folder)
     run(MASKS, "export", out, "--dir", folder, "--no-deface")
-    bone = np.asarray(nib.load(folder / name / "bone.nii.gz").dataobj).transpose(2, 1, 0)
+    bone = written(folder / name / "bone.nii.gz")
     assert np.array_equal(bone, before.bone)
     corrected = np.where(case_face(before), np.uint8(0), bone)
     write_nifti(folder / name / "bone.nii.gz", corrected, before.affine)

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from clinfuse_prep.geometry import to_source_grid
 from clinfuse_prep.raw import RawImage, from_source_array
 from clinfuse_prep.slices import read_slices
+from maps import Maps
 from PIL import Image
 
-from clinfuse.case import Case, FloatArray
+from clinfuse.case import Case
 from clinfuse.colour import split_colour
 from clinfuse.errors import InputError
 from clinfuse.outputs import write_fused
@@ -30,16 +30,6 @@ AXES = {
     "oblique LPS": OBLIQUE @ np.diag([-2.0, -1.5, 5.0]),
 }
 WIDTH, HEIGHT = 30, 40
-
-
-@dataclass
-class Maps:
-    """A plain result."""
-
-    fused: FloatArray
-    uncertainty: FloatArray
-    interval: FloatArray | None = None
-    info: dict[str, Any] = field(default_factory=dict)
 
 
 def scan(axes: np.ndarray, slices: int = 1) -> RawImage:

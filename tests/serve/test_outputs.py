@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import zipfile
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +14,13 @@ import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
+from maps import Maps
 from PIL import Image
 
 from clinfuse import RESEARCH_USE
 from clinfuse.case import Case, FloatArray
 from clinfuse.errors import InputError
 from clinfuse.outputs import bundle, case_grid, encode_fused, jsonable, output_stem, write_fused
-
-
-@dataclass
-class Maps:
-    """A plain result."""
-
-    fused: FloatArray
-    uncertainty: FloatArray
-    interval: FloatArray | None = None
-    info: dict[str, Any] = field(default_factory=dict)
 
 
 def maps_of(case: Case) -> Maps:

@@ -17,7 +17,7 @@ NAMES = (
     "a folder for each case, named as the case is at the source (its folder, or the table's `case`; "
     "`patient/case` where patients share a case's name), with brain, bone or lesion .nii.gz in it"
 )
-TODO = "rename the folders; masks that `clinfuse masks export` wrote go back by `clinfuse masks import`"
+RENAME = "rename the folders; masks that `clinfuse masks export` wrote go back by `clinfuse masks import`"
 
 
 def with_masks(cases: Sequence[SourceCase], folder: Path) -> tuple[list[SourceCase], list[Finding]]:
@@ -34,7 +34,7 @@ def with_masks(cases: Sequence[SourceCase], folder: Path) -> tuple[list[SourceCa
         for case in cases
     ]
     if not any(masks):
-        raise ConfigError("--masks has a mask for no case", expected=NAMES, found="none", todo=TODO)
+        raise ConfigError("--masks has a mask for no case", expected=NAMES, found="none", todo=RENAME)
     done = [replace(case, files={**case.files, **own}) for case, own in zip(cases, masks, strict=True)]
     left = unread(folder, done)
     if not left:
@@ -45,7 +45,7 @@ def with_masks(cases: Sequence[SourceCase], folder: Path) -> tuple[list[SourceCa
         problem="some folders of --masks are no case's, and were not read",
         expected=NAMES,
         found=f"{left} of other names",
-        todo=TODO,
+        todo=RENAME,
     )
     return done, [warning]
 
