@@ -17,11 +17,13 @@ from clinfuse_prep.masks.head import head_mr
 
 TURNS_DEG = (0.0, 15.0, -15.0)
 """Starts about each axis: mutual information of whole heads has false maxima some 10° from the true one."""
-GLANCE, PURSUED = 40, 3
-"""Rounds after which the starts are compared, and how many of them go on."""
+COARSE, GLANCE, PURSUED = 4, 20, 2
+"""Factor by which the first search is coarser; rounds after which starts are compared, and how many then go on."""
 WORKING_MM = 2.0
 BINS, SAMPLES, SEED = 40, 20_000, 20
-DESCENT = {"rigid": (2.0, 120, 0.6), "affine": (1.0, 300, 0.85)}
+DESCENT = {"rigid": (2.0, 120, 0.9), "affine": (1.0, 300, 0.85)}
+"""First step in mm (of the voxel that moves most: a step given in parameters can be a turn of 70°), rounds a level,
+and what is left of a step where the gradient turns round."""
 LARGEST_STRETCH = 1.25
 DOUBTFUL_TURN_DEG = 30.0
 LEAST_ABOVE_CHANCE = 0.02
@@ -140,9 +142,12 @@ def _coarse(fixed: Any, moving: Any, mask: Any) -> Any:
         start = sitk.Euler3DTransform(laid)
         start.SetRotation(*np.deg2rad(turns))
         starts.append(start)
-    seen = [_optimise(fixed, moving, mask, start, (4,), GLANCE) for start in starts]
+    factor = _factor(fixed, COARSE)
+    soft, there = (sitk.SmoothingRecursiveGaussian(image, COARSE - 1.0) for image in (fixed, moving))
+    here, inside = (sitk.Shrink(image, [factor] * 3) for image in (soft, mask))
+    seen = [_optimise(here, there, inside, start, (1,), GLANCE) for start in starts]
     best = sorted(seen, key=lambda end: end[1])[:PURSUED]
-    ends = [_optimise(fixed, moving, mask, start, (4,)) for start, _ in best]
+    ends = [_optimise(here, there, inside, start, (1,)) for start, _ in best]
     return min(ends, key=lambda end: end[1])[0]
 
 
@@ -165,7 +170,6 @@ def _method(mask: Any) -> Any:
     method.SetMetricAsMattesMutualInformation(BINS)
     method.SetMetricFixedMask(mask)
     method.SetInterpolator(sitk.sitkLinear)
-    method.SetNumberOfThreads(1)
     return method
 
 
@@ -175,10 +179,11 @@ def _optimise(
     """Where a start leads to after the usual or `most` rounds a level, and the metric there (less is better)."""
     method = _method(mask)
     step, rounds, relax = DESCENT["affine" if isinstance(start, sitk.AffineTransform) else "rigid"]
-    method.SetOptimizerAsRegularStepGradientDescent(step, 1e-3, most or rounds, relax, 1e-6)
+    method.SetOptimizerAsRegularStepGradientDescent(
+        step, 1e-2, most or rounds, relax, 1e-6, method.EachIteration, step
+    )
     method.SetOptimizerScalesFromPhysicalShift()
-    thin = min(fixed.GetSize()) < 16 * max(shrink)
-    factors = [1] * len(shrink) if thin else list(shrink)
+    factors = [_factor(fixed, factor) for factor in shrink]
     method.SetMetricSamplingStrategy(method.RANDOM)
     method.SetMetricSamplingPercentagePerLevel([_share(fixed, factor) for factor in factors], SEED)
     method.SetShrinkFactorsPerLevel(factors)
@@ -192,6 +197,11 @@ def _optimise(
     return done.GetBackTransform() if isinstance(
         done, sitk.CompositeTransform
     ) else done, method.GetMetricValue()
+
+
+def _factor(image: Any, factor: int) -> int:
+    """The factor to shrink by, or 1 where fewer than 16 voxels were left along an axis."""
+    return factor if min(image.GetSize()) >= 16 * factor else 1
 
 
 def _share(fixed: Any, factor: int) -> float:

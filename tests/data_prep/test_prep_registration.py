@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from clinfuse_prep import registration
 from clinfuse_prep.bias import n4
 from clinfuse_prep.config import PrepConfig
 from clinfuse_prep.geometry import Grid
@@ -13,7 +14,7 @@ from clinfuse_prep.itk import itk_affine, to_itk
 from clinfuse_prep.nifti import read_nifti
 from clinfuse_prep.prepare import prepare_pair
 from clinfuse_prep.raw import RawImage, from_source_array
-from clinfuse_prep.registration import _plausible, motion, nmi, register
+from clinfuse_prep.registration import SEED, _plausible, motion, nmi, register
 from scipy import ndimage
 
 GRID = Grid((24, 32, 28), np.array([[5.0, 0, 0, -67], [0, 5, 0, -77], [0, 0, 5, -57], [0, 0, 0, 1]]))
@@ -45,7 +46,11 @@ def error_mm(found: np.ndarray, true: np.ndarray) -> float:
     return float(np.linalg.norm((points @ (found - true).T)[:, :3], axis=1).mean())
 
 
-def test_a_known_motion_is_found() -> None:
+@pytest.mark.parametrize("seed", [SEED, 1, 5])
+def test_a_known_motion_is_found_wherever_the_samples_fall(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registration, "SEED", seed)
     mr, ct = pair()
     true = turned(7.0, (6.0, -5.0, 4.0))
     record, findings = register(mr, GRID, ct, Grid(GRID.shape, true @ GRID.affine), "rigid", "c1")
@@ -54,6 +59,13 @@ def test_a_known_motion_is_found() -> None:
     assert record["method"] == "rigid"
     assert record["nmi"] > record["nmi_before"]
     assert not findings and record["doubtful"] is False
+
+
+def test_the_same_pair_gives_the_same_registration_exactly() -> None:
+    mr, ct = pair()
+    moved = Grid(GRID.shape, turned(4.0, (3.0, 2.0, -2.0)) @ GRID.affine)
+    first, second = (register(mr, GRID, ct, moved, "rigid", "c1")[0] for _ in range(2))
+    assert first == second
 
 
 def test_no_head_is_a_quarter_larger_than_another() -> None:
