@@ -9,23 +9,20 @@ Legend: C channels, D, H, W as in clinfuse.case, K landmarks, B slices of a batc
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 
 from clinfuse.case import FloatArray, MaskArray
 from clinfuse.errors import ConfigError, InputError
+from clinfuse.evaluation.places import Point
 from clinfuse.method.denoiser import pad_to_multiple
 from clinfuse.method.lesion_head import segmentation_loss
 
-Point = tuple[float, float, float]
 HEAT_FOREGROUND = 60.0
 MOST_SHIFT = 10
 RARE = 4.0
@@ -210,45 +207,6 @@ def heat_maps(case: ProbeCase, sigma_mm: float, part: slice = slice(None)) -> Fl
         maps.append(depth[part, None, None] * row[None, :, None] * column[None, None])
     shape = (len(range(*part.indices(case.lesion.shape[0]))), *case.lesion.shape[1:])
     return np.stack(maps) if maps else np.zeros((0, *shape), np.float32)
-
-
-def located(maps: FloatArray, names: Sequence[str], spacing: Point, sigma_mm: float) -> dict[str, Point]:
-    """Each landmark's place (d, h, w): the centroid of its heat about the highest point of the smoothed heat.
-
-    Args:
-        maps: (K, D, H, W) in [0, 1].
-    """
-    found = {}
-    for name, heat in zip(names, maps, strict=True):
-        smooth = gaussian_filter(heat, [sigma_mm / 2 / s for s in spacing])
-        top = np.unravel_index(int(smooth.argmax()), smooth.shape)
-        box = tuple(
-            slice(max(0, math.ceil(t - 2 * sigma_mm / s)), int(t + 2 * sigma_mm / s) + 1)
-            for t, s in zip(top, spacing, strict=True)
-        )
-        weight = smooth[box].astype(np.float64)
-        grid = np.meshgrid(
-            *[np.arange(b.start, b.start + n) for b, n in zip(box, weight.shape, strict=True)], indexing="ij"
-        )
-        d, h, w = ((weight * axis).sum() / weight.sum() for axis in grid)
-        found[name] = (float(d), float(h), float(w))
-    return found
-
-
-def centre(mask: NDArray[np.generic]) -> Point | None:
-    """Centroid (d, h, w) of a mask, or None if it is empty."""
-    inside = np.argwhere(mask)
-    if not len(inside):
-        return None
-    d, h, w = inside.mean(axis=0)
-    return float(d), float(h), float(w)
-
-
-def apart_mm(a: Point, b: Point, spacing: Point) -> float:
-    """Distance in mm of two voxel coordinates."""
-    return math.dist(
-        [x * s for x, s in zip(a, spacing, strict=True)], [x * s for x, s in zip(b, spacing, strict=True)]
-    )
 
 
 Slice = tuple[int, int]

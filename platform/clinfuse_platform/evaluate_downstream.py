@@ -22,7 +22,8 @@ from clinfuse_platform.storage import write_table
 from clinfuse_platform.variants import Variant, slab
 
 if TYPE_CHECKING:
-    from clinfuse.evaluation.downstream import Point, Probe, ProbeCase, ProbeConfig
+    from clinfuse.evaluation.downstream import Probe, ProbeCase, ProbeConfig
+    from clinfuse.evaluation.places import Point
     from clinfuse.report import Section
 
 BOTH = "both as channels"
@@ -240,7 +241,7 @@ def measure(
 ) -> Rows:
     """Lesion scores and landmark errors of one held-out case."""
     from clinfuse.evaluation.case import lesion_rows
-    from clinfuse.evaluation.downstream import apart_mm, centre, located
+    from clinfuse.evaluation.places import apart_mm, centre, located
     from clinfuse.evaluation.rows import RowMaker
     from clinfuse.metrics.lesion import grid_diagonal_mm, lesion_scores
 

@@ -8,17 +8,14 @@ import torch
 
 from clinfuse.errors import ConfigError, InputError
 from clinfuse.evaluation.downstream import (
-    Point,
     ProbeCase,
     ProbeConfig,
-    apart_mm,
     augmented,
-    centre,
     heat_maps,
-    located,
     train_probe,
     with_places,
 )
+from clinfuse.evaluation.places import Point, apart_mm, centre, located
 
 SPACING = (3.0, 1.5, 2.0)
 

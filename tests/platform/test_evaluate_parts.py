@@ -17,7 +17,7 @@ from clinfuse_platform.ablate_parts import trained_like
 from clinfuse_platform.evaluate import Job, run_jobs
 from clinfuse_platform.evaluate_card import card
 from clinfuse_platform.evaluate_costs import cost_table, parameters
-from clinfuse_platform.evaluate_downstream import BOTH, measured
+from clinfuse_platform.evaluate_downstream import BOTH
 from clinfuse_platform.evaluate_lesions import lesion_kind
 from clinfuse_platform.evaluate_methods import methods_of, uniquely_labelled
 from clinfuse_platform.evaluate_recipes import default_source, refuse_leaks
@@ -289,16 +289,6 @@ def test_a_picture_kept_again_replaces_the_old_one_whole(tiny_case: Case, tmp_pa
     assert set(with_picture(tiny_case, file)) == {"case", "fused", "uncertainty"}
 
 
-def test_probe_results_are_kept(tiny_store: Path, tmp_path: Path) -> None:
-    arguments = asked("max", "--bare", "--data", str(tiny_store), "--downstream", "1")
-    variants = methods_of(arguments)
-    first = measured(variants, arguments, tmp_path)
-    stamps = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "downstream" / "parts").iterdir()}
-    pd.testing.assert_frame_equal(first, measured(variants, arguments, tmp_path))
-    assert stamps == {p.name: p.stat().st_mtime_ns for p in (tmp_path / "downstream" / "parts").iterdir()}
-    assert len(jobs_of(variants, ["ffffff"], arguments, tmp_path)) == 1
-
-
 def test_what_other_code_made_is_not_taken_for_this_code_s(
     tiny_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -313,22 +303,6 @@ def test_what_other_code_made_is_not_taken_for_this_code_s(
     assert [Path(part).stem[-6:] for part in first] == ["ffffff"] * 2 + ["gggggg"] * 2, "case by case"
     monkeypatch.setattr(provenance, "code_hash", lambda: "other")
     assert not {*first} & {*parts()}
-
-
-def test_what_failed_downstream_is_lost_and_told(tiny_store: Path, tmp_path: Path) -> None:
-    damaged = tmp_path / "damaged.zarr"
-    shutil.copytree(tiny_store, damaged)
-    for chunk in (damaged / "cases" / "aaaaaa" / "anatomy").rglob("c/**/*"):  # a training case
-        if chunk.is_file():
-            chunk.write_bytes(b"broken")
-    out = tmp_path / "out"
-    result = run(asked("max", "--bare", "--data", str(damaged), "--downstream", "1", "--out", str(out)))
-    rows = pd.read_parquet(result["downstream"])
-    assert rows["status"].str.startswith("failed").all()
-    told = rows.groupby("method")["case_id"].apply(sorted).to_dict()
-    assert told == {"max": ["aaaaaa", "ffffff", "gggggg"], BOTH: ["ffffff", "gggggg"]}
-    assert result["lost"] == 5 and pd.read_parquet(result["metrics"])["status"].eq("ok").all()
-    assert "What failed" in Path(result["result"]).read_text(encoding="utf-8")
 
 
 def test_no_two_methods_share_a_label() -> None:
