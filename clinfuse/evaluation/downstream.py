@@ -209,6 +209,22 @@ def heat_maps(case: ProbeCase, sigma_mm: float, part: slice = slice(None)) -> Fl
     return np.stack(maps) if maps else np.zeros((0, *shape), np.float32)
 
 
+def padded_slice(
+    case: ProbeCase, d: int, plane: tuple[int, int], sigma_mm: float
+) -> tuple[FloatArray, FloatArray]:
+    """Slice d of a case at the corner of a plane (H, W) that holds it: image (C + 3, H, W) and targets (1 + K, H, W).
+
+    Beyond the case the image is background, −1, and the targets are 0; places go on.
+    """
+    room = [(0, 0), *((0, full - n) for full, n in zip(plane, case.lesion.shape[1:], strict=True))]
+    seen = with_places(case, slice(d, d + 1))[:, 0]
+    image = np.pad(seen[:-PLACES], room, constant_values=-1)
+    places = np.pad(seen[-PLACES:], room, mode="reflect", reflect_type="odd")
+    mask = case.lesion[d : d + 1].astype(np.float32)
+    target = np.concatenate([mask, heat_maps(case, sigma_mm, slice(d, d + 1))[:, 0]])
+    return np.concatenate([image, places]), np.pad(target, room)
+
+
 Slice = tuple[int, int]
 
 
@@ -232,16 +248,13 @@ def _batch(
     config: ProbeConfig,
     rng: np.random.Generator,
 ) -> tuple[Tensor, Tensor]:
-    """Slices drawn in turn from the groups: images (B, C + 3, H, W), targets (B, 1 + K, H, W); zero beyond a case."""
+    """Slices drawn in turn from the groups: images (B, C + 3, H, W), targets (B, 1 + K, H, W); see `padded_slice`."""
     high, wide = (max(case.lesion.shape[axis] for case in cases) for axis in (1, 2))
     images, targets = [], []
     for number in range(config.batch_size):
         group = groups[number % len(groups)]
         k, d = group[int(rng.integers(len(group)))]
-        case = cases[k]
-        room = [(0, 0), (0, high - case.lesion.shape[1]), (0, wide - case.lesion.shape[2])]
-        mask = case.lesion[d : d + 1].astype(np.float32)
-        heat = heat_maps(case, config.sigma_mm, slice(d, d + 1))[:, 0]
-        images.append(np.pad(with_places(case, slice(d, d + 1))[:, 0], room))
-        targets.append(np.pad(np.concatenate([mask, heat]), room))
+        image, target = padded_slice(cases[k], d, (high, wide), config.sigma_mm)
+        images.append(image)
+        targets.append(target)
     return torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(targets))

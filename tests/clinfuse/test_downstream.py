@@ -12,6 +12,7 @@ from clinfuse.evaluation.downstream import (
     ProbeConfig,
     augmented,
     heat_maps,
+    padded_slice,
     train_probe,
     with_places,
 )
@@ -115,3 +116,33 @@ def test_impossible_asks_are_refused() -> None:
         train_probe([scene(0), scene(1, channels=2)], ProbeConfig(steps=1))
     with pytest.raises(ConfigError, match="impossible settings"):
         ProbeConfig(steps=0)
+
+
+def grown(case: ProbeCase, side: int) -> ProbeCase:
+    """The case with rows of background after its last, without landmarks."""
+    rows = (0, side - case.lesion.shape[1])
+    return ProbeCase(
+        image=np.pad(case.image, [(0, 0), (0, 0), rows, (0, 0)]),
+        lesion=np.pad(case.lesion, [(0, 0), rows, (0, 0)]),
+        spacing=case.spacing,
+    )
+
+
+def test_beyond_a_smaller_case_lies_its_background() -> None:
+    config = ProbeConfig(steps=3, batch_size=4, channels=(4, 8))
+    small, large = grown(scene(1), 24), grown(scene(2, side=32), 32)
+    by_batch, by_hand = (train_probe([one, large], config).maps(large) for one in (small, grown(small, 32)))
+    np.testing.assert_array_equal(by_batch, by_hand)
+
+
+def test_places_go_on_beyond_a_smaller_case() -> None:
+    case = scene(0)
+    image, target = padded_slice(case, 3, (30, 27), 3.0)
+    assert image.shape == (4, 30, 27) and target.shape == (2, 30, 27)
+    np.testing.assert_array_equal(image[:, :24, :24], with_places(case)[:, 3])
+    assert (image[0, 24:] == -1).all() and (image[0, :, 24:] == -1).all()
+    assert not target[:, 24:].any() and not target[:, :, 24:].any()
+    steps = [np.diff(image[place], axis=axis) for place, axis in ((2, 0), (3, 1))]
+    np.testing.assert_allclose(steps[0], 1.5 / 80, atol=1e-6)
+    np.testing.assert_allclose(steps[1], 2.0 / 80, atol=1e-6)
+    assert (image[1] == image[1, 0, 0]).all()
