@@ -2,7 +2,8 @@
 
 What an image is worth for a task: the network, its initial weights, the patients, the order of slices and the number
 of steps are the same whatever the images are (MRI, CT, both as channels, or the F of some method); only the images
-change. A 2D network works slice by slice; landmarks are heat maps, sharp in all three directions.
+change, and with two channels the layers that take them. A 2D network works slice by slice; landmarks are heat maps,
+sharp in all three directions.
 
 Legend: C channels, D, H, W as in clinfuse.case, K landmarks, B slices of a batch.
 """
@@ -107,17 +108,24 @@ class Probe(nn.Module):
 
 
 def _net(inputs: int, outputs: int, config: ProbeConfig) -> nn.Module:
+    """A U-Net whose every layer is drawn from a seed of its own: other `inputs` change the first layers alone."""
     from monai.networks.nets.unet import UNet
 
-    return UNet(
-        spatial_dims=2,
-        in_channels=inputs,
-        out_channels=outputs,
-        channels=config.channels,
-        strides=[2] * (len(config.channels) - 1),
-        num_res_units=1,
-        norm="BATCH",
-    )
+    with torch.random.fork_rng(devices=[]):
+        net = UNet(
+            spatial_dims=2,
+            in_channels=inputs,
+            out_channels=outputs,
+            channels=config.channels,
+            strides=[2] * (len(config.channels) - 1),
+            num_res_units=1,
+            norm="BATCH",
+        )
+        drawn = [layer for layer in net.modules() if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d)]
+        for number, layer in enumerate(drawn):
+            torch.manual_seed(int(np.random.SeedSequence([config.seed, number]).generate_state(1)[0]))
+            layer.reset_parameters()
+    return net
 
 
 def train_probe(cases: Sequence[ProbeCase], config: ProbeConfig) -> Probe:
@@ -143,18 +151,16 @@ def train_probe(cases: Sequence[ProbeCase], config: ProbeConfig) -> Probe:
             "training cases differ", expected="one number of channels, one set of landmarks", found=str(kinds)
         )
     ((channels, names),) = kinds
-    rng = np.random.default_rng(config.seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        probe = Probe(channels, names, config).train()
+    chosen, moves, *contrasts = np.random.default_rng(config.seed).spawn(2 + channels)
+    probe = Probe(channels, names, config).train()
     groups = _groups(cases, config.sigma_mm)
     optimizer = torch.optim.Adam(probe.parameters(), lr=config.learning_rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, config.learning_rate, total_steps=config.steps + 1
     )
     for _ in range(config.steps):
-        image, target = _batch(cases, groups, config, rng)
-        varied, mask = augmented(image[:, :channels], target[:, :1], rng)
+        image, target = _batch(cases, groups, config, chosen)
+        varied, mask = augmented(image[:, :channels], target[:, :1], moves, contrasts)
         loss = segmentation_loss(probe.run(probe.segment, varied), mask)
         if probe.locate is not None:
             heat = target[:, 1:]
@@ -170,14 +176,21 @@ def train_probe(cases: Sequence[ProbeCase], config: ProbeConfig) -> Probe:
     return probe.eval()
 
 
-def augmented(image: Tensor, mask: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+def augmented(
+    image: Tensor, mask: Tensor, moves: np.random.Generator, contrasts: Sequence[np.random.Generator]
+) -> tuple[Tensor, Tensor]:
     """Slices (B, C, H, W) in [−1, 1] with their masks: mirrored and moved alike, contrast varied per channel.
 
     The image's border is its ground, so moving by rolling brings nothing in from the other side.
+
+    Args:
+        moves: draws mirroring and moving.
+        contrasts: one per channel draws its contrast, so that a further channel changes no other draw.
     """
-    axes = [axis for axis in (2, 3) if rng.random() < 0.5]
-    shift = [int(rng.integers(-(n // MOST_SHIFT), n // MOST_SHIFT + 1)) for n in image.shape[2:]]
-    gamma = torch.from_numpy(np.exp(rng.uniform(-0.3, 0.3, (*image.shape[:2], 1, 1))).astype(np.float32))
+    axes = [axis for axis in (2, 3) if moves.random() < 0.5]
+    shift = [int(moves.integers(-(n // MOST_SHIFT), n // MOST_SHIFT + 1)) for n in image.shape[2:]]
+    drawn = np.stack([rng.uniform(-0.3, 0.3, len(image)) for rng in contrasts], axis=1)
+    gamma = torch.from_numpy(np.exp(drawn).astype(np.float32))[:, :, None, None]
     varied = 2 * ((image + 1) / 2).clamp(0, 1) ** gamma - 1
     return (varied.flip(axes).roll(shift, (2, 3)), mask.flip(axes).roll(shift, (2, 3)))
 

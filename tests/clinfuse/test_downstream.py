@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from clinfuse.errors import ConfigError, InputError
+from clinfuse.evaluation import downstream
 from clinfuse.evaluation.downstream import (
+    Probe,
     ProbeCase,
     ProbeConfig,
     augmented,
@@ -67,9 +69,9 @@ def test_it_finds_what_is_in_the_image_and_not_what_is_not() -> None:
 def test_augmentation_moves_image_and_mask_alike() -> None:
     mask = torch.zeros(2, 1, 30, 40)
     mask[:, :, 10:14, 5:9] = 1
-    rng = np.random.default_rng(0)
+    moves, contrast = np.random.default_rng(0).spawn(2)
     for _ in range(8):
-        image, moved = augmented(2 * mask - 1, mask, rng)
+        image, moved = augmented(2 * mask - 1, mask, moves, [contrast])
         torch.testing.assert_close((image + 1) / 2, moved)
         assert moved.sum() == mask.sum()
 
@@ -146,3 +148,33 @@ def test_places_go_on_beyond_a_smaller_case() -> None:
     np.testing.assert_allclose(steps[0], 1.5 / 80, atol=1e-6)
     np.testing.assert_allclose(steps[1], 2.0 / 80, atol=1e-6)
     assert (image[1] == image[1, 0, 0]).all()
+
+
+def test_a_second_channel_changes_neither_slices_nor_order_nor_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    def seen(channels: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        batches = []
+
+        def noted(*given: object) -> tuple[torch.Tensor, torch.Tensor]:
+            image, mask = augmented(*given)
+            batches.append((image[:, :1], mask))
+            return image, mask
+
+        monkeypatch.setattr(downstream, "augmented", noted)
+        cases = [scene(k, channels=channels) for k in range(4)]
+        train_probe(cases, ProbeConfig(steps=4, batch_size=3, channels=(4, 8)))
+        return batches
+
+    for one, two in zip(seen(1), seen(2), strict=True):
+        torch.testing.assert_close(one, two, rtol=0, atol=0)
+
+
+def test_a_second_channel_changes_no_other_layer_s_first_weights() -> None:
+    one, two = (dict(Probe(n, ["dot"], ProbeConfig()).named_parameters()) for n in (1, 2))
+    assert one.keys() == two.keys()
+    differ = {name for name in one if one[name].shape != two[name].shape}
+    assert len(differ) == 4, "weights of the first convolution and of the path beside it, of both networks"
+    beside = {name.replace("weight", "bias") for name in differ}
+    for name in one.keys() - differ - beside:
+        assert torch.equal(one[name], two[name]), name
+    other = dict(Probe(1, ["dot"], ProbeConfig(seed=1)).named_parameters())
+    assert not any(torch.equal(one[name], other[name]) for name in differ)
