@@ -40,7 +40,7 @@ class Task:
         part: where the rows go.
         steps, seed: of the probe's training.
         slices: axial slab of each case, or None.
-        tolerance_mm: τ of the surface Dice.
+        tolerance_mm: τ of the surface Dice, the same for every input.
     """
 
     label: str
@@ -57,6 +57,8 @@ class Task:
 def measured(variants: Sequence[Variant], arguments: argparse.Namespace, out: Path) -> pd.DataFrame:
     """Fuse training and held-out cases with every method, train the probe on each, measure on the held-out cases.
 
+    Every input is scored with one τ, that of the first method's preset.
+
     Returns:
         Rows as clinfuse.evaluation.rows.COLUMNS: dice, nsd, hd95 in the lesion; landmark errors in mm, of the lesion's
         centre and, where the cohort knows them, of anatomical landmarks and their mean; and what failed.
@@ -65,6 +67,7 @@ def measured(variants: Sequence[Variant], arguments: argparse.Namespace, out: Pa
     from clinfuse_platform.evaluate_verb import jobs_of
 
     train, test = split_cases(arguments)
+    tolerance = float(variants[0].preset["tau_mm"])
     asked = argparse.Namespace(**{**vars(arguments), "metrics": "none"})
     folder = out / "downstream"
     jobs = [
@@ -83,10 +86,11 @@ def measured(variants: Sequence[Variant], arguments: argparse.Namespace, out: Pa
             test,
             arguments,
             folder,
+            tolerance,
         )
         for variant in variants
     ]
-    tasks.append(task_of(BOTH, [], train, test, arguments, folder))
+    tasks.append(task_of(BOTH, [], train, test, arguments, folder, tolerance))
     rows: Rows = []
     for found in progress(run_tasks(tasks, arguments.data), total=len(tasks), label="probes"):
         rows += found
@@ -109,12 +113,12 @@ def task_of(
     test: list[str],
     arguments: argparse.Namespace,
     folder: Path,
+    tolerance: float,
 ) -> Task:
-    """The training task of one input; its part's name holds all that its rows depend on."""
-    from clinfuse_platform.provenance import data_hash
+    """The training task of one input; its part's name holds all that its rows depend on, the code included."""
+    from clinfuse_platform.provenance import code_hash, data_hash
 
     images = {job.case_id: job.picture for job in jobs}
-    tolerance = float(jobs[0].variant.preset.get("tau_mm", 2.0)) if jobs else 2.0
     facts = [
         label,
         sorted(images.values()),
@@ -124,7 +128,7 @@ def task_of(
         arguments.seed,
         arguments.slices,
     ]
-    text = json.dumps([*facts, data_hash(arguments.data), tolerance])
+    text = json.dumps([*facts, code_hash(), data_hash(arguments.data), tolerance])
     key = hashlib.sha256(text.encode()).hexdigest()[:12]
     return Task(
         label=label,
@@ -279,7 +283,8 @@ def downstream_section(rows: pd.DataFrame) -> list[Section]:
 
     words = (
         "One small U-Net per input, each with the same initial weights, patients, slices and steps; measured on "
-        "held-out patients. Landmarks: distance in mm; a missed lesion counts with the grid's diagonal."
+        "held-out patients, the surface Dice with the τ of the first method's preset. Landmarks: distance in mm; a "
+        "missed lesion counts with the grid's diagonal."
     )
     shown = rows[~((rows["metric"] == "landmark") & ~rows["roi"].isin(("mean", "lesion centre")))]
     compared = comparison_html(rows, str(rows["method"].iloc[0]), metrics=("dice", "nsd", "hd95", "landmark"))

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import argparse
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
-from clinfuse_platform.evaluate_downstream import BOTH, measured
+import pytest
+from clinfuse_platform import evaluate_downstream, provenance
+from clinfuse_platform.evaluate_downstream import BOTH, Task, measured
 from clinfuse_platform.evaluate_methods import methods_of
 from clinfuse_platform.evaluate_verb import add_arguments, jobs_of, run
+from clinfuse_platform.variants import Variant
 
 
 def asked(*words: str) -> argparse.Namespace:
@@ -42,3 +46,41 @@ def test_what_failed_downstream_is_lost_and_told(tiny_store: Path, tmp_path: Pat
     assert told == {"max": ["aaaaaa", "ffffff", "gggggg"], BOTH: ["ffffff", "gggggg"]}
     assert result["lost"] == 5 and pd.read_parquet(result["metrics"])["status"].eq("ok").all()
     assert "What failed" in Path(result["result"]).read_text(encoding="utf-8")
+
+
+def tasks_of(
+    variants: list[Variant], arguments: argparse.Namespace, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> dict[str, Task]:
+    """The trainings that `measured` asks for, by label; none is done."""
+    asked_for: dict[str, Task] = {}
+
+    def noted(tasks: list[Task], data: str) -> list[object]:
+        asked_for.update({task.label: task for task in tasks})
+        return []
+
+    monkeypatch.setattr(evaluate_downstream, "run_tasks", noted)
+    measured(variants, arguments, out)
+    return asked_for
+
+
+def test_every_input_is_scored_with_the_first_method_s_tolerance(
+    tiny_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = asked("max", "mri", "--bare", "--data", str(tiny_store), "--downstream", "1")
+    arguments.preset = "stroke"
+    first, second = methods_of(arguments)
+    assert first.preset["tau_mm"] == 3.0
+    variants = [first, replace(second, preset={**second.preset, "tau_mm": 1.0})]  # a model's own table may differ
+    found = tasks_of(variants, arguments, tmp_path, monkeypatch)
+    assert {label: task.tolerance_mm for label, task in found.items()} == {"max": 3.0, "mri": 3.0, BOTH: 3.0}
+
+
+def test_what_other_code_measured_is_measured_anew_for_every_input(
+    tiny_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = asked("max", "--bare", "--data", str(tiny_store), "--downstream", "1")
+    before = tasks_of(methods_of(arguments), arguments, tmp_path, monkeypatch)
+    monkeypatch.setattr(provenance, "code_hash", lambda: "other")
+    after = tasks_of(methods_of(arguments), arguments, tmp_path, monkeypatch)
+    assert before.keys() == after.keys() == {"max", BOTH}
+    assert not {task.part for task in before.values()} & {task.part for task in after.values()}
