@@ -65,7 +65,8 @@ class ProbeCase:
         image: (C, D, H, W) in [0, 1].
         lesion: (D, H, W) mask.
         spacing: (D, H, W) mm.
-        landmarks: name → (d, h, w) voxel coordinates; empty where none are known.
+        landmarks: name → (d, h, w) voxel coordinates; empty where none are known. Those beyond the volume's borders,
+            as in a slab, are learned from as far as their heat reaches in, and not measured.
     """
 
     image: FloatArray

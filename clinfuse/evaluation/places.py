@@ -1,4 +1,4 @@
-"""Places in a volume, as voxel coordinates (d, h, w): where a heat map points, a mask's centre, distances in mm."""
+"""Places in a volume, voxel coordinates (d, h, w): where heat points, a mask's centre, what is inside, distances."""
 
 from __future__ import annotations
 
@@ -44,6 +44,11 @@ def centre(mask: NDArray[np.generic]) -> Point | None:
         return None
     d, h, w = inside.mean(axis=0)
     return float(d), float(h), float(w)
+
+
+def inside(point: Point, shape: Sequence[int]) -> bool:
+    """Whether a point lies within a voxel of a volume of this shape; voxel n reaches from n − ½ to n + ½."""
+    return all(-0.5 <= at <= n - 0.5 for at, n in zip(point, shape, strict=True))
 
 
 def apart_mm(a: Point, b: Point, spacing: Point) -> float:

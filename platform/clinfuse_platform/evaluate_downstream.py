@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import math
 import os
 import time
 from collections.abc import Iterable, Sequence
@@ -22,7 +21,7 @@ from clinfuse_platform.storage import write_table
 from clinfuse_platform.variants import Variant, slab
 
 if TYPE_CHECKING:
-    from clinfuse.evaluation.downstream import Probe, ProbeCase, ProbeConfig
+    from clinfuse.evaluation.downstream import ProbeCase
     from clinfuse.evaluation.places import Point
     from clinfuse.report import Section
 
@@ -192,6 +191,8 @@ def _rows(task: Task, data: str) -> Rows:
     from clinfuse_prep.store import CaseStore
 
     from clinfuse.evaluation.downstream import ProbeConfig, train_probe
+    from clinfuse.evaluation.downstream_scores import probe_rows
+    from clinfuse.evaluation.rows import RowMaker
 
     store, started = CaseStore(data), time.perf_counter()
     config = ProbeConfig(steps=task.steps, seed=task.seed)
@@ -199,7 +200,8 @@ def _rows(task: Task, data: str) -> Rows:
     seconds = time.perf_counter() - started
     rows: Rows = []
     for case_id in task.test:
-        rows += measure(probe, probe_case(store, case_id, task), case_id, task, config, seconds)
+        maker = RowMaker(case_id=case_id, method=task.label, preset="", seconds=seconds)
+        rows += probe_rows(maker, probe, probe_case(store, case_id, task), task.tolerance_mm)
     return rows
 
 
@@ -227,7 +229,7 @@ def probe_case(store: Any, case_id: str, task: Task) -> ProbeCase:
 
 
 def landmarks_in(case: Any) -> dict[str, Point]:
-    """The anatomical landmarks that lie inside a case, (d, h, w) voxels; none where the truth is not known."""
+    """The anatomical landmarks of a case, (d, h, w) voxels, beyond a slab's borders, too; none without the truth."""
     truth = case.attrs.get("truth")
     if not truth or "subject" not in truth:
         return {}
@@ -238,33 +240,6 @@ def landmarks_in(case: Any) -> dict[str, Point]:
         w, h, d = (back @ np.array([*point, 1.0]))[:3]
         found[name] = (float(d), float(h), float(w))
     return found
-
-
-def measure(
-    probe: Probe, case: ProbeCase, case_id: str, task: Task, config: ProbeConfig, seconds: float
-) -> Rows:
-    """Lesion scores and landmark errors of one held-out case."""
-    from clinfuse.evaluation.case import lesion_rows
-    from clinfuse.evaluation.places import apart_mm, centre, located
-    from clinfuse.evaluation.rows import RowMaker
-    from clinfuse.metrics.lesion import grid_diagonal_mm, lesion_scores
-
-    maker = RowMaker(case_id=case_id, method=task.label, preset="", seconds=seconds)
-    maps = probe.maps(case)
-    found = (maps[0] >= 0.5).astype(np.uint8)
-    rows = lesion_rows(maker, lesion_scores(case.lesion, found, case.spacing, task.tolerance_mm))
-    wanted, got = centre(case.lesion), centre(found)
-    error = math.nan
-    if wanted is not None:
-        missed = grid_diagonal_mm(case.lesion.shape, case.spacing)
-        error = missed if got is None else apart_mm(wanted, got, case.spacing)
-    rows.append(maker.row("landmark", "lesion centre", error))
-    if case.landmarks:
-        places = located(maps[1:], probe.names, case.spacing, config.sigma_mm)
-        errors = {name: apart_mm(places[name], point, case.spacing) for name, point in case.landmarks.items()}
-        rows.append(maker.row("landmark", "mean", float(np.mean(list(errors.values())))))
-        rows += [maker.row("landmark", name, value) for name, value in errors.items()]
-    return rows
 
 
 def write_downstream(rows: pd.DataFrame, out: Path) -> Path:

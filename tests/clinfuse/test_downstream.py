@@ -18,7 +18,7 @@ from clinfuse.evaluation.downstream import (
     train_probe,
     with_places,
 )
-from clinfuse.evaluation.places import Point, apart_mm, centre, located
+from clinfuse.evaluation.places import Point, apart_mm, centre, inside, located
 
 SPACING = (3.0, 1.5, 2.0)
 
@@ -178,3 +178,8 @@ def test_a_second_channel_changes_no_other_layer_s_first_weights() -> None:
         assert torch.equal(one[name], two[name]), name
     other = dict(Probe(1, ["dot"], ProbeConfig(seed=1)).named_parameters())
     assert not any(torch.equal(one[name], other[name]) for name in differ)
+
+
+def test_inside_is_where_a_voxel_is() -> None:
+    assert inside((-0.5, 0.0, 5.5), (4, 5, 6)) and inside((3.5, 4.4, 2.0), (4, 5, 6))
+    assert not inside((-0.6, 0.0, 0.0), (4, 5, 6)) and not inside((0.0, 4.6, 0.0), (4, 5, 6))

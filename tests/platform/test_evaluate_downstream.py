@@ -70,8 +70,8 @@ def test_every_input_is_scored_with_the_first_method_s_tolerance(
     arguments.preset = "stroke"
     first, second = methods_of(arguments)
     assert first.preset["tau_mm"] == 3.0
-    variants = [first, replace(second, preset={**second.preset, "tau_mm": 1.0})]  # a model's own table may differ
-    found = tasks_of(variants, arguments, tmp_path, monkeypatch)
+    own_table = replace(second, preset={**second.preset, "tau_mm": 1.0})
+    found = tasks_of([first, own_table], arguments, tmp_path, monkeypatch)
     assert {label: task.tolerance_mm for label, task in found.items()} == {"max": 3.0, "mri": 3.0, BOTH: 3.0}
 
 
