@@ -137,7 +137,7 @@ def train_probe(cases: Sequence[ProbeCase], config: ProbeConfig) -> Probe:
         config: see `ProbeConfig`.
 
     Raises:
-        InputError: no case has a lesion, or cases differ in channels or landmarks.
+        InputError: no case has a lesion, cases differ in channels or landmarks, or the training diverged.
     """
     if not any(case.lesion.any() for case in cases):
         raise InputError(
@@ -174,6 +174,13 @@ def train_probe(cases: Sequence[ProbeCase], config: ProbeConfig) -> Probe:
             nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         optimizer.step()
         schedule.step()
+    if not all(bool(weights.isfinite().all()) for weights in probe.state_dict().values()):
+        raise InputError(
+            "the probe's training diverged",
+            expected="finite weights",
+            found=f"others after {config.steps} steps",
+            todo="take another --seed or other --downstream STEPS",
+        )
     return probe.eval()
 
 

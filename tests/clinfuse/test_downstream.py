@@ -183,3 +183,8 @@ def test_a_second_channel_changes_no_other_layer_s_first_weights() -> None:
 def test_inside_is_where_a_voxel_is() -> None:
     assert inside((-0.5, 0.0, 5.5), (4, 5, 6)) and inside((3.5, 4.4, 2.0), (4, 5, 6))
     assert not inside((-0.6, 0.0, 0.0), (4, 5, 6)) and not inside((0.0, 4.6, 0.0), (4, 5, 6))
+
+
+def test_a_training_that_diverged_is_refused() -> None:
+    with pytest.raises(InputError, match="diverged"):
+        train_probe([scene(0)], ProbeConfig(steps=3, batch_size=2, channels=(4, 8), learning_rate=1e30))
