@@ -150,6 +150,13 @@ def check_asked(arguments: argparse.Namespace) -> None:
         raise ConfigError(
             "--downstream is too small", expected="1 or more steps", found=str(arguments.downstream)
         )
+    if arguments.downstream and arguments.split == "train":
+        raise ConfigError(
+            "--downstream learns from the training split",
+            expected="patients held out from it",
+            found="--split train",
+            todo="measure on --split test or val",
+        )
     if not arguments.recipe:  # which brings methods and dataset of its own
         if not arguments.methods and arguments.bare:
             raise ConfigError("nothing to evaluate", expected="a model or a method", found="none and --bare")

@@ -12,8 +12,10 @@ import pytest
 from clinfuse_platform import evaluate_downstream, provenance
 from clinfuse_platform.evaluate_downstream import BOTH, Task, measured
 from clinfuse_platform.evaluate_methods import methods_of
-from clinfuse_platform.evaluate_verb import add_arguments, jobs_of, run
+from clinfuse_platform.evaluate_verb import add_arguments, check_asked, jobs_of, run
 from clinfuse_platform.variants import Variant
+
+from clinfuse.errors import ConfigError
 
 
 def asked(*words: str) -> argparse.Namespace:
@@ -84,3 +86,10 @@ def test_what_other_code_measured_is_measured_anew_for_every_input(
     after = tasks_of(methods_of(arguments), arguments, tmp_path, monkeypatch)
     assert before.keys() == after.keys() == {"max", BOTH}
     assert not {task.part for task in before.values()} & {task.part for task in after.values()}
+
+
+def test_the_probe_is_not_measured_on_patients_it_learned_from(tiny_store: Path, tmp_path: Path) -> None:
+    words = ("max", "--data", str(tiny_store), "--out", str(tmp_path), "--downstream", "1", "--split")
+    check_asked(asked(*words, "val"))
+    with pytest.raises(ConfigError, match="held out"):
+        check_asked(asked(*words, "train"))
