@@ -189,7 +189,7 @@ def augmented(
 ) -> tuple[Tensor, Tensor]:
     """Slices (B, C, H, W) in [−1, 1] with their masks: mirrored and moved alike, contrast varied per channel.
 
-    The image's border is its ground, so moving by rolling brings nothing in from the other side.
+    What moves out is gone, and background, −1, comes in; heads often fill an image to its border.
 
     Args:
         moves: draws mirroring and moving.
@@ -200,7 +200,9 @@ def augmented(
     drawn = np.stack([rng.uniform(-0.3, 0.3, len(image)) for rng in contrasts], axis=1)
     gamma = torch.from_numpy(np.exp(drawn).astype(np.float32))[:, :, None, None]
     varied = 2 * ((image + 1) / 2).clamp(0, 1) ** gamma - 1
-    return (varied.flip(axes).roll(shift, (2, 3)), mask.flip(axes).roll(shift, (2, 3)))
+    down, right = shift
+    room = (right, -right, down, -down)  # negative room cuts
+    return F.pad(varied.flip(axes), room, value=-1.0), F.pad(mask.flip(axes), room)
 
 
 def with_places(case: ProbeCase, part: slice = slice(None)) -> FloatArray:

@@ -76,6 +76,19 @@ def test_augmentation_moves_image_and_mask_alike() -> None:
         assert moved.sum() == mask.sum()
 
 
+def test_what_moves_out_does_not_come_in_from_the_other_side() -> None:
+    moves, contrast = np.random.default_rng(0).spawn(2)
+    mask = torch.ones(1, 1, 20, 30)
+    seen = set()
+    for _ in range(8):
+        image, moved = augmented(2 * mask - 1, mask, moves, [contrast])
+        torch.testing.assert_close((image + 1) / 2, moved)
+        lost = [int((~moved[0, 0].bool().any(axis)).sum()) for axis in (1, 0)]
+        assert moved.sum() == (20 - lost[0]) * (30 - lost[1]), "a rectangle of what is left, background beside it"
+        seen.update(lost)
+    assert seen == {0, 1, 2, 3}, "up to a tenth of either side"
+
+
 def test_the_same_settings_give_the_same_probe_and_channels_may_be_two() -> None:
     config = ProbeConfig(steps=3, batch_size=2, channels=(4, 8))
     cases = [scene(1, channels=2), scene(2, channels=2, side=30)]
