@@ -112,8 +112,9 @@ def downstream(work: Path) -> str:
         f"(tumours, bone tumours, strokes, haemorrhages, and one in eight without a lesion; T1, T1 with contrast, T2), "
         f"{splits['train']} to train on, {splits['test']} held out; {PROBE_STEPS} steps of 8 slices for each input, "
         f"{minutes.min():.0f} to {minutes.max():.0f} minutes on one core. The same network, first weights, slices and "
-        "order for every input. `released` is the model in clinfuse/released, one member, which saw none of these "
-        "patients. Landmark errors in mm; a missed lesion counts with the grid's diagonal.\n\n"
+        "order for every input (but for the first layers where both are channels), one training each, and one τ of the "
+        "surface Dice, the preset's. `released` is the model in clinfuse/released, one member, which saw none of "
+        "these patients. Landmark errors in mm; a missed lesion counts with the grid's diagonal.\n\n"
         + to_markdown(summarise(shown))
         + "\n## Differences that are more than chance\n\nPaired Wilcoxon tests over patients, Holm-corrected within "
         "each metric; pairs not listed are undecided.\n\n" + plain_markdown(decided(tests)) + "\n"

@@ -7,13 +7,15 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from clinfuse_platform import evaluate_downstream, provenance
-from clinfuse_platform.evaluate_downstream import BOTH, Task, measured
+from clinfuse_platform.evaluate_downstream import BOTH, Task, measured, probe_case
 from clinfuse_platform.evaluate_methods import methods_of
 from clinfuse_platform.evaluate_verb import add_arguments, check_asked, jobs_of, run
 from clinfuse_platform.variants import Variant
+from clinfuse_prep.store import CaseStore
 
 from clinfuse.errors import ConfigError
 
@@ -75,6 +77,17 @@ def test_every_input_is_scored_with_the_first_method_s_tolerance(
     own_table = replace(second, preset={**second.preset, "tau_mm": 1.0})
     found = tasks_of([first, own_table], arguments, tmp_path, monkeypatch)
     assert {label: task.tolerance_mm for label, task in found.items()} == {"max": 3.0, "mri": 3.0, BOTH: 3.0}
+
+
+def test_the_sources_together_are_what_they_are_alone(
+    tiny_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = asked("mri", "ct", "--bare", "--data", str(tiny_store), "--downstream", "1", "--slices", "4")
+    tasks = tasks_of(methods_of(arguments), arguments, tmp_path, monkeypatch)
+    alone = [probe_case(CaseStore(tiny_store), "ffffff", tasks[label]).image for label in ("mri", "ct")]
+    together = probe_case(CaseStore(tiny_store), "ffffff", tasks[BOTH]).image
+    assert together.shape == (2, 4, 32, 28) and together.dtype == np.float32
+    np.testing.assert_array_equal(np.concatenate(alone), together)
 
 
 def test_what_other_code_measured_is_measured_anew_for_every_input(
