@@ -69,17 +69,7 @@ def read_series(
         InputError: no readable image slices, colour, multi-frame, or too many voxels.
         GeometryError: slices of unequal shape or orientation, or two in one place.
     """
-    heads = [head for path in sorted(paths) if (head := slice_head(path)) is not None]
-    if not heads:
-        raise InputError(
-            f"the {role} image has no readable DICOM slices",
-            expected="image slices with position and orientation",
-            found=f"none in {len(paths)} files",
-            case=case,
-            todo="export the series again as single-frame DICOM, or convert it to NIfTI",
-        )
-    series, notes = _one_series(heads)
-    series = _ordered(series, role, case)
+    series, notes = series_of(paths, role, case)
     first = series[0]
     if first.rows * first.columns * len(series) > max_voxels:
         raise InputError(
@@ -101,6 +91,28 @@ def read_series(
     digest = digest_of([head.path for head in series])
     image = from_source_array(slices.transpose(2, 1, 0), LPS @ affine, kind="dicom", digest=digest)
     return replace(image, subject=first.subject, notes=(*notes, *tilt, *mixed))
+
+
+def series_of(
+    paths: Sequence[Path], role: str, case: str | None = None
+) -> tuple[list[SliceHead], list[Note]]:
+    """The slices of the largest series among DICOM files, along its normal, and a note if there are several series.
+
+    Raises:
+        InputError: no readable image slices.
+        GeometryError: slices of unequal shape, or two in one place.
+    """
+    heads = [head for path in sorted(paths) if (head := slice_head(path)) is not None]
+    if not heads:
+        raise InputError(
+            f"the {role} image has no readable DICOM slices",
+            expected="image slices with position and orientation",
+            found=f"none in {len(paths)} files",
+            case=case,
+            todo="export the series again as single-frame DICOM, or convert it to NIfTI",
+        )
+    series, notes = _one_series(heads)
+    return _ordered(series, role, case), notes
 
 
 @contextmanager

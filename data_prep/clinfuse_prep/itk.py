@@ -33,7 +33,7 @@ def read_itk(path: Path, *, role: str, case: str | None = None, max_voxels: int 
         InputError: damaged, not 3D, coloured or too large, or its voxels lie in a file elsewhere.
         GeometryError: unusable spacing.
     """
-    files = [path, *_voxel_file(path, role, case)]
+    files = itk_files(path, role, case)
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     try:
@@ -52,14 +52,18 @@ def read_itk(path: Path, *, role: str, case: str | None = None, max_voxels: int 
     return from_itk(image, kind="itk", role=role, case=case, digest=digest_of(files))
 
 
-def _voxel_file(path: Path, role: str, case: str | None) -> list[Path]:
-    """The file beside a header that holds its voxels, if any; a header that points elsewhere is refused."""
+def itk_files(path: Path, role: str, case: str | None = None) -> list[Path]:
+    """The file, and the one beside it that holds its voxels, if any.
+
+    Raises:
+        InputError: its header points elsewhere.
+    """
     with path.open("rb") as stream:
         header = re.split(r"\r?\n\r?\n", stream.read(HEADER_BYTES).decode("latin-1"))[0]
     found = DETACHED.search(header)
     name = found.group(1).strip() if found else "LOCAL"
     if name.upper() == "LOCAL":
-        return []
+        return [path]
     beside = path.parent / name
     if Path(name).name != name or not beside.is_file():
         raise InputError(
@@ -69,7 +73,7 @@ def _voxel_file(path: Path, role: str, case: str | None) -> list[Path]:
             case=case,
             todo="convert it to one .nii.gz, .nrrd or .mha file",
         )
-    return [beside]
+    return [path, beside]
 
 
 def check_itk(size: tuple[int, ...], components: int, role: str, case: str | None, max_voxels: int) -> None:

@@ -29,10 +29,10 @@ from clinfuse_prep.resume import (
     check_key,
     check_renamed,
     check_splits,
-    finished,
     held_cases,
     held_splits,
     remove_failed,
+    unfinished,
 )
 from clinfuse_prep.session import session
 from clinfuse_prep.sources import SourceCase, find_cases
@@ -71,8 +71,8 @@ def prep(arguments: argparse.Namespace) -> dict[str, Any]:
 
     Returns:
         The plan with --plan (see `plan_source`), else: result (the dataset), layout,
-        cases (stored), kept (from before), lost, splits, findings (counts by severity),
-        seconds, megabytes_per_s.
+        cases (stored), kept (from before), changed (ids of cases whose files are others than before), lost,
+        splits, findings (counts by severity), problems, seconds, megabytes_per_s.
     """
     config, cpus = _config(arguments), _cpus(arguments.cpus_per_case)
     source, out = Path(arguments.source), store_path(arguments.out)
@@ -92,7 +92,7 @@ def prep(arguments: argparse.Namespace) -> dict[str, Any]:
     jobs = _jobs(cases, layout, config, arguments, out, folder, held)
     check_distinct(jobs)
     check_renamed(read_links(folder), held, jobs)
-    todo = [job for job in jobs if not finished(held.get(job.case_id, {}), job.config)]
+    todo, changed = unfinished(jobs, held, config)
     check_corrected(held, [job.case_id for job in todo])
     started = time.monotonic()
     with _workers(len(todo), arguments):
@@ -107,7 +107,10 @@ def prep(arguments: argparse.Namespace) -> dict[str, Any]:
     store.drop_empty_aside()
     if others := len(held.keys() - {job.case_id for job in jobs}):
         say(f"kept as before: {counted(others, 'case')} of the dataset that this source does not have")
-    return _last_word(arguments.out, layout, rows, jobs, todo, findings, time.monotonic() - started)
+    return {
+        **_last_word(arguments.out, layout, rows, jobs, todo, findings, time.monotonic() - started),
+        "changed": changed,
+    }
 
 
 def _config(arguments: argparse.Namespace) -> PrepConfig:

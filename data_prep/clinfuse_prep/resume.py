@@ -7,12 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from clinfuse.console import counted
-from clinfuse.errors import ConfigError
+from clinfuse.console import counted, progress, say
+from clinfuse.errors import ClinfuseError, ConfigError
 from clinfuse_prep.batch import Job, Outcome
 from clinfuse_prep.config import PrepConfig
 from clinfuse_prep.findings import Finding
 from clinfuse_prep.pseudonym import KEY_FILE, Link
+from clinfuse_prep.read import image_digest
 from clinfuse_prep.store import CaseStore
 
 Held = Mapping[str, Mapping[str, Any]]
@@ -120,6 +121,36 @@ def finished(attrs: Mapping[str, Any], config: PrepConfig) -> bool:
     return bool(attrs) and replace(PrepConfig.from_dict(attrs["prep"]), compare=config.compare) == config
 
 
+def unfinished(jobs: Sequence[Job], held: Held, config: PrepConfig) -> tuple[list[Job], list[str]]:
+    """Jobs whose cases are not there, or were made with other choices or of other files.
+
+    Returns:
+        The jobs, and the ids of the cases that were made with the same choices of other files.
+    """
+    same = [job for job in jobs if finished(held.get(job.case_id, {}), config)]
+    changed = [
+        job.case_id
+        for job in progress(same, total=len(same), label="sources")
+        if not _same_sources(job, held[job.case_id]["source_hash"])
+    ]
+    if changed:
+        number = counted(len(changed), "case")
+        say(f"prepared anew, as their images or masks are other files than before: {number}")
+    kept = {job.case_id for job in same} - set(changed)
+    return [job for job in jobs if job.case_id not in kept], changed
+
+
+def _same_sources(job: Job, known: Mapping[str, str]) -> bool:
+    """Whether a job's files are, role by role, those of the digests; what cannot be read is not."""
+    files = {role: paths for role, paths in job.source.files.items() if paths}
+    try:
+        return files.keys() == known.keys() and all(
+            image_digest(paths, role=role, case=job.case_id) == known[role] for role, paths in files.items()
+        )
+    except (OSError, ClinfuseError):
+        return False
+
+
 def check_corrected(held: Held, todo: Iterable[str]) -> None:
     """Masks that a person corrected are never prepared away.
 
@@ -132,15 +163,15 @@ def check_corrected(held: Held, todo: Iterable[str]) -> None:
     corrected = [name for name in todo if held.get(name, {}).get("masks_before")]
     if corrected:
         raise ConfigError(
-            "corrected masks would be lost, as their cases were made with other choices",
-            expected="the choices they were made with",
+            "corrected masks would be lost, as their cases were made with other choices or of other files",
+            expected="the choices and files they were made with",
             found=f"corrected masks in {counted(len(corrected), 'case')} of {counted(len(held), 'case')}",
-            todo="resume with the choices of before, or: clinfuse masks export, prep --overwrite, masks import",
+            todo="resume with those of before, or: clinfuse masks export, prep --overwrite, masks import",
         )
 
 
 def remove_failed(store: CaseStore, held: Held, outcomes: Sequence[Outcome]) -> list[Finding]:
-    """Remove what is there of cases that could not be prepared again: it was made with other choices than the rest."""
+    """Remove what is there of cases that could not be prepared again: it is not what was asked for now."""
     failed = [o.case_id for o in outcomes if o.case_id in held and (o.row or {}).get("state") != "ok"]
     for name in failed:
         store.remove(name)
@@ -149,8 +180,8 @@ def remove_failed(store: CaseStore, held: Held, outcomes: Sequence[Outcome]) -> 
             case=name,
             severity="warning",
             problem="the case was removed from the dataset",
-            expected="one set of choices for all cases",
-            found="one that was made with others, and could not be made with these",
+            expected="cases made of the files that are there, with one set of choices",
+            found="one made of other files or with other choices, which could not be made anew",
             todo="mend the case's images, or prepare with the choices of before; then --resume",
         )
         for name in failed

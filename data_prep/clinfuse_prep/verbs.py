@@ -25,7 +25,9 @@ def _prep_arguments(parser: argparse.ArgumentParser) -> None:
         help="prepare one case aside, say time and space for all, write nothing",
     )
     parser.add_argument(
-        "--resume", action="store_true", help="keep finished cases and all splits, prepare the others"
+        "--resume",
+        action="store_true",
+        help="keep all splits, and finished cases of the same files and choices; prepare the others",
     )
     parser.add_argument("--overwrite", action="store_true", help="remove the cases that are there")
     parser.add_argument(

@@ -76,8 +76,10 @@ def test_a_case_that_cannot_be_prepared_again_is_removed(tmp_path: Path, prep: P
     """Made with other choices than the rest, it must not stay among them; with its own it comes back."""
     source, out = synthrad(tmp_path / "s", 3), tmp_path / "d.zarr"
     prep(source, "--out", out)
-    (source / "Task1" / "brain" / "1BA002" / "ct.nii.gz").write_bytes(b"nothing")
-    assert prep(source, "--out", out, "--resume")["kept"] == 3, "nothing is read of what is finished"
+    assert prep(source, "--out", out, "--resume")["kept"] == 3
+    image = source / "Task1" / "brain" / "1BA002" / "ct.nii.gz"
+    whole = image.read_bytes()
+    image.write_bytes(b"nothing")
     result = prep(source, "--out", out, "--resume", *OTHER)
     assert (result["cases"], result["kept"], result["lost"]) == (2, 0, 1)
     store = CaseStore(out)
@@ -86,6 +88,9 @@ def test_a_case_that_cannot_be_prepared_again_is_removed(tmp_path: Path, prep: P
     removed = [p for p in result["problems"] if "removed from the dataset" in p["problem"]]
     assert [p["case"] for p in removed] == [rows.loc["lost", "case_id"]]
     assert not (out / ".aside").exists()
+    image.write_bytes(whole)
+    again = prep(source, "--out", out, "--resume", *OTHER)
+    assert (again["cases"], again["kept"], again["lost"]) == (3, 2, 0)
 
 
 def test_a_case_is_taken_out_of_any_store(tiny_case: Case) -> None:
