@@ -6,8 +6,10 @@ Each replica counts for itself; `merge` adds snapshots, so that whichever replic
 from __future__ import annotations
 
 import threading
+import time
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
@@ -85,6 +87,14 @@ class Metrics:
             row[-1] += seconds
         if self._sink is not None:
             self._sink.observe(name, seconds, labels)
+
+    @contextmanager
+    def phase(self, name: str, seconds: dict[str, float], start: float | None = None) -> Iterator[None]:
+        """Observe how long what is done inside takes, and note it in `seconds`; counted from `start` if given."""
+        begun = time.monotonic() if start is None else start
+        yield
+        seconds[name] = round(time.monotonic() - begun, 5)
+        self.observe("clinfuse_seconds", seconds[name], phase=name)
 
     def quantile(self, name: str, share: float, default: float, **labels: str) -> float:
         """Upper bucket bound below which that share of the observations lies."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from clinfuse import RESEARCH_USE, __version__
 from clinfuse.case import Case
@@ -38,6 +38,8 @@ from clinfuse_serve.schemas import (
 )
 from clinfuse_serve.served_model import ServedModel
 from clinfuse_serve.slot import Slot
+
+T = TypeVar("T")
 
 
 class FusionService:
@@ -144,24 +146,22 @@ class FusionService:
         deadline = Deadline(params.deadline_s, self.limits.deadline_s)
         await self.learn()
         order, members = order_of(params, self.presets, model, self.limits, self.backend.members)
-        async with deadline.until_asked(members, seconds) as asked, Slot(self.at_once) as slot:
-            with self._phase("queue", seconds, deadline.start):
-                pass
-            with self._phase("prepare", seconds):
+        async with self._place(deadline, members, seconds) as (slot, asked):
+            with self.metrics.phase("prepare", seconds):
                 kept = await slot.whole(case())
                 order = replace(order, case=kept.token)
                 part = order.part_of(kept.case)
             orders = parts_of(model, order, kept.case.shape[0])
             done = Count(len(orders) * len(members), tell)
             asked()
-            with self._phase("sample", seconds):
+            with self.metrics.phase("sample", seconds):
                 left = deadline.left_s()
                 gathered = await self.backend.sample(kept.held, orders, members, left, done.one_more)
             for member in gathered.missing:
                 self.metrics.count("clinfuse_member_failures_total", member=str(member))
             if not gathered.samples:
                 raise ProblemError(no_members(len(members), gathered.missing))
-            with self._phase("combine", seconds):
+            with self.metrics.phase("combine", seconds):
                 result = await asyncio.to_thread(
                     model.combine,
                     gathered.samples,
@@ -175,11 +175,31 @@ class FusionService:
         self._note(answer, time.monotonic() - deadline.start)
         return answer
 
+    async def made(self, work: Callable[[], T]) -> T:
+        """What a thread makes without members, in a place and under the deadline, as a fused image.
+
+        Raises:
+            ProblemError: 503, the deadline came before.
+        """
+        with self._gone():
+            async with self._place(Deadline(None, self.limits.deadline_s), (), {}) as (slot, _):
+                return await slot.whole(asyncio.to_thread(work))
+
+    @asynccontextmanager
+    async def _place(
+        self, deadline: Deadline, members: Sequence[int], seconds: dict[str, float]
+    ) -> AsyncIterator[tuple[Slot, Callable[[], None]]]:
+        """A place among the requests at work, and what says that the members are asked, see `Deadline`."""
+        async with deadline.until_asked(members, seconds) as asked, Slot(self.at_once) as slot:
+            with self.metrics.phase("queue", seconds, deadline.start):
+                pass
+            yield slot, asked
+
     async def encode(self, answer: Answer, params: FuseParams) -> dict[str, tuple[str, bytes]]:
         """The answer's files in the geometry of the anatomy image; PNG if a slice came in as PNG, DICOM if asked."""
         from clinfuse_prep.geometry import to_source_grid
 
-        with self._gone(), self._phase("encode", answer.seconds):
+        with self._gone(), self.metrics.phase("encode", answer.seconds):
             kind: Any = answer.kept.kind if params.format == "auto" else params.format
             return await asyncio.to_thread(
                 encode_fused,
@@ -270,13 +290,6 @@ class FusionService:
         except asyncio.CancelledError:
             self.metrics.count("clinfuse_cancelled_total")
             raise
-
-    @contextmanager
-    def _phase(self, name: str, seconds: dict[str, float], start: float | None = None) -> Iterator[None]:
-        begun = time.monotonic() if start is None else start
-        yield
-        seconds[name] = round(time.monotonic() - begun, 5)
-        self.metrics.observe("clinfuse_seconds", seconds[name], phase=name)
 
     def _note(self, answer: Answer, seconds: float) -> None:
         case, result = answer.part, answer.result

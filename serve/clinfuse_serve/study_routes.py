@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
@@ -97,34 +98,42 @@ class Reading:
     async def picture(self, reader: str, position: int, picture: Picture) -> bytes:
         """One volume on the RAS+ grid, windowed to [0, 1]; nothing in it tells the arm."""
         item = await asyncio.to_thread(self.item, reader, position)
-        case = await asyncio.to_thread(self.cases.case, item.case_id)
-        volume = getattr(case, picture) if picture != "fused" else await self._fused(case, item, reader)
+        if picture == "fused":
+            volume, case = await self._fused(item, reader)
+        else:
+            case = await asyncio.to_thread(self.cases.case, item.case_id)
+            volume = getattr(case, picture)
         array, affine = case_grid(np.asarray(volume, np.float32), case)
         return await asyncio.to_thread(nifti_bytes, array, affine)
 
-    async def _fused(self, case: Case, item: Item, reader: str) -> Any:
-        """The picture to rate, whole or not at all; notes by which model version it was made.
+    async def _fused(self, item: Item, reader: str) -> tuple[Any, Case]:
+        """The picture to rate (D, H, W), whole or not at all, and its case; notes by which model version it was made.
 
         Raises:
-            ProblemError: 503 if a member is missing, as its picture would be rated as the arm's.
+            ProblemError: 503 if a member is missing, as its picture would be rated as the arm's, or the deadline came.
         """
-        volume, model_hash = await (self._method(case, item) if item.arm.method else self._model(case, item))
+        volume, case, model_hash = await (self._method(item) if item.arm.method else self._model(item))
         await asyncio.to_thread(self.answers.note_drawn, item, reader, model_hash)
-        return volume
+        return volume, case
 
-    async def _method(self, case: Case, item: Item) -> tuple[Any, str]:
+    async def _method(self, item: Item) -> tuple[Any, Case, str]:
         from clinfuse.baselines import BASELINES
 
-        preset = self.service.presets.find(item.arm.preset)
-        async with self.service.at_once:
-            return await asyncio.to_thread(BASELINES[str(item.arm.method)], case, preset), ""
+        method, preset = BASELINES[str(item.arm.method)], self.service.presets.find(item.arm.preset)
 
-    async def _model(self, case: Case, item: Item) -> tuple[Any, str]:
+        def work() -> tuple[Any, Case, str]:
+            case = self.cases.case(item.case_id)
+            return method(case, preset), case, ""
+
+        return await self.service.made(work)
+
+    async def _model(self, item: Item) -> tuple[Any, Case, str]:
         params = FuseParams.model_validate({"preset": item.arm.preset, "seed": SEED})
-        answer = await self.service.fuse_case(params, f"study{item.case_id}", lambda: case)
+        make = partial(self.cases.case, item.case_id)
+        answer = await self.service.fuse_case(params, f"study{item.case_id}", make)
         if answer.degraded:
             raise ProblemError(not_whole(answer.asked, answer.missing))
-        return answer.result.fused, str(answer.result.info["model_hash"])
+        return answer.result.fused, answer.part, str(answer.result.info["model_hash"])
 
 
 def add_routes(app: FastAPI, service: FusionService, study: Study | None) -> None:
