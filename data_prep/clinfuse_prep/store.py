@@ -169,11 +169,7 @@ class CaseStore:
         self._fs.pipe_file(f"{self._root}/{CASES}/zarr.json", json.dumps(group).encode())
 
     def write(
-        self,
-        case: Case,
-        *,
-        dtype: str = "float32",
-        before: Mapping[str, MaskArray] | None = None,
+        self, case: Case, *, dtype: str = "float32", before: Mapping[str, MaskArray] | None = None
     ) -> None:
         """Store a case; one of the same id is replaced.
 
@@ -270,6 +266,7 @@ class CaseStore:
             raise InputError(
                 "the dataset has no manifest",
                 expected=MANIFEST,
+                found="a run that has not ended",
                 todo="run clinfuse prep again with --resume; a killed run has none yet",
             )
         return bytes(self._fs.cat_file(path))

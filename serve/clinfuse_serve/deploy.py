@@ -9,9 +9,11 @@ from typing import Any
 
 from clinfuse.errors import ClinfuseError, ConfigError
 from clinfuse_serve.config import APP, ServiceArgs, config_for, with_certificate, with_model
+from clinfuse_serve.examples import open_examples
 from clinfuse_serve.proxy import free_port, place_of, quiet, serve_place, shut_down_serve, start_proxy
 from clinfuse_serve.security import check_token, require_token_beyond_loopback, token_digest
 from clinfuse_serve.served_model import read_model
+from clinfuse_serve.study import read_study
 
 START_S = 300.0
 LOOK_S = 0.1
@@ -84,11 +86,13 @@ def start(
         options: further fields of `ServiceArgs`.
 
     Raises:
+        InputError: no finished dataset to take examples or a study's cases from.
         ConfigError: no token beyond loopback, a port in use, more members than the model has.
         ModelFolderError: the folder holds no usable model.
         ClinfuseError: Ray is not running, or the deployment failed.
     """
     require_token_beyond_loopback(host, token)
+    check_stored(options.get("examples"), options.get("study"))
     args = ServiceArgs(
         members=checked_members(model_dir, members),
         token_digest=token_digest(check_token(token)) if token is not None else None,
@@ -172,9 +176,16 @@ def _wait_until_running() -> None:
     deadline = time.monotonic() + START_S
     while (state := serve.status().applications.get(APP)) is None or state.status != "RUNNING":
         if (state is not None and state.status in FAILED) or time.monotonic() > deadline:
-            reason = _last_line(state.message) if state else "Serve did not take it"
-            raise ClinfuseError(f"the service did not start: {reason}")
+            raise ClinfuseError(
+                f"the service did not start: {_reason(state) if state else 'Serve did not take it'}"
+            )
         time.sleep(LOOK_S)
+
+
+def _reason(state: Any) -> str:
+    """The last lines of what the failed deployments say, or else of what the application says."""
+    failed = [row.message for row in state.deployments.values() if row.status in FAILED and row.message]
+    return "; ".join(sorted({_last_line(message) for message in failed or [state.message]}))
 
 
 def _need_taken() -> None:
@@ -211,6 +222,17 @@ def checked_members(model_dir: str | Path, members: int | None) -> int:
             todo="make more with `clinfuse ensemble`",
         )
     return members or there
+
+
+def check_stored(examples: str | None, study: str | None) -> None:
+    """Read what the service takes from storage, so that what cannot be used fails before anything is started.
+
+    Raises:
+        InputError: no finished dataset. ConfigError: not a study file.
+    """
+    cases = read_study(study).cases if study is not None else None
+    for store in (examples, cases):
+        open_examples(store)
 
 
 def _last_line(text: str) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from clinfuse.case import Case
-from clinfuse.errors import ConfigError, InputError
+from clinfuse.errors import InputError
 from clinfuse_serve.schemas import ExampleRow
 
 MAX_EXAMPLES = 12
@@ -40,7 +40,7 @@ def open_examples(store: str | None) -> Examples:
     """Those of a prepared store, or the simulated ones.
 
     Raises:
-        ConfigError: there is no such store.
+        InputError: there is no such store, or it is not finished.
     """
     return SimulatedExamples() if store is None else StoreExamples(store)
 
@@ -71,16 +71,15 @@ class SimulatedExamples:
 
 
 class StoreExamples:
-    """Cases of a prepared store: its test cases, or all if it has none."""
+    """Cases of a prepared store: its test cases, or all if it has none.
+
+    Raises:
+        InputError: there is no such store, or it is not finished.
+    """
 
     def __init__(self, store: str) -> None:
-        if "://" not in store and not Path(store).is_dir():
-            raise ConfigError(
-                "there is no prepared store to take cases from",
-                expected="a folder made by `clinfuse prep`",
-                found="no such folder",
-            )
         self.store = store
+        self._open().manifest_bytes()  # without one the dataset is not whole
         self._rows: list[ExampleRow] | None = None
 
     def names(self) -> list[str]:

@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 from clinfuse_prep.store import CaseStore
 from clinfuse_serve.client import Client, ServiceError
+from clinfuse_serve.deploy import start
 from clinfuse_serve.examples import MAX_EXAMPLES, SIMULATED, SimulatedExamples, StoreExamples, open_examples
 from posting import Start
 
 from clinfuse.case import Case
-from clinfuse.errors import ConfigError, InputError
+from clinfuse.errors import InputError
+
+STUDY = "title: t\nresults: r\nquestions: [q]\narms: [{name: a}, {name: b, method: mean}]\n"
 
 
 def stored(folder: Path, case: Case, **splits: str) -> str:
@@ -22,6 +25,7 @@ def stored(folder: Path, case: Case, **splits: str) -> str:
     for name, split in splits.items():
         attrs = {**case.attrs, "split": split, "simulated": split == "test"}
         store.write(replace(case, case_id=name, attrs=attrs))
+    store.commit_manifest(store.row(name) for name in store.case_ids())
     return str(folder)
 
 
@@ -42,10 +46,28 @@ def test_names_that_are_none_are_refused(tiny_case: Case, tmp_path: Path) -> Non
     for name in ("two", "none", "../cases/one", "", "one/../one"):
         with pytest.raises(InputError, match="no such example"):
             examples.case(name)
-    with pytest.raises(ConfigError, match="no prepared store"):
-        open_examples(str(tmp_path / "nowhere.zarr"))
     simulated = open_examples(None)
     assert isinstance(simulated, SimulatedExamples) and simulated.names() == list(SIMULATED)
+
+
+def test_a_store_that_is_none_or_not_finished_is_refused(
+    model_dir: Path, tiny_case: Case, tmp_path: Path
+) -> None:
+    """By name, and before anything is started; of a study's cases, too."""
+    half = stored(tmp_path / "half.zarr", tiny_case, one="test")
+    CaseStore(half).withdraw_manifest()
+    study = tmp_path / "study.yaml"
+    for store, problem in (
+        (half, r"no manifest; expected manifest.parquet; found.*prep again with --resume"),
+        (str(tmp_path), r"no dataset at this path; .*found a folder of another kind"),
+        (str(tmp_path / "nowhere.zarr"), r"no dataset at this path; .*found nothing.*clinfuse prep"),
+    ):
+        study.write_text(f"{STUDY}cases: {store}\n")
+        with pytest.raises(InputError, match=problem):
+            open_examples(store)
+        for options in ({"examples": store}, {"study": str(study)}):
+            with pytest.raises(InputError, match=problem):
+                start(model_dir, port=0, **options)
 
 
 def test_a_services_own_store_is_offered_and_fused(

@@ -168,8 +168,13 @@ def test_new_versions_roll_in_one_upon_another_without_a_failed_request(
 
 
 def test_a_config_that_fails_is_taken_back(service: ServeHandle, client: Client, nifti_pair: Pair) -> None:
-    config = copy.deepcopy(service.config)
-    config["applications"][0]["args"]["limits"] = {"queue": 0}
-    with pytest.raises(ClinfuseError, match=r"did not start: .*limit queue"):
-        deploy(config)
+    """Whether the whole cannot be built or a replica cannot use what it names; the reason is told."""
+    for args, reason in (
+        ({"limits": {"queue": 0}}, "limit queue"),
+        ({"examples": "/nowhere.zarr"}, "no dataset at this path; .*clinfuse prep"),
+    ):
+        config = copy.deepcopy(service.config)
+        config["applications"][0]["args"] |= args
+        with pytest.raises(ClinfuseError, match=rf"did not start: .*{reason}"):
+            deploy(config)
     until_whole(client, nifti_pair)

@@ -24,7 +24,9 @@ STUDY = "title: t\nresults: answers\nquestions: [q]\narms: [{name: a}, {name: b,
 def test_examples_and_study_of_the_folder_it_was_typed_in(
     model_dir: Path, tiny_case: Case, tmp_path: Path
 ) -> None:
-    CaseStore(tmp_path / "head.zarr").write(tiny_case)
+    store = CaseStore(tmp_path / "head.zarr")
+    store.write(tiny_case)
+    store.commit_manifest([store.row("tiny")])
     (tmp_path / "study.yaml").write_text(STUDY)
     port = free_port("127.0.0.1")
     words = ["serve", str(model_dir), "--members", "1", "--aggregators", "1", "--port", str(port)]
