@@ -22,6 +22,7 @@ from clinfuse_platform.verb_table import run_verb
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 STEPS = "--set crop=[24,24] --set lesion_steps=6 --set denoiser_steps=60"
 SERVICE_PORT = 8100
+ROOMS = ("clinfuse", "data_prep", "platform", "sweeps", "serve")
 LOOPBACK = ("127.0.0.1", "::1")
 
 
@@ -37,6 +38,11 @@ def test_every_node_has_the_same_versions_and_sees_the_storage(cluster: Any) -> 
     said = cluster.on_head(f"clinfuse doctor --cluster --address auto --storage {cluster.shared}/runs --json")
     states = {check["name"]: check["status"] for check in json.loads(said)["checks"]}
     assert states["node 1"] == states["node 2"] == states["versions"] == "ok"
+
+
+def test_of_the_checkout_s_folders_only_the_code_s_reach_the_hosts(cluster: Any) -> None:
+    for host in (cluster.head, cluster.worker):
+        assert set(host.ssh("cd ~/clinfuse-source && ls -Ad */").split()) == {f"{room}/" for room in ROOMS}
 
 
 def test_without_the_token_nobody_gets_in_and_the_dashboard_is_on_loopback(
@@ -87,7 +93,7 @@ def test_a_laptop_s_code_prepares_the_data(cluster: Any) -> None:
             "--runtime-env", "platform/clusters/job.yaml", "--", "bash", "-c", job,
         )  # fmt: skip
     lines = said.splitlines()
-    assert "pyproject.toml" in lines and ".git" not in lines
+    assert set(ROOMS) <= set(lines) and not {"pyproject.toml", "tests", ".git"} & set(lines)
     assert any("working_dir_files" in line and line.endswith("clinfuse_prep/__init__.py") for line in lines)
     assert len(pd.read_parquet(shared / "d.zarr" / "manifest.parquet")) == 5
 
