@@ -19,6 +19,10 @@ from clinfuse.orientation import from_ras, to_ras
 
 Array = NDArray[Any]
 Affine = NDArray[np.float64]
+HALF, ALMOST_ONE = 0.5, 0.99
+"""Voxels by which an image reaches beyond its outermost voxel centres, and by which a case's may."""
+ROUNDING = 1e-3
+"""Voxels by which affines of stored images lie off, as files keep few digits."""
 
 
 @dataclass(frozen=True)
@@ -52,13 +56,15 @@ def resample(
     order: Literal[0, 1, 3] = 1,
     fill: float = 0.0,
     smooth: bool = True,
+    reach: float = HALF,
 ) -> Array:
-    """Sample an array on another grid by the affines alone.
+    """Sample an array on another grid by the affines alone; up to its outer borders the outermost voxels count.
 
     Args:
         array: (D, H, W) on `grid`; order 0 for masks, 1 or 3 for images.
         fill: value outside the field of view.
         smooth: blur first where the target is coarser (half a target voxel), so that nothing aliases.
+        reach: see `covered`.
 
     Returns:
         (D, H, W) on `target`, same dtype for order 0, else float32.
@@ -71,13 +77,37 @@ def resample(
         sigma = np.where(ratio > 1.2, 0.42 * np.sqrt(np.maximum(ratio**2 - 1, 0)), 0)
         if sigma.any():
             source = ndimage.gaussian_filter(source, sigma, mode="nearest")
-    xyz = np.linalg.inv(grid.affine) @ target.affine
-    flip = np.eye(4)[[2, 1, 0, 3]]
-    zyx = flip @ xyz @ flip
     out = np.empty(target.shape, source.dtype)
-    matrix, offset = zyx[:3, :3], zyx[:3, 3]
-    ndimage.affine_transform(source, matrix, offset, output=out, order=order, mode="constant", cval=fill)
+    matrix, offset = _index_map(grid, target)
+    ndimage.affine_transform(source, matrix, offset, output=out, order=order, mode="nearest")
+    np.putmask(out, ~covered(grid, target, reach), fill)
     return out
+
+
+def covered(grid: Grid, target: Grid, reach: float = HALF) -> NDArray[np.bool_]:
+    """Which of the target's voxel centres lie in the grid's field of view; made plane by plane, to save memory.
+
+    Args:
+        reach: how far that goes beyond the outermost voxel centres, in voxels: half a one is to their borders.
+
+    Returns:
+        (D, H, W) on `target`.
+    """
+    matrix, offset = _index_map(grid, target)
+    inside = np.ones(target.shape, bool)
+    y, x = np.arange(target.shape[1])[:, None], np.arange(target.shape[2])
+    for z in range(len(inside)):
+        for (by_z, by_y, by_x), start, n in zip(matrix, offset, grid.shape, strict=True):
+            off_middle = np.abs((start + by_z * z - (n - 1) / 2) + by_y * y + by_x * x)
+            inside[z] &= off_middle <= (n - 1) / 2 + reach + ROUNDING
+    return inside
+
+
+def _index_map(grid: Grid, target: Grid) -> tuple[Affine, NDArray[np.float64]]:
+    """Matrix (3, 3) and offset (3,) from an index (z, y, x) of the target to one of the grid."""
+    flip = np.eye(4)[[2, 1, 0, 3]]
+    zyx = flip @ np.linalg.inv(grid.affine) @ target.affine @ flip
+    return zyx[:3, :3], zyx[:3, 3]
 
 
 def resample_mask(mask: Array, grid: Grid, target: Grid) -> NDArray[np.uint8]:
@@ -90,12 +120,10 @@ def resample_mask(mask: Array, grid: Grid, target: Grid) -> NDArray[np.uint8]:
 
 def overlap(grid: Grid, target: Grid) -> float:
     """Share of the target's voxels that lie inside the grid's field of view, 0 to 1 (on a coarse raster)."""
-    axes = [np.linspace(0, n - 1, min(n, 24)) for n in target.shape]
-    z, y, x = np.meshgrid(*axes, indexing="ij")
-    points = np.stack([x, y, z, np.ones_like(x)], -1).reshape(-1, 4)
-    index = points @ (np.linalg.inv(grid.affine) @ target.affine).T
-    limit = np.array(grid.shape[::-1]) - 0.5
-    return float(np.all((index[:, :3] >= -0.5) & (index[:, :3] <= limit), axis=1).mean())
+    d, h, w = (min(n, 24) for n in target.shape)
+    steps = [(n - 1) / max(1, m - 1) for n, m in zip(target.shape[::-1], (w, h, d), strict=True)]
+    raster = Grid((d, h, w), target.affine @ np.diag([*(step or 1.0 for step in steps), 1.0]))
+    return float(covered(grid, raster).mean())
 
 
 def with_spacing(grid: Grid, spacing_mm: tuple[float, float, float]) -> Grid:
@@ -114,6 +142,9 @@ def to_source_grid(
     volume: NDArray[np.float32], case: Case, *, order: Literal[0, 1, 3] = 1
 ) -> tuple[Array, Affine]:
     """A volume of the case in the anatomy file's own voxel order, so that outputs overlay it exactly.
+
+    Where the case's voxels do not divide the file's field of view, up to half a one is missing at its end: what lies
+    there has the value of the outermost.
 
     Args:
         volume: (D, H, W) on the case's grid.
@@ -144,5 +175,5 @@ def to_source_grid(
     grid_affine = to_ras(np.broadcast_to(np.float32(0), (i, j, k)), affine)
     native = Grid((grid_affine[0].shape[0], grid_affine[0].shape[1], grid_affine[0].shape[2]), grid_affine[1])
     here = Grid(case.shape, case.affine)
-    on_native = resample(volume, here, native, order=order)
+    on_native = resample(volume, here, native, order=order, reach=ALMOST_ONE)
     return np.ascontiguousarray(from_ras(on_native, (i, j, k), affine)), affine

@@ -11,7 +11,7 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from clinfuse_prep.findings import Finding
-from clinfuse_prep.geometry import Grid, resample, with_spacing
+from clinfuse_prep.geometry import Grid, covered, resample, with_spacing
 from clinfuse_prep.itk import to_itk, transform_matrix
 from clinfuse_prep.masks.head import head_mr
 
@@ -110,8 +110,7 @@ def _shared(
 ) -> Shared:
     """What the head and the companion share after moving the companion (anatomy mm → companion mm)."""
     moved = Grid(companion_grid.shape, np.linalg.inv(matrix) @ companion_grid.affine)
-    view = resample(np.ones(moved.shape, np.uint8), moved, grid, order=0) > 0
-    both = head & view
+    both = head & covered(moved, grid)
     if not both.any():
         return Shared(1.0, 1.0, 0.0)
     on_grid = resample(companion, moved, grid, fill=float(companion.min()))

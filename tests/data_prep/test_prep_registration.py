@@ -9,12 +9,12 @@ import pytest
 from clinfuse_prep import registration
 from clinfuse_prep.bias import n4
 from clinfuse_prep.config import PrepConfig
-from clinfuse_prep.geometry import Grid
+from clinfuse_prep.geometry import Grid, resample, with_spacing
 from clinfuse_prep.itk import itk_affine, to_itk
 from clinfuse_prep.nifti import read_nifti
 from clinfuse_prep.prepare import prepare_pair
 from clinfuse_prep.raw import RawImage, from_source_array
-from clinfuse_prep.registration import SEED, _plausible, motion, nmi, register
+from clinfuse_prep.registration import SEED, _plausible, _shared, motion, nmi, register
 from scipy import ndimage
 
 GRID = Grid((24, 32, 28), np.array([[5.0, 0, 0, -67], [0, 5, 0, -77], [0, 0, 5, -57], [0, 0, 0, 1]]))
@@ -66,6 +66,15 @@ def test_the_same_pair_gives_the_same_registration_exactly() -> None:
     moved = Grid(GRID.shape, turned(4.0, (3.0, 2.0, -2.0)) @ GRID.affine)
     first, second = (register(mr, GRID, ct, moved, "rigid", "c1")[0] for _ in range(2))
     assert first == second
+
+
+def test_thick_slices_show_all_of_a_head_that_ends_where_they_do() -> None:
+    fine, (mr, ct) = with_spacing(GRID, (1.5, 2.0, 2.5)), pair()
+    shared = _shared(resample(mr, GRID, fine), fine, ct, GRID, np.ones(fine.shape, bool), np.eye(4))
+    assert shared.coverage == 1.0
+    lower = np.eye(4)
+    lower[2, 3] = 30.0
+    assert _shared(mr, GRID, ct, GRID, np.ones(GRID.shape, bool), lower).coverage == pytest.approx(18 / 24)
 
 
 def test_no_head_is_a_quarter_larger_than_another() -> None:
