@@ -12,7 +12,7 @@ from clinfuse_prep.masks.head import head_mr
 
 
 def n4(volume: NDArray[np.float32], grid: Grid, shrink: int = 3, iterations: int = 30) -> NDArray[np.float32]:
-    """Divide an MR by its estimated bias field.
+    """Divide an MR by its estimated bias field, which is smooth over the voxels: of the grid only spacings count.
 
     Args:
         volume: (D, H, W), any unit; negative values are set to 0.
@@ -24,8 +24,9 @@ def n4(volume: NDArray[np.float32], grid: Grid, shrink: int = 3, iterations: int
     Reference: Tustison et al., N4ITK, IEEE TMI 29(6), 2010.
     """
     positive = np.maximum(volume, 0)
-    image = sitk.Cast(to_itk(positive, grid), sitk.sitkFloat32)
-    mask = to_itk(head_mr(volume, grid.spacing).astype(np.uint8), grid)
+    straight = Grid(grid.shape, np.diag([*grid.spacing[::-1], 1.0]))
+    image = sitk.Cast(to_itk(positive, straight), sitk.sitkFloat32)
+    mask = to_itk(head_mr(volume, grid.spacing).astype(np.uint8), straight)
     factors = [shrink if n >= 16 * shrink else 1 for n in volume.shape[::-1]]
     corrector = sitk.N4BiasFieldCorrectionImageFilter()
     corrector.SetMaximumNumberOfIterations([iterations] * 3)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from clinfuse.errors import GeometryError, InputError
 from clinfuse_prep.geometry import Grid
 from clinfuse_prep.raw import RawImage, digest_of, from_source_array
+from clinfuse_prep.shear import MOST_SHEAR_MM, shear_mm, squared
 
 DETACHED = re.compile(r"^(?:ElementDataFile\s*=|data ?file:)[ \t]*(.+)$", re.IGNORECASE | re.MULTILINE)
 HEADER_BYTES = 1 << 16
@@ -132,14 +133,25 @@ def itk_affine(image: Any) -> NDArray[np.float64]:
 
 
 def to_itk(volume: NDArray[Any], grid: Grid) -> Any:
-    """A SimpleITK image of a (D, H, W) array on a RAS+ grid. ITK wants orthogonal axes: tiny shear is removed."""
+    """A SimpleITK image of a (D, H, W) array on a RAS+ grid. ITK wants right angles: what rounding left is removed.
+
+    Raises:
+        GeometryError: the grid is sheared (`clinfuse_prep.shear.upright` gives one that is not).
+    """
+    lean = shear_mm(grid)
+    if lean > MOST_SHEAR_MM:
+        raise GeometryError(
+            "the voxel axes are not at right angles",
+            expected=f"at most {MOST_SHEAR_MM} mm of shear across the image",
+            found=f"{lean:.1f} mm",
+            todo="undo the shear (of a tilted gantry, say), or leave this step out",
+        )
     image = sitk.GetImageFromArray(np.ascontiguousarray(volume))
-    affine = LPS @ grid.affine
+    affine = LPS @ squared(grid.affine)
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    u, _, v = np.linalg.svd(affine[:3, :3] / spacing)
     image.SetSpacing([float(s) for s in spacing])
     image.SetOrigin([float(x) for x in affine[:3, 3]])
-    image.SetDirection([float(x) for x in (u @ v).ravel()])
+    image.SetDirection([float(x) for x in (affine[:3, :3] / spacing).ravel()])
     return image
 
 

@@ -14,6 +14,7 @@ from clinfuse_prep.findings import Finding
 from clinfuse_prep.geometry import Grid, covered, resample, with_spacing
 from clinfuse_prep.itk import to_itk, transform_matrix
 from clinfuse_prep.masks.head import head_mr
+from clinfuse_prep.shear import upright
 
 TURNS_DEG = (0.0, 15.0, -15.0)
 """Starts about each axis: mutual information of whole heads has false maxima some 10° from the true one."""
@@ -120,9 +121,10 @@ def _shared(
 
 
 def _working(volume: NDArray[np.float32], grid: Grid) -> tuple[NDArray[np.float32], Grid]:
-    """The volume with spacings of at least 2 mm: finer ones cost time and bring a linear map nothing."""
-    d, h, w = (max(s, WORKING_MM) for s in grid.spacing)
-    coarse = with_spacing(grid, (d, h, w))
+    """The volume at right angles, with spacings of at least 2 mm: finer ones bring a linear map nothing but cost."""
+    straight = upright(grid)
+    d, h, w = (max(s, WORKING_MM) for s in straight.spacing)
+    coarse = with_spacing(straight, (d, h, w))
     return resample(volume, grid, coarse, fill=float(volume.min())), coarse
 
 

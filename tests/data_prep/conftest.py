@@ -6,9 +6,12 @@ import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from clinfuse_prep.raw import RawImage
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -27,3 +30,15 @@ def prep() -> Callable[..., dict[str, Any]]:
         return PREP.run(arguments)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def templates(data_root: Path) -> tuple[RawImage, RawImage]:
+    """T1 and CT of one real averaged head each, on grids of 2 mm."""
+    from clinfuse_prep.nifti import read_nifti
+
+    folder = data_root / "templates_2mm"
+    if not folder.is_dir():
+        pytest.skip("the 2 mm templates are not here")
+    t1, ct = (read_nifti(folder / f"{name}.nii.gz", role=name) for name in ("t1", "ct_hu"))
+    return t1, ct

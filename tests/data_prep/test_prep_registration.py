@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from clinfuse_prep import registration
@@ -11,7 +9,6 @@ from clinfuse_prep.bias import n4
 from clinfuse_prep.config import PrepConfig
 from clinfuse_prep.geometry import Grid, resample, with_spacing
 from clinfuse_prep.itk import itk_affine, to_itk
-from clinfuse_prep.nifti import read_nifti
 from clinfuse_prep.prepare import prepare_pair
 from clinfuse_prep.raw import RawImage, from_source_array
 from clinfuse_prep.registration import SEED, _plausible, _shared, motion, nmi, register
@@ -106,16 +103,6 @@ def test_a_companion_that_shows_something_else_is_doubtful(kind: str) -> None:
     record, findings = register(mr, grid, ct, grid, "rigid", "c1")
     assert record["doubtful"] is True and findings[-1].severity == "warning"
     assert record["nmi"] - record["nmi_chance"] < 0.02
-
-
-@pytest.fixture(scope="module")
-def templates(data_root: Path) -> tuple[RawImage, RawImage]:
-    """T1 and CT of one real averaged head each, on grids of 2 mm."""
-    folder = data_root / "templates_2mm"
-    if not folder.is_dir():
-        pytest.skip("the 2 mm templates are not here")
-    t1, ct = (read_nifti(folder / f"{name}.nii.gz", role=name) for name in ("t1", "ct_hu"))
-    return t1, ct
 
 
 @pytest.mark.real
