@@ -22,9 +22,7 @@ DETACHED = re.compile(r"^(?:ElementDataFile\s*=|data ?file:)[ \t]*(.+)$", re.IGN
 HEADER_BYTES = 1 << 16
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 sitk.ProcessObject.SetGlobalWarningDisplay(False)  # its warnings name files
-sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(
-    1
-)  # sums over threads differ from run to run; cases run side by side
+sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)  # sums over threads differ; cases run side by side
 
 
 def read_itk(path: Path, *, role: str, case: str | None = None, max_voxels: int = 2**28) -> RawImage:
