@@ -54,7 +54,7 @@ class ServeHandle:
         Raises:
             ClinfuseError: a replica cannot use it; the version that is served goes on answering.
         """
-        config = with_model(self.config, _absolute(model_dir))
+        config = with_model(self.config, absolute(model_dir))
         deploy(config)
         self.config = config
 
@@ -99,7 +99,7 @@ def start(
         **options,
     )
     port = free_port(host) if port == 0 else port
-    config = config_for(_absolute(model_dir), args, host, port)
+    config = config_for(absolute(model_dir), args, host, port)
     return deploy(with_certificate(config, certificate) if certificate else config)
 
 
@@ -165,8 +165,9 @@ def _undo(before: dict[str, Any] | None, own: bool) -> None:
         shut_down_serve()
 
 
-def _absolute(model_dir: str | Path) -> str:
-    return str(model_dir) if "://" in str(model_dir) else str(Path(model_dir).resolve())
+def absolute(place: str | Path) -> str:
+    """A URL as it is, a path from the root: replicas work in other folders than the one it was typed in."""
+    return str(place) if "://" in str(place) else str(Path(place).resolve())
 
 
 def _wait_until_running() -> None:

@@ -138,13 +138,13 @@ def _need_cluster(arguments: argparse.Namespace) -> None:
 
 
 def _start(arguments: argparse.Namespace) -> ServeHandle:
-    from clinfuse_serve.deploy import start
+    from clinfuse_serve.deploy import absolute, start
     from clinfuse_serve.fuse import released_model
     from clinfuse_serve.security import read_token
 
     given = {name: value for name in IN_FILE if (value := getattr(arguments, name)) is not None}
     options = {name: given[name] for name in ("host", "port", *FIELDS) if name in given}
-    options |= {name: str(Path(given[name]).resolve()) for name in STORED if name in given}
+    options |= {name: absolute(given[name]) for name in STORED if name in given}
     return start(
         arguments.model or released_model(),
         token=read_token(given["token_file"]) if "token_file" in given else None,

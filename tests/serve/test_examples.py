@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from clinfuse_prep.store import CaseStore
 from clinfuse_serve.client import Client, ServiceError
-from clinfuse_serve.deploy import start
+from clinfuse_serve.deploy import absolute, start
 from clinfuse_serve.examples import MAX_EXAMPLES, SIMULATED, SimulatedExamples, StoreExamples, open_examples
 from posting import Start
 
@@ -79,3 +79,12 @@ def test_a_services_own_store_is_offered_and_fused(
         assert client.describe(example="head1", members=1).shape == tiny_case.shape
         with pytest.raises(ServiceError, match="no such example; expected one of head1"):
             client.describe(example="head2")
+
+
+def test_a_store_may_lie_behind_a_url(
+    tmp_path: Path, tiny_case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored(tmp_path / "a.zarr", tiny_case, one="test")
+    monkeypatch.chdir(tmp_path)
+    for place in ("a.zarr", f"file://{tmp_path}/a.zarr"):
+        assert open_examples(absolute(place)).names() == ["one"]
