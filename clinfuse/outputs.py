@@ -174,7 +174,10 @@ def bundle(files: Mapping[str, tuple[str, bytes]]) -> bytes:
 
 
 def nifti_bytes(array: NDArray[Any], affine: NDArray[np.float64], about: str = "image") -> bytes:
-    """A NIfTI-1 file of an array in file order with its voxel → RAS+ mm affine: float32, or RGB of (I, J, K, 3)."""
+    """A NIfTI-1 file of an array in file order with its voxel → RAS+ mm affine: float32, or RGB of (I, J, K, 3).
+
+    The affine is the sform, and the qform, too, unless it has shear, which no quaternion holds: then there is none.
+    """
     import nibabel as nib
 
     rgb = np.dtype([(channel, np.uint8) for channel in "RGB"])
@@ -182,6 +185,8 @@ def nifti_bytes(array: NDArray[Any], affine: NDArray[np.float64], about: str = "
     image = nib.Nifti1Image(values, affine)
     image.set_sform(affine, code=1)
     image.set_qform(affine, code=1)
+    if not np.allclose(image.get_qform(), affine, rtol=0, atol=1e-3):
+        image.set_qform(None)
     image.header.set_xyzt_units("mm")
     image.header["descrip"] = f"clinfuse {about}. Research use only.".encode()
     return bytes(image.to_bytes())

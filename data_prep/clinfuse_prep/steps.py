@@ -17,6 +17,7 @@ from clinfuse_prep.intensity import Scaling, grey_scaling, hu_scaling, percentil
 from clinfuse_prep.masks.head import head_mr, without_holder
 from clinfuse_prep.masks.roi import RoiMasks, roi_masks
 from clinfuse_prep.raw import RawImage, check_voxels
+from clinfuse_prep.shear import MOST_SHEAR_MM, shear_mm, upright
 
 COMPANIONS = ("companion", "aligned_companion")
 COLOUR_NOTE = "YCbCr BT.601; chrominance stored as `chroma`"
@@ -48,8 +49,8 @@ class Task:
 
     @property
     def grid(self) -> Grid:
-        """The case's grid: the anatomy image's, or its field of view with the spacing asked for."""
-        grid = self.images["anatomy"].grid
+        """The case's grid, at right angles: the anatomy image's, or its field of view with the spacing asked for."""
+        grid = upright(self.images["anatomy"].grid)
         spacing = self.config.spacing_mm
         return grid if spacing is None else with_spacing(grid, spacing)
 
@@ -115,7 +116,19 @@ def _reading_notes(task: Task) -> list[Finding]:
             notes[problem] = Finding(
                 case=task.case, severity=severity, problem=problem, expected=expected, found=found, todo=todo
             )
-    return list(notes.values())
+    return [*notes.values(), *_upright_note(task)]
+
+
+def _upright_note(task: Task) -> list[Finding]:
+    lean = shear_mm(task.images["anatomy"].grid)
+    found = Finding(
+        case=task.case,
+        severity="info",
+        problem="the anatomy image's voxel axes are not at right angles; the case's are",
+        expected=f"at most {MOST_SHEAR_MM} mm of shear across the image",
+        found=f"{lean:.1f} mm",
+    )
+    return [found] if lean > MOST_SHEAR_MM else []
 
 
 def _align(task: Task) -> tuple[dict[str, FloatArray], dict[str, Any], list[Finding]]:

@@ -20,7 +20,7 @@ from PIL import Image
 from clinfuse import RESEARCH_USE
 from clinfuse.case import Case, FloatArray
 from clinfuse.errors import InputError
-from clinfuse.outputs import bundle, case_grid, encode_fused, jsonable, output_stem, write_fused
+from clinfuse.outputs import bundle, case_grid, encode_fused, jsonable, nifti_bytes, output_stem, write_fused
 
 
 def maps_of(case: Case) -> Maps:
@@ -79,6 +79,16 @@ def test_another_geometry_is_used_as_given(tiny_case: Case, tmp_path: Path) -> N
 
     image = nib.load(write_fused(maps_of(tiny_case), tiny_case, tmp_path, geometry)["fused"])
     np.testing.assert_allclose(image.affine, tiny_case.affine @ flipped, atol=1e-5)
+
+
+@pytest.mark.parametrize("lean", [0.0, 1.0])
+def test_a_quaternion_never_contradicts_the_affine(lean: float) -> None:
+    affine = np.diag([2.0, 3.0, 4.0, 1.0])
+    affine[1, 2] = lean
+    image = nib.Nifti1Image.from_bytes(nifti_bytes(np.zeros((3, 4, 5), np.float32), affine))
+    assert np.allclose(image.get_sform(coded=True)[0], affine)
+    quaternion, code = image.get_qform(coded=True)
+    assert code == 0 if lean else np.allclose(quaternion, affine)
 
 
 def test_slice_becomes_png_of_same_size_and_a_volume_does_not(tiny_case: Case, tmp_path: Path) -> None:
