@@ -22,7 +22,8 @@ from clinfuse.errors import GeometryError
 from clinfuse.outputs import ImageFormat, write_fused
 
 SHAPE, SPACING = (14, 60, 50), (3.0, 1.5, 2.0)
-AFFINE = np.array([[2.0, 0.1, 0, -50], [-0.1, 1.5, 0, -45], [0, 0, 3.0, -20], [0, 0, 0, 1]])
+COS, SIN = np.cos(np.deg2rad(3.0)), np.sin(np.deg2rad(3.0))
+AFFINE = np.array([[2 * COS, 1.5 * SIN, 0, -50], [-2 * SIN, 1.5 * COS, 0, -45], [0, 0, 3, -20], [0, 0, 0, 1]])
 
 
 def radii(middle: tuple[float, float, float], radius: tuple[float, float, float]) -> np.ndarray:
