@@ -1,8 +1,9 @@
-"""What several tests of the HTTP contract use: one request by hand, and what every refusal looks like."""
+"""What several tests of the HTTP contract use: requests by hand, and what every refusal looks like."""
 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,18 @@ import httpx
 
 Start = Callable[..., str]
 Pair = dict[str, Path]
+
+
+def get(url: str, path: str, timeout: float = 60) -> httpx.Response:
+    return httpx.get(url + path, trust_env=False, timeout=timeout)
+
+
+def until(url: str, line: str) -> None:
+    """Wait for a line of the metrics."""
+    end = time.monotonic() + 60
+    while line not in get(url, "/metrics").text.splitlines():
+        assert time.monotonic() < end, line
+        time.sleep(0.02)
 
 
 def post(

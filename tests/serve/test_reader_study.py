@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import math
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +19,7 @@ from clinfuse_serve.backend import Gathered, LocalBackend
 from clinfuse_serve.limits import Limits
 from clinfuse_serve.schemas import ExampleRow
 from clinfuse_serve.study import Answers, Arm, Study, interval, order_of, read_study
-from posting import Start
+from posting import Start, get, until
 
 from clinfuse.case import Case
 from clinfuse.errors import ConfigError, InputError
@@ -197,14 +196,6 @@ class Patient(LocalBackend):
         return await super().sample(held, orders, members, deadline_s, tell)
 
 
-def until(url: str, line: str) -> None:
-    """Wait for a line of the metrics."""
-    end = time.monotonic() + 60
-    while line not in get(url, "/metrics").text.splitlines():
-        assert time.monotonic() < end, line
-        time.sleep(0.02)
-
-
 def test_pictures_wait_in_the_queue_and_end_with_their_reader(
     local_service: Start, tiny_case: Case, study: Study
 ) -> None:
@@ -213,7 +204,7 @@ def test_pictures_wait_in_the_queue_and_end_with_their_reader(
     Patient.go.clear()
     path = "/v1/study/readers/r1/0/fused"
     with pytest.raises(httpx.ReadTimeout):
-        httpx.get(url + path, trust_env=False, timeout=0.5)
+        get(url, path, 0.5)
     until(url, "clinfuse_cancelled_total 1")
     until(url, "clinfuse_in_flight 0")
     with ThreadPoolExecutor(1) as pool:
@@ -222,10 +213,6 @@ def test_pictures_wait_in_the_queue_and_end_with_their_reader(
         assert get(url, path).status_code == 429 and get(url, "/v1/study/readers/r1").status_code == 200
         Patient.go.set()
         assert first.result().status_code == 200
-
-
-def get(url: str, path: str) -> httpx.Response:
-    return httpx.get(url + path, trust_env=False, timeout=60)
 
 
 def test_no_study_no_route(local_service: Start) -> None:

@@ -4,7 +4,6 @@ keeps its place until it has ended."""
 from __future__ import annotations
 
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import pytest
 from clinfuse_serve.limits import Limits
 from clinfuse_serve.schemas import ExampleRow
 from clinfuse_serve.study import Arm, Study
-from posting import Start, refused
+from posting import Start, get, refused, until
 
 from clinfuse.case import Case
 
@@ -51,18 +50,6 @@ class HeldCase:
 def study(request: pytest.FixtureRequest, tmp_path: Path) -> Study:
     """Arms of one kind: classical methods, or presets of the model."""
     return Study(title="t", results=str(tmp_path / "results"), arms=ARMS[request.param], questions=("q",))
-
-
-def get(url: str, path: str, timeout: float = 60) -> httpx.Response:
-    return httpx.get(url + path, trust_env=False, timeout=timeout)
-
-
-def until(url: str, line: str) -> None:
-    """Wait for a line of the metrics."""
-    end = time.monotonic() + 60
-    while line not in get(url, "/metrics").text.splitlines():
-        assert time.monotonic() < end, line
-        time.sleep(0.02)
 
 
 def test_a_deadline_covers_case_and_queue_of_a_picture(
